@@ -1,0 +1,128 @@
+"""The attack view: the same network, made cheap to attack.
+
+Evaluation mode, parameters frozen, batch norm folded into the convolution before it, channels-last. It shares the
+tensors of the network it shows, except for the folded convolutions, which `refresh` recomputes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+
+from hookflat.layers import Bfloat16, RecenteredBatchNorm2d
+
+_FOLDABLE = (nn.BatchNorm2d, RecenteredBatchNorm2d, BatchNormAct2d)
+
+
+class AttackView(nn.Module):
+    """A network that computes what `model` computes in evaluation mode, up to rounding, at a lower cost.
+
+    Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be traced,
+    or where the folded one disagrees on its first batch, nothing is folded. `bf16` runs convolutions in bfloat16;
+    `compile` hands the view to `torch.compile`.
+    """
+
+    def __init__(self, model: nn.Module, *, bf16: bool = False, compile: bool = False) -> None:
+        super().__init__()
+        plain = _shared_copy(model)
+        folded, self._folds = _fold(plain, model)
+        self._plain = plain if self._folds else None
+        self._wrap = (lambda net: Bfloat16(net)) if bf16 else (lambda net: net)
+        self._compile = compile
+        self._use(folded)
+        self.refresh()
+
+    def _use(self, net: nn.Module) -> None:
+        wrapped = self._wrap(net)
+        self.view = torch.compile(wrapped) if self._compile else wrapped
+        super().train(False)
+
+    def train(self, mode: bool = True) -> AttackView:
+        """Always in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recompute the folded convolutions from the current weights and statistics."""
+        for fold in self._folds:
+            fold.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        if self._plain is not None:
+            self._check(x.detach())
+        return self.view(x)
+
+    @torch.no_grad()
+    def _check(self, x: Tensor) -> None:
+        """Once: the folded network must agree with the plain one on the first batch it sees."""
+        plain, self._plain = self._plain, None
+        assert plain is not None
+        expected, got = self._wrap(plain).eval()(x), self.view(x)
+        tolerance = 0.1 if isinstance(self.view, Bfloat16) else 1e-3
+        if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
+            self._folds = []
+            self._use(plain)
+
+
+def _shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the model's own memory, frozen."""
+    memo: dict[int, Tensor] = {id(b): b for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo).eval()  # ty: ignore[invalid-argument-type]
+
+
+@dataclass
+class _Fold:
+    """One convolution of the view with the batch norm behind it, both read from the live network."""
+
+    view: nn.Conv2d
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def refresh(self) -> None:
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None and self.view.bias is not None
+        scale = norm.scale if isinstance(norm, RecenteredBatchNorm2d) else norm.weight
+        factor = torch.rsqrt(norm.running_var + norm.eps) * (1 if scale is None else scale)
+        shift = -norm.running_mean if self.conv.bias is None else self.conv.bias - norm.running_mean
+        torch.mul(self.conv.weight, factor.view(-1, 1, 1, 1), out=self.view.weight)
+        bias = shift * factor if norm.bias is None else shift * factor + norm.bias
+        self.view.bias.copy_(bias)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _FOLDABLE) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
+    """Trace `plain` and fold every batch norm that directly follows a convolution used once."""
+    try:
+        graph = _Tracer().trace(plain)
+        traced = fx.GraphModule(plain, graph)
+    except Exception:  # networks that fx cannot trace are attacked unfolded
+        return plain, []
+    calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+    folds = []
+    for node in list(graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv_name, norm_name = str(before.target), str(node.target)
+        conv, norm = live.get_submodule(conv_name), live.get_submodule(norm_name)
+        once = calls.count(conv_name) == calls.count(norm_name) == 1
+        if type(conv) is nn.Conv2d and type(norm) in _FOLDABLE and once and norm.track_running_stats:
+            view = nn.Conv2d(
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                conv.groups, True, conv.padding_mode,
+            )  # fmt: skip
+            view = view.to(conv.weight.device, memory_format=torch.channels_last).requires_grad_(False)
+            traced.set_submodule(conv_name, view)
+            traced.set_submodule(norm_name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+            folds.append(_Fold(view, conv, norm))
+    return (traced, folds) if folds else (plain, [])

@@ -1,0 +1,207 @@
+"""The command line. torch is imported by the commands that need it, not here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hookflat.errors import TrainingFailed, UserError
+
+app = typer.Typer(
+    help="Adversarial training as composable plugins, and the flatness of the robust loss.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_show_locals=False,
+)
+_out = Console(highlight=False, soft_wrap=True)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)]
+With = Annotated[list[str], typer.Option("--with", help="A recipe laid over it, such as scales/cifar10. Repeatable.")]
+Set = Annotated[list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.")]
+Plugin = Annotated[list[Path], typer.Option("--plugin", help="A Python file with plugin classes. Repeatable.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command line; errors of the user's end with exit code 2, a failed training with 3."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except (UserError, TrainingFailed) as error:
+        if debug:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, TrainingFailed):
+            print(f"hookflat: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, TrainingFailed) else 2)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The run's folder, instead of the recipe's.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train a recipe and measure the result. The same command again resumes it."""
+    _quiet_libraries()
+    loaded = _load(recipe, with_, set_, plugin)
+    from hookflat.main import run as run_recipe
+
+    run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
+
+
+@app.command()
+def show(
+    recipe: RecipeArgument,
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Print a resolved recipe, where each value came from, and the hooks in call order."""
+    loaded = _load(recipe, with_, set_, plugin)
+    from hookflat.defaults import Core
+    from hookflat.plugins import Hooks
+
+    for path, table in _sections(loaded.tables):
+        _out.print(f"\n[{'.'.join(path)}]" if table or len(path) > 1 else "", markup=False, style="bold")
+        for key, value in table.items():
+            line = f"{key} = {_toml(value)}"
+            _out.print(f"{line:<44} # {loaded.origin((*path, key))}", markup=False)
+    _out.print("\nhooks, in call order", style="bold")
+    for hook, names in Hooks(loaded.registered() | {"core": Core()}).order().items():
+        _out.print(f"  {hook:<18} {', '.join(names)}", markup=False)
+    _out.print("measures", style="bold")
+    for stage, measures in loaded.measures.items():
+        every = loaded.stages[stage].every
+        _out.print(f"  {stage:<18} {', '.join(measures)} ({'at the end' if every is None else f'every {every:g}'})")
+
+
+@app.command()
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this plugin.", show_default=False)] = None,
+    plugin: Plugin = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """List the installed plugins, or the options of one."""
+    from hookflat.plugins import Catalogue, hooks_of, kind_of
+
+    catalogue = Catalogue(tuple(plugin))
+    if name is None:
+        table = Table("name", "kind", "what it does", "source", "package", box=None, pad_edge=False)
+        broken = []
+        for source in catalogue:
+            try:
+                cls = source.load()
+                table.add_row(source.name, kind_of(cls), _summary(cls), getattr(cls, "paper", ""), source.package)
+            except UserError as error:
+                broken.append(str(error))
+        _wide().print(table)
+        for message in broken:
+            print(f"hookflat: left out: {message}", file=sys.stderr)
+        return
+    from hookflat.options import describe
+
+    source = catalogue.find(name)
+    cls = source.load()
+    _out.print(f"{name} ({kind_of(cls)}, {source.package})", style="bold")
+    _out.print(_text(cls), markup=False)
+    if paper := getattr(cls, "paper", ""):
+        _out.print(f"source: {paper}", markup=False)
+    _out.print(f"hooks: {', '.join(hooks_of(cls))}\n")
+    table = Table("option", "type", "default", "range", "meaning", box=None, pad_edge=False)
+    for option in describe(cls):
+        table.add_row(option.name, option.type, option.default, option.bounds, option.description)
+    _wide().print(table)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Copy this recipe here.", show_default=False)] = None,
+    to: Annotated[Path, typer.Option(help="Where to copy it.")] = Path("."),
+    debug: Debug = False,
+) -> None:
+    """List the shipped recipes, or copy one (with what it extends) into a folder."""
+    from hookflat.recipe import find_recipe, recipes_folder
+
+    root = recipes_folder()
+    if name is None:
+        for path in sorted(root.rglob("*.toml")):
+            first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            _out.print(f"{str(path.relative_to(root).with_suffix('')):<24} {first}", markup=False)
+        return
+    source = find_recipe(name)
+    to.mkdir(parents=True, exist_ok=True)
+    for path in _with_bases(source):
+        target = to / path.relative_to(root) if path.is_relative_to(root) else to / path.name
+        if target.exists():
+            raise UserError(f"{target} exists already: remove it, or choose another folder with --to")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        _out.print(str(target), markup=False)
+
+
+def _load(recipe: str, with_: list[str], set_: list[str], plugin: list[Path]) -> Any:
+    from hookflat.plugins import Catalogue
+    from hookflat.recipe import load
+
+    return load(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(tuple(plugin)))
+
+
+def _quiet_libraries() -> None:
+    """Libraries' progress bars and notices are not this run's output."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+
+
+def _sections(tables: dict[str, Any], path: tuple[str, ...] = ()) -> Any:
+    """(path, plain values) of every table, depth first."""
+    plain = {k: v for k, v in tables.items() if not isinstance(v, dict)}
+    if path:
+        yield path, plain
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from _sections(value, (*path, key))
+
+
+def _with_bases(path: Path) -> list[Path]:
+    import tomllib
+
+    bases = tomllib.loads(path.read_text(encoding="utf-8")).get("extends", [])
+    found = [path]
+    for base in [bases] if isinstance(bases, str) else bases:
+        found += _with_bases((path.parent / base).resolve())
+    return found
+
+
+def _summary(cls: type) -> str:
+    return _text(cls).split("\n\n")[0].replace("\n", " ")
+
+
+def _text(cls: type) -> str:
+    import inspect
+
+    return inspect.getdoc(cls) or ""
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"v": value}, multiline_strings=False)[4:].strip().replace("\n", " ")
+
+
+def _wide() -> Console:
+    """A console that does not wrap tables where the output is a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)

@@ -1,0 +1,139 @@
+"""What a run says while it works: a live bar with ETA on a terminal, plain lines elsewhere, nothing on other processes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hookflat.running import Run
+
+_NAMES = {
+    "clean_error": ("clean error", "percent"),
+    "rerr_pgd": ("RErr (PGD)", "percent"),
+    "rloss": ("RLoss", "number"),
+    "average_flatness": ("average flatness", "number"),
+}
+_CHECK_EVERY = 25
+
+
+class Console:
+    """The terminal of the main process."""
+
+    def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
+        self.silent = quiet or not main
+        self.rich = RichConsole(quiet=self.silent, highlight=False, soft_wrap=True)
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        self._bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.rich, transient=True)
+        self._live = self.rich.is_terminal and not self.silent
+        self._task: Any = None
+        self._began = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.rich.print(text, markup=False)
+
+    def starting(self, run: Run, resumed: bool) -> None:
+        """What will happen: the recipe in a few lines, device, processes, parameters."""
+        recipe, data = run.recipe, run.data
+        parameters = sum(p.numel() for p in run.network.parameters())
+        x = data.train.x.shape
+        options = recipe.run
+        held = f", {len(data.holdout)} held out" if data.holdout else ""
+        attack = recipe.tables["attack"]
+        say = self.say
+        say(f"{recipe.name}: {_listed(recipe)}")
+        say(f"  data     {len(data.train)} training, {len(data.test)} test images{held}, {'x'.join(map(str, x[1:]))}, "
+            f"{data.num_classes} classes")  # fmt: skip
+        say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters")
+        say(f"  attack   {', '.join(f'{k} {_short(v)}' for k, v in attack.items())}")
+        say(f"  training {run.epochs} epochs of {run.steps_per_epoch} steps, batch {options.batch_size}, "
+            f"{options.precision}, seed {options.seed}")  # fmt: skip
+        threads = "" if run.device.type != "cpu" else f", {_threads()} thread(s) each"
+        say(f"  device   {run.device}, {run.processes} process(es){threads}")
+        say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))
+        if self._live:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=run.total_steps, completed=run.step)
+
+    def stepped(self, run: Run) -> None:
+        """A step is done; now and then, look whether its values were finite."""
+        if run.step % _CHECK_EVERY == 0:
+            run.check()
+        if self._live:
+            self._bar.update(self._task, completed=run.step)
+
+    def epoch(self, run: Run, line: dict[str, Any]) -> None:
+        """One line for an epoch."""
+        train, test = line.get("train", {}), line.get("test", {})
+        parts = [f"epoch {run.epoch:>{len(str(run.epochs))}}/{run.epochs}", f"lr {line['lr']:.4g}"]
+        parts.append(f"loss {line['loss']:.3f}")
+        for key in [k for k in _NAMES if k in test or k in train]:
+            name, kind = _NAMES[key]
+            values = [f"{_shown(s[key], kind)} {n}" for n, s in (("train", train), ("test", test)) if key in s]
+            parts.append(f"{name} {', '.join(values)}")
+        self.say("  ".join(parts))
+
+    def measuring(self) -> None:
+        """The training is over; the final measures begin."""
+        self.close()
+        self.say("measuring the final network" + " ..." * (not self.silent))
+
+    def close(self) -> None:
+        """End the live display."""
+        if self._live:
+            self._bar.stop()
+
+    def results(self, results: dict[str, Any]) -> None:
+        """The final table."""
+        models = results["models"]
+        table = Table(title=f"{results['recipe']}, after {results['epochs']} epochs", title_justify="left")
+        table.add_column("")
+        for name, entry in models.items():
+            at = f" (epoch {entry['epoch']})"
+            table.add_column({"last": "last", "best": "early stopped"}.get(name, name) + at, justify="right")
+        for label, key, split, kind in _rows(models):
+            values = [entry.get(split, {}).get(key) for entry in models.values()]
+            table.add_row(label, *("-" if v is None else _shown(v, kind) for v in values))
+        self.rich.print(table)
+
+    def took(self) -> str:
+        """The time since the start."""
+        seconds = time.perf_counter() - self._began
+        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _rows(models: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(label, key, split, kind) of the final table: known measures first, then every other number."""
+    keys = {key for entry in models.values() for split in ("train", "test") for key in entry.get(split, {})}
+    ordered = [k for k in _NAMES if k in keys] + sorted(keys - _NAMES.keys())
+    rows = []
+    for key in ordered:
+        name, kind = _NAMES.get(key, (key, "number"))
+        for split, label in (("test", f"{name}, test"), ("train", f"{name}, train"), ("gap", f"{name}, gap")):
+            if any(key in entry.get(split, {}) for entry in models.values()):
+                rows.append((label, key, split, kind))
+    return rows
+
+
+def _listed(recipe: Any) -> str:
+    slots = [f"{slot} {recipe.slot_names[slot]}" for slot in ("loss", "optimizer", "schedule")]
+    return ", ".join([*slots, *recipe.plugins])
+
+
+def _shown(value: float, kind: str) -> str:
+    return f"{100 * value:.1f} %" if kind == "percent" else f"{value:.3f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,143 @@
+"""Images in memory: decoded once to uint8, indexed by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Dataset):
+    """Labelled images of one split: `x` (N, C, H, W) uint8, `y` (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.dtype != torch.uint8 or self.x.dim() != 4 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"Images needs x (N, C, H, W) uint8 and y (N,): got {tuple(self.x.shape)} {self.x.dtype} "
+                f"and {tuple(self.y.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) float32 in [0, 1] and labels (n,) for `indices` ((n,) int64)."""
+        return self.x[indices].float() / 255, self.y[indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index].float() / 255, self.y[index]
+
+    def part(self, start: int, stop: int) -> Images:
+        """The examples from `start` to `stop`, in order."""
+        return Images(self.x[start:stop], self.y[start:stop])
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, (C,) each, in units of the image range."""
+        count = self.x.numel() // self.x.shape[1]
+        sums = torch.zeros(2, self.x.shape[1], dtype=torch.float64)
+        for chunk in self.x.split(4096):
+            values = chunk.double() / 255
+            sums += torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
+        mean, square = sums / count
+        return mean.float(), (square - mean.square()).clamp_min(1e-8).sqrt().float()
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a data plugin builds: training and test images, and what the test set's labels mean.
+
+    `holdout` are examples that no reported number uses; a plugin that selects models takes them with `hold_out`.
+    """
+
+    train: Images
+    test: Images
+    num_classes: int
+    holdout: Images | None = None
+
+    def __post_init__(self) -> None:
+        for name, images in (("training", self.train), ("test", self.test)):
+            if len(images) == 0:
+                raise ValueError(f"the {name} set is empty")
+            if not 0 <= int(images.y.min()) <= int(images.y.max()) < self.num_classes:
+                raise ValueError(f"the {name} set has labels outside 0..{self.num_classes - 1}")
+
+    @property
+    def channels(self) -> int:
+        return self.train.x.shape[1]
+
+    def hold_out(self, examples: int, source: Literal["test", "train"]) -> Data:
+        """Move the last `examples` of a split to `holdout`."""
+        images: Images = getattr(self, source)
+        left = len(images) - examples
+        if left <= 0:
+            raise ValueError(f"cannot hold out {examples} of {len(images)} {source} examples")
+        kept, held = images.part(0, left), images.part(left, len(images))
+        if source == "test":
+            return replace(self, test=kept, holdout=held)
+        return replace(self, train=kept, holdout=held)
+
+
+@dataclass
+class Batch:
+    """One process's part of a training batch. Plugins change it in `transform_batch`.
+
+    x: (n, C, H, W) float32 in [0, 1].
+    y: (n,) int64, the true labels: what attacks use.
+    target: what the loss fits: labels (n,) int64 (the same as `y` at first) or distributions (n, K).
+    index: (n,) int64, where the examples stand in the training set.
+    row: (n,) int64, the position of each example in the global batch, the same however many processes share it.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    index: Tensor
+    row: Tensor
+
+
+class Examples:
+    """Examples to measure on, in batches; over several processes each takes its share, each example once.
+
+    Iterating yields (x, y, key): images (n, C, H, W) in [0, 1], labels (n,), and the position (n,) of each example in
+    the whole set, which seeds its random numbers.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 250,
+        device: torch.device | str = "cpu",
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.images, self.batch_size, self.device, self.accelerator = images, batch_size, device, accelerator
+        rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        self.mine = torch.arange(rank, len(images), processes)
+
+    def __len__(self) -> int:
+        """The number of examples over all processes."""
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for indices in self.mine.split(self.batch_size):
+            x, y = self.images.__getitems__(indices)
+            yield x.to(self.device), y.to(self.device), indices.to(self.device)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return values
+        every = torch.zeros(len(self), dtype=torch.float64, device=values.device)
+        every[self.mine.to(values.device)] = values.double()
+        return self.accelerator.reduce(every, "sum").to(values.dtype)  # ty: ignore[unresolved-attribute]

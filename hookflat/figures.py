@@ -1,0 +1,82 @@
+"""The pictures of a run, from the lines of its metrics.jsonl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+_TRAIN, _TEST, _STOP = "#5aa9e6", "#1b3a6b", "#c8312b"
+
+
+def curve(records: list[dict[str, Any]], split: str, key: str) -> tuple[list[int], list[float]]:
+    """Epochs and values of one measure on one split, from the stage that has it most often."""
+    stages: dict[str, list[tuple[int, float]]] = {}
+    for r in records:
+        if r.get("split") == split and key in r:
+            stages.setdefault(r["stage"], []).append((r["epoch"], r[key]))
+    points = max(stages.values(), key=len, default=[])
+    return [e for e, _ in points], [v for _, v in points]
+
+
+def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | None = None) -> Figure | None:
+    """Train and test RLoss and RErr over normalised epochs, early stopping marked (the paper's Fig. 2)."""
+    panels = [("rloss", "RLoss", 1.0), ("rerr_pgd", "RErr (PGD) in %", 100.0)]
+    if not curve(records, "test", "rloss")[0]:
+        return None
+    figure = _figure(9.0, 3.6)
+    for axes, (key, label, factor) in zip(figure.subplots(1, 2), panels, strict=True):
+        for split, colour in (("train", _TRAIN), ("test", _TEST)):
+            at, values = curve(records, split, key)
+            if at:
+                axes.plot([e / epochs for e in at], [factor * v for v in values], color=colour, label=split, lw=2)
+        at, values = curve(records, "test", key)
+        if best_epoch is not None:
+            axes.axvline(best_epoch / epochs, color=_STOP, ls=":", lw=1.5, label="early stopping")
+            if best_epoch in at:
+                axes.plot(best_epoch / epochs, factor * values[at.index(best_epoch)], "o", color=_STOP, ms=6)
+        axes.set(xlabel="epoch / epochs", ylabel=label, xlim=(0, 1), ylim=(0, None))
+        _tidy(axes)
+        axes.legend(frameon=False)
+    return figure
+
+
+def flatness_through_training(
+    records: list[dict[str, Any]], epochs: int, best_epoch: int | None = None
+) -> Figure | None:
+    """Test RLoss against average-case flatness, one point a snapshot, coloured by epoch (the paper's Fig. 5)."""
+    flat = dict(zip(*curve(records, "test", "average_flatness"), strict=True))
+    robust = dict(zip(*curve(records, "test", "rloss"), strict=True))
+    at = sorted(flat.keys() & robust.keys())
+    if not at:
+        return None
+    figure = _figure(5.2, 4.2)
+    axes = figure.subplots()
+    x, y = [flat[e] for e in at], [robust[e] for e in at]
+    norm = Normalize(0, 1)
+    axes.plot(x, y, color="0.8", lw=1, zorder=1)
+    axes.scatter(x, y, c=[e / epochs for e in at], cmap="RdYlBu_r", norm=norm, s=55, edgecolor="0.2", lw=0.6, zorder=2)
+    if best_epoch in flat and best_epoch in robust:
+        axes.scatter(flat[best_epoch], robust[best_epoch], s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3)
+        axes.annotate("early stopping", (flat[best_epoch], robust[best_epoch]), xytext=(10, -14),
+                      textcoords="offset points", color=_STOP, fontsize=9)  # fmt: skip
+    axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
+    axes.margins(0.12)
+    _tidy(axes)
+    figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="epoch / epochs")
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", lw=0.8)
+    axes.set_axisbelow(True)

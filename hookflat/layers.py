@@ -1,0 +1,92 @@
+"""Layers that the paper's networks need and libraries lack, and the 32x32 stem that timm's networks lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Normalized(nn.Module):
+    """`net` behind a fixed per-channel normalisation, so that images, attacks and radii live in [0, 1].
+
+    `mean`, `std`: one value a channel, in units of the image range.
+    """
+
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1).clone())
+        self.register_buffer("std", std.float().view(1, -1, 1, 1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x - self.mean) / self.std)
+
+
+class RecenteredBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm computing (1 + weight) x_hat + bias with weight = bias = 0 at the start ("rebn" in the paper's code).
+
+    All trainable values are centred at 0, so that clipping every parameter to [-w_max, w_max] bounds the scale to
+    1 +- w_max instead of removing it, and weight decay pulls scales to 1 (protocol, section 3; Stutz et al. 2021,
+    "Bit error robustness for energy-efficient DNN accelerators").
+    """
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    @property
+    def scale(self) -> Tensor:
+        """(C,) the factor in front of the normalised activation."""
+        return 1 + self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_statistics = self.training or not self.track_running_stats
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.scale, self.bias, batch_statistics, momentum, self.eps
+        )
+
+
+def group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
+    """Group norm with up to 8 groups: no batch statistics, hence the same function in training and evaluation."""
+    return nn.GroupNorm(min(8, channels), channels)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "rebn": RecenteredBatchNorm2d,
+    "group": group_norm,
+}
+
+
+def he_initialised(net: nn.Module) -> nn.Module:
+    """He normal weights, fan_out for convolutions and fan_in for linear layers, biases 0 (protocol, section 3)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan = "fan_out" if isinstance(module, nn.Conv2d) else "fan_in"
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
+class Bfloat16(nn.Module):
+    """`net` under bfloat16 autocast, logits in float32. Parameters stay float32."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            logits = self.net(x)
+        return logits.float()

@@ -1,0 +1,18 @@
+"""Per-example losses on logits, shared by training, attacks and measures."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(n,) cross-entropy of (n, K) logits with labels (n,) int64 or distributions (n, K)."""
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """(n,) KL(softmax(logits) || softmax(logits_adv)), summed over classes; the gradient flows through both."""
+    p = F.log_softmax(logits, dim=1)
+    q = F.log_softmax(logits_adv, dim=1)
+    return (p.exp() * (p - q)).sum(dim=1)

@@ -1,0 +1,103 @@
+"""From a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hookflat import loop
+from hookflat.console import Console
+from hookflat.errors import TrainingFailed, UserError
+from hookflat.plugins import Catalogue
+from hookflat.recipe import Recipe, load
+from hookflat.running import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, and the content of its eval.json."""
+
+    folder: Path
+    results: dict[str, Any]
+
+
+def run(
+    recipe: str | Path | Recipe,
+    *,
+    overlays: Iterable[str | Path] = (),
+    overrides: Iterable[str] | dict[str, Any] = (),
+    plugins: Iterable[str | Path] = (),
+    folder: str | Path | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Train a recipe and measure the result; an existing folder of the same recipe is resumed.
+
+    `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes. `folder`: instead of
+    the recipe's. Raises `hookflat.UserError` for what the caller can put right, `hookflat.TrainingFailed` when the training
+    cannot go on. The global random generators are left as found.
+    """
+    files = tuple(Path(p) for p in plugins)
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(files))
+    with _global_generators_restored():
+        return _run(recipe, Path(folder) if folder else recipe.folder, files, quiet)
+
+
+def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Result:
+    run = Run(recipe, path)
+    console = Console(main=run.main, quiet=quiet)
+    try:
+        run.folder.prepare(recipe, files)
+        run.accelerator.wait_for_everyone()
+        if done := run.folder.load_results():
+            console.say(f"{path} is complete already; its results:")
+            console.results(done)
+            return Result(path, done)
+        run.build()
+        console.starting(run, run.resume())
+        loop.train(run, console)
+        console.measuring()
+        results = run.finish()
+        draw(run)
+        run.folder.save_results(results)
+        run.accelerator.wait_for_everyone()
+    except (UserError, TrainingFailed):
+        raise
+    except Exception as error:
+        if told := run.blame(error):
+            raise told from error
+        raise
+    finally:
+        console.close()
+    console.results(results)
+    console.say(f"{console.took()}, everything is in {path}")
+    return Result(path, results)
+
+
+def draw(run: Run) -> None:
+    """Figures of every plugin that draws, as PNG files in `figures/`."""
+    if not run.main:
+        return
+    folder = run.folder.path / "figures"
+    folder.mkdir(exist_ok=True)
+    for figures in run.hook.draw(run=run, records=run.folder.records()):
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png")
+
+
+@contextmanager
+def _global_generators_restored() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,66 @@
+"""The relative L2 neighbourhood of the weights: which tensors it has, how to sample it, how to project on it.
+
+B_xi(w) = {w + nu : ||nu_l||_2 <= xi ||w_l||_2 for every layer l} (Stutz, Hein, Schiele 2021, Eq. 2). A layer is one
+parameter tensor of a convolution or a linear layer. Normalisation layers are left out by construction, as are
+parameters with `requires_grad=False` (protocol, section 1.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.brackets import restored
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
+
+
+def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+    """Name to parameter of the tensors that weight perturbations move; `biases=False` keeps those of 2 or more dims.
+
+    Flatness moves biases too, perturbations during training do not (protocol 1.5 and 4.1; official AWP code).
+
+    Raises ValueError when nothing is left, as in a network whose parameters are all frozen.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, _LAYERS):
+            for name, p in module.named_parameters(prefix, recurse=False):
+                if p.requires_grad and (biases or p.dim() > 1):
+                    found[name] = p
+    if not found:
+        raise ValueError("no weights to perturb: no convolution or linear layer has a parameter that requires gradients")
+    return found
+
+
+def scaled_to(directions: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[Tensor]:
+    """Each direction stretched to the norm xi ||w_l||_2; a zero direction or a zero layer stays put."""
+    norms = torch.stack([torch.linalg.vector_norm(d) for d in directions])
+    sizes = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights])
+    factors = torch.where(norms > 0, xi * sizes / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
+    return [f * d for f, d in zip(factors.unbind(), directions, strict=True)]
+
+
+def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> list[Tensor]:
+    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`)."""
+    directions = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
+    return scaled_to(directions, weights, xi)
+
+
+def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[Tensor]:
+    """The nearest point of the ball: layers outside are pulled back to norm xi ||w_l||_2, the others unchanged."""
+    on_sphere = scaled_to(nu, weights, xi)
+    return [torch.where(s.norm() < n.norm(), s, n) for n, s in zip(nu, on_sphere, strict=True)]
+
+
+@contextmanager
+def moved(weights: Sequence[Tensor], nu: Sequence[Tensor]) -> Iterator[None]:
+    """The weights at w + nu inside, at w again on any exit, bit for bit."""
+    with restored(weights):
+        with torch.no_grad():
+            for w, n in zip(weights, nu, strict=True):
+                w.add_(n)
+        yield

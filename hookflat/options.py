@@ -1,0 +1,144 @@
+"""Options of plugins: how recipe values become dataclass fields, and what is said when they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+
+def _number(value: Any) -> Any:
+    """Numbers, and fractions written as strings: "8/255"."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'{value!r} is neither a number nor a fraction like "8/255"') from None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A float option that may also be written as a fraction, `"8/255"`."""
+
+Share = Annotated[Number, Field(ge=0, le=1)]
+"""A number in [0, 1], for example a share of the training."""
+
+Period = Annotated[Number, Field(gt=0)]
+"""How often: whole numbers count epochs, numbers below 1 (`"1/16"`) are shares of the training."""
+
+
+def period_in_epochs(period: float, epochs: int) -> int:
+    """A `Period` in epochs, at least 1."""
+    return max(1, round(period * epochs if period < 1 else period))
+
+
+class InvalidOptions(Exception):
+    """What is wrong with a table: a list of (path inside the table, message)."""
+
+    def __init__(self, faults: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(f"{'.'.join(path)}: {message}" for path, message in faults))
+        self.faults = faults
+
+
+def build(cls: type, table: dict[str, Any]) -> Any:
+    """An instance of the dataclass `cls` from a recipe table: every key known, every value of its type and range.
+
+    Raises InvalidOptions with all faults at once.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    shape = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
+    model = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **shape)
+    try:
+        values = model.model_validate_json(json.dumps(table, default=str))
+        return cls(**{name: getattr(values, name) for name in shape})
+    except ValidationError as error:
+        raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)]) from None
+    except ValueError as error:
+        raise InvalidOptions([((), str(error))]) from None
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not MISSING:
+        return Field(default_factory=field.default_factory)
+    return ... if field.default is MISSING else field.default
+
+
+def _explain(cls: type, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    path = tuple(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        names = [f.name for f in fields(cls) if f.init]
+        return path, f"unknown option{nearest(path[-1], names)}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return path, "required, but not set"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return path, f"should be {message}, not {error['input']!r}" if message != error["msg"] else message
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """' (did you mean ...?)', or the list of names where nothing is near."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (there are: {', '.join(sorted(names))})" if names else " (there are none)"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as `hookflat plugins NAME` shows it."""
+
+    name: str
+    type: str
+    default: str
+    bounds: str
+    description: str
+
+
+def describe(cls: type) -> list[Option]:
+    """The options of a plugin class, in their order."""
+    hints = get_type_hints(cls, include_extras=True)
+    return [_describe(f.name, hints[f.name], f) for f in fields(cls) if f.init]
+
+
+def _describe(name: str, hint: Any, field: Any) -> Option:
+    infos: list[FieldInfo] = []
+    while get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        infos += [e for e in extras if isinstance(e, FieldInfo)]
+    description = next((i.description for i in infos if i.description), "")
+    signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
+    bounds = [
+        f"{signs[type(m).__name__]} {getattr(m, type(m).__name__.lower()):g}"
+        for i in infos
+        for m in i.metadata
+        if type(m).__name__ in signs
+    ]
+    if field.default_factory is not MISSING:
+        default = repr(field.default_factory())
+    else:
+        default = "required" if field.default is MISSING else repr(field.default)
+    kind = getattr(hint, "__name__", None) if get_origin(hint) is None else None
+    shown = kind or str(hint).replace("typing.", "")
+    return Option(name, shown, default, ", ".join(dict.fromkeys(bounds)), description)
+
+
+def plain(value: Any) -> Any:
+    """A field's value as TOML and JSON can hold it (tuples as lists, no None)."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("options hold finite numbers only")
+    return value
+
+
+def as_table(plugin: Any) -> dict[str, Any]:
+    """The options of a plugin instance as a recipe table."""
+    return plain({f.name: getattr(plugin, f.name) for f in fields(plugin) if f.init and not f.name.startswith("_")})

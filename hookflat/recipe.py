@@ -1,0 +1,351 @@
+"""Recipes: TOML files, merged, checked, and turned into plugin instances.
+
+A recipe is data. `extends` names files relative to its own; tables merge and the later file wins, except that a slot whose
+`name` changes drops the options of the plugin it had. Every value remembers the file and line it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field
+
+from hookflat.errors import UserError
+from hookflat.options import InvalidOptions, Number, Period, as_table, build, nearest
+from hookflat.plugins import SLOTS, Catalogue, kind_of
+
+Path_ = tuple[str, ...]
+
+
+@dataclass(eq=False)
+class RunOptions:
+    """The table `[run]`."""
+
+    seed: Annotated[int, Field(ge=0, description="of every random number")] = 0
+    epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 80
+    epochs_factor: Annotated[Number, Field(gt=0, description="multiplies epochs, at every scale")] = 1.0
+    batch_size: Annotated[int, Field(ge=2, description="examples a step, over all processes")] = 128
+    precision: Annotated[Literal["fp32", "bf16"], Field(description="of the training passes")] = "fp32"
+    threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: torch's choice")] = 0
+    checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
+    folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"
+
+    @property
+    def total_epochs(self) -> int:
+        return max(1, round(self.epochs * self.epochs_factor))
+
+
+@dataclass(eq=False)
+class EvalOptions:
+    """The table `[eval]`, without its stages."""
+
+    eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius of every measure")] = 8 / 255
+    step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD")] = 0.007
+    batch_size: Annotated[int, Field(ge=1, description="examples a batch, on each process")] = 250
+
+
+@dataclass(eq=False)
+class Stage:
+    """One table `[eval.STAGE]`: measures on splits, all through the training (`every`) or, without it, at its end."""
+
+    every: Annotated[Period | None, Field(description="epochs, or a share of the training below 1")] = None
+    splits: Annotated[list[Literal["train", "test"]], Field(description="which sets", min_length=1)] = field(
+        default_factory=lambda: ["test"]
+    )
+    examples: Annotated[int, Field(ge=1, description="the first of each split")] = 1000
+
+
+@dataclass
+class Recipe:
+    """A checked recipe: options, plugin instances, and where every value came from."""
+
+    name: str
+    run: RunOptions
+    eval: EvalOptions
+    slots: dict[str, Any]
+    """Slot to plugin instance."""
+    slot_names: dict[str, str]
+    """Slot to plugin name."""
+    plugins: dict[str, Any]
+    """`[plugins.*]`: name to instance, in recipe order, without the disabled ones."""
+    stages: dict[str, Stage]
+    measures: dict[str, dict[str, Any]]
+    """Stage to measures: name to instance."""
+    origins: dict[Path_, str]
+    """Path of a value to "file:line" or "--set"."""
+    tables: dict[str, Any] = field(repr=False)
+    """The resolved recipe with every default filled in."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.folder.replace("{recipe}", self.name).replace("{seed}", str(self.run.seed)))
+
+    def registered(self) -> dict[str, Any]:
+        """All training plugins by name in call order: `[plugins.*]` first, then the slots."""
+        return self.plugins | {self.slot_names[s]: p for s, p in self.slots.items()}
+
+    def to_toml(self) -> str:
+        """The resolved recipe, re-runnable as it is."""
+        return tomli_w.dumps(self.tables)
+
+    def origin(self, path: Path_) -> str:
+        """Where a value came from, or "default"."""
+        return self.origins.get(path, "default")
+
+
+def load(
+    recipe: str | Path,
+    *,
+    overlays: Iterable[str | Path] = (),
+    overrides: Iterable[str] | dict[str, Any] = (),
+    catalogue: Catalogue | None = None,
+) -> Recipe:
+    """Read, merge and check a recipe.
+
+    `recipe`, `overlays`: files, or names of recipes that come with hookflat. `overrides`: "table.key=value" strings, or a
+    dict with such keys. Raises UserError with file and line for everything that is wrong, before any data is loaded.
+    """
+    merged = _Merged()
+    path = find_recipe(recipe)
+    for file in (path, *(find_recipe(o) for o in overlays)):
+        merged.add_file(file)
+    pairs = overrides.items() if isinstance(overrides, dict) else (_assignment(o) for o in overrides)
+    for key, value in pairs:
+        merged.add_value(key, value)
+    return _Checker(merged, catalogue or Catalogue()).recipe(path.stem)
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes: beside the package in a clone, inside it in a wheel."""
+    beside = Path(__file__).parent.parent / "recipes"
+    return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    inside = str(name).removeprefix("recipes/").removesuffix(".toml") + ".toml"
+    shipped = recipes_folder() / inside
+    if shipped.is_file():
+        return shipped
+    known = [str(p.relative_to(recipes_folder()).with_suffix("")) for p in recipes_folder().rglob("*.toml")]
+    raise UserError(f"no recipe {name}: neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write it as table.key=value, for example loss.beta=3")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+class _Merged:
+    """Recipe files and overrides, one over the other."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Any] = {}
+        self.origins: dict[Path_, str] = {}
+
+    def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
+        if file.resolve() in ancestors:
+            chain = " -> ".join(p.name for p in (*ancestors, file))
+            raise UserError(f"{file}: recipes extend each other in a circle: {chain}")
+        try:
+            text = file.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{file}: not valid TOML: {error}") from error
+        lines = _lines(text)
+        bases = tables.pop("extends", [])
+        for base in [bases] if isinstance(bases, str) else bases:
+            below = file.parent / base
+            if not below.is_file():
+                raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which does not exist")
+            self.add_file(below, (*ancestors, file.resolve()))
+        self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
+
+    def add_value(self, key: str, value: Any) -> None:
+        path = tuple(key.split("."))
+        table: Any = value
+        for part in reversed(path):
+            table = {part: table}
+        self._merge(table, (), lambda _: f"--set {key}")
+
+    def _merge(self, new: dict[str, Any], at: Path_, origin: Any) -> None:
+        table = self.tables
+        for part in at:
+            table = table[part]
+        for key, value in new.items():
+            path = (*at, key)
+            if isinstance(value, dict):
+                self._enter(table, path, value)
+                self.origins.setdefault(path, origin(path))
+                self._merge(value, path, origin)
+            else:
+                table[key] = value
+                self.origins[path] = origin(path)
+
+    def _enter(self, table: dict[str, Any], path: Path_, new: dict[str, Any]) -> None:
+        """Make room for a table; a slot that changes its plugin drops the old plugin's options."""
+        old = table.get(path[-1])
+        renamed = path[0] in SLOTS and len(path) == 1 and isinstance(old, dict) and "name" in new
+        if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
+            table[path[-1]] = {}
+            self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
+
+
+_HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}")
+_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def _lines(text: str) -> dict[Path_, int]:
+    """Path of every table and key to its line."""
+    found: dict[Path_, int] = {}
+    table: Path_ = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = _parts(header[1])
+            found.setdefault(table, number)
+        elif key := _KEY.match(line):
+            found.setdefault((*table, *_parts(key[1])), number)
+    return found
+
+
+def _parts(dotted: str) -> Path_:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def _line_of(path: Path_, lines: dict[Path_, int]) -> int:
+    return next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
+
+
+class _Checker:
+    """Merged tables to a Recipe; collects faults, so that one look shows them all."""
+
+    def __init__(self, merged: _Merged, catalogue: Catalogue) -> None:
+        self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
+        self.faults: list[str] = []
+
+    def recipe(self, name: str) -> Recipe:
+        known = [*SLOTS, "plugins", "run", "eval"]
+        for table in self.tables.keys() - set(known):
+            self._fault((table,), f"unknown table{nearest(table, known)}")
+        run = self._options(("run",), RunOptions, self._table("run"))
+        slots, slot_names = self._slots()
+        plugins = self._plugins()
+        options, stages, measures = self._eval()
+        self._clashes(slot_names, plugins)
+        if self.faults:
+            raise UserError("\n".join(self.faults))
+        resolved = {"run": as_table(run)}
+        resolved |= {slot: {"name": slot_names[slot]} | as_table(p) for slot, p in slots.items()}
+        resolved["plugins"] = {n: as_table(p) for n, p in plugins.items()}
+        resolved["eval"] = as_table(options) | {
+            stage: as_table(s) | {n: as_table(m) for n, m in measures[stage].items()} for stage, s in stages.items()
+        }
+        return Recipe(name, run, options, slots, slot_names, plugins, stages, measures, self.origins, resolved)
+
+    def _fault(self, path: Path_, message: str) -> None:
+        where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")
+        self.faults.append(f"{where}: {'.'.join(path)}: {message}")
+
+    def _table(self, *path: str) -> dict[str, Any]:
+        table: Any = self.tables
+        for part in path:
+            table = table.get(part, {})
+        if not isinstance(table, dict):
+            self._fault(path, f"should be a table [{'.'.join(path)}], not {table!r}")
+            return {}
+        return table
+
+    def _options(self, path: Path_, cls: type, table: dict[str, Any]) -> Any:
+        try:
+            return build(cls, table)
+        except InvalidOptions as error:
+            for inner, message in error.faults:
+                self._fault((*path, *inner), message)
+
+    def _load(self, path: Path_, name: Any, fits: str) -> type | None:
+        """The class of a plugin for a place where only the kind `fits` may stand."""
+        try:
+            cls = self.catalogue.find(str(name)).load()
+        except UserError as error:
+            self._fault(path, str(error))
+            return None
+        kind = kind_of(cls)
+        kind = kind if kind in SLOTS or kind == "measure" else "plugin"
+        if kind != fits:
+            places = {"measure": "[eval.STAGE.NAME]", "plugin": "[plugins.NAME]"}
+            self._fault(path, f"plugin {name!r} is a {kind}: it belongs in {places.get(kind, f'[{kind}]')}")
+            return None
+        return cls
+
+    def _slots(self) -> tuple[dict[str, Any], dict[str, str]]:
+        slots, names = {}, {}
+        for slot in SLOTS:
+            table = dict(self._table(slot))
+            name = table.pop("name", None)
+            if name is None:
+                self._fault((slot,), f"no plugin is named: write name = \"...\" in [{slot}]")
+            elif cls := self._load((slot, "name"), name, slot):
+                slots[slot], names[slot] = self._options((slot,), cls, table), str(name)
+        return slots, names
+
+    def _plugins(self) -> dict[str, Any]:
+        found = {}
+        for name in self._table("plugins"):
+            table = dict(self._table("plugins", name))
+            enabled = table.pop("enabled", True)
+            if not isinstance(enabled, bool):
+                self._fault(("plugins", name, "enabled"), f"should be true or false, not {enabled!r}")
+            if enabled and (cls := self._load(("plugins", name), name, "plugin")):
+                found[name] = self._options(("plugins", name), cls, table)
+        return found
+
+    def _eval(self) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]]:
+        table = self._table("eval")
+        options = self._options(("eval",), EvalOptions, {k: v for k, v in table.items() if not isinstance(v, dict)})
+        stages, measures = {}, {}
+        for stage in [k for k, v in table.items() if isinstance(v, dict)]:
+            keys = {k: v for k, v in table[stage].items() if not isinstance(v, dict)}
+            stages[stage] = self._options(("eval", stage), Stage, keys)
+            measures[stage] = {}
+            for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
+                path = ("eval", stage, name)
+                if cls := self._load(path, name, "measure"):
+                    measures[stage][name] = self._options(path, cls, table[stage][name])
+        return options, stages, measures
+
+    def _clashes(self, slot_names: dict[str, str], plugins: dict[str, Any]) -> None:
+        """Plugins that exclude each other: a class attribute `excludes` maps names to the reason."""
+        places = {n: ("plugins", n) for n in plugins} | {n: (slot, "name") for slot, n in slot_names.items()}
+        for name, place in places.items():
+            try:
+                excludes = getattr(self.catalogue.find(name).load(), "excludes", {})
+            except UserError:
+                continue
+            for other in excludes.keys() & places.keys():
+                self._fault(place, f"{name!r} does not go with {other!r}: {excludes[other]}")
+
+
+def differences(old: str, new: str) -> list[str]:
+    """The lines that differ between two recipes, as "- old" and "+ new"."""
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+    return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+

@@ -1,0 +1,309 @@
+"""A run: everything the loop and the plugins share, built once from a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from hookflat import seeds
+from hookflat.attack_view import AttackView
+from hookflat.brackets import restored
+from hookflat.data import Batch, Data
+from hookflat.defaults import Core
+from hookflat.errors import TrainingFailed, UserError
+from hookflat.layers import Bfloat16
+from hookflat.measuring import Measurements
+from hookflat.options import period_in_epochs
+from hookflat.plugins import Hooks
+from hookflat.recipe import Recipe
+from hookflat.records import RunFolder, load_weights
+from hookflat.watch import Watch
+
+
+class Run:
+    """What plugins see as `run`.
+
+    recipe: the checked recipe; `recipe.run`, `recipe.eval` are its options.
+    data: the images (`hookflat.data.Data`).
+    network: the plain network; its weights are the ones in training.
+    model: the network to call in losses: `network`, distributed and in the run's precision.
+    optimizer, schedule: as built by their plugins, prepared by accelerate.
+    step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
+    device, rank, processes: this process's place.
+    """
+
+    data: Data
+    network: nn.Module
+    model: nn.Module
+    optimizer: Any
+    schedule: Any
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.accelerator = _accelerator()
+        self.device = self.accelerator.device
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        if recipe.run.batch_size % self.processes:
+            raise UserError(
+                f"run.batch_size = {recipe.run.batch_size} does not divide by the {self.processes} processes"
+            )
+        if recipe.run.threads:
+            torch.set_num_threads(recipe.run.threads)
+        self.folder = RunFolder(folder, main=self.main)
+        self.plugins = recipe.registered()
+        self.hooks = Hooks(self.plugins | {"core": Core()})
+        self.hook = self.hooks.call
+        self.measurements = Measurements(self)
+        self.epochs = recipe.run.total_epochs
+        self.step = self.epoch = 0
+        self.watch = Watch(self.device)
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._generators: dict[str, tuple[int, torch.Generator]] = {}
+        self._view_step = -1
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Load the data and make network, optimizer and schedule, each by its plugin."""
+        self.data = self.hook.build_data(run=self)
+        self.steps_per_epoch = len(self._batch_starts())
+        self.total_steps = self.epochs * self.steps_per_epoch
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"{len(self.data.train)} training examples do not fill one batch on {self.processes} processes"
+            )
+        set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
+        network = self.hook.build_model(run=self)
+        self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        self._view = AttackView(self.network)
+        precise = self.recipe.run.precision == "fp32"
+        optimizer = self.hook.build_optimizer(
+            run=self, parameters=[p for p in self.network.parameters() if p.requires_grad]
+        )
+        schedule = self.hook.build_schedule(run=self, optimizer=optimizer)
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
+            self.network if precise else Bfloat16(self.network), optimizer, schedule
+        )
+
+    # --- random numbers -----------------------------------------------------------------------------------------------
+
+    def rng(self, name: str) -> torch.Generator:
+        """A CPU generator for this purpose and step, the same on every process. Draws within a step continue."""
+        step, generator = self._generators.get(name, (-1, None))
+        if step != self.step or generator is None:
+            generator = seeds.generator(self.recipe.run.seed, name, self.step)
+            self._generators[name] = (self.step, generator)
+        return generator
+
+    def seed(self, name: str) -> int:
+        """A seed for this purpose and step, the same on every process."""
+        return seeds.derive(self.recipe.run.seed, name, self.step)
+
+    def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform draws in [0, 1) for every example of the batch: (n, *shape), however many processes share it."""
+        return seeds.uniform(batch.row, shape, self.seed(name))
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    @property
+    def attack_model(self) -> AttackView:
+        """The network as attacks see it: evaluation mode, frozen, batch norm folded; fresh in every step."""
+        if self._view_step != self.step:
+            self._view.refresh()
+            self._view_step = self.step
+        return self._view
+
+    def _batch_starts(self) -> list[int]:
+        """Where batches begin in an epoch's order. The last, smaller one is kept if every process gets 2 examples."""
+        size, count = self.recipe.run.batch_size, len(self.data.train)
+        return [first for first in range(0, count, size) if min(size, count - first) >= 2 * self.processes]
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's part of the batches that are left in the current epoch."""
+        train, size = self.data.train, self.recipe.run.batch_size
+        order = torch.randperm(len(train), generator=seeds.generator(self.recipe.run.seed, "order", self.epoch))
+        for first in self._batch_starts()[self.step - self.epoch * self.steps_per_epoch :]:
+            set_seed(seeds.derive(self.recipe.run.seed, "global", self.rank, self.step) % 2**32)
+            members = order[first : first + size]
+            share = len(members) // self.processes
+            row = torch.arange(self.rank * share, (self.rank + 1) * share)
+            x, y = (t.to(self.device) for t in train.__getitems__(members[row]))
+            yield Batch(x, y, target=y, index=members[row].to(self.device), row=row.to(self.device))
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
+        loss = self.hook.loss(run=self, batch=batch, x_adv=x_adv)
+        for extra in self.hook.extra_loss(run=self, batch=batch, x_adv=x_adv):
+            loss = loss + extra
+        self.watch.see("loss", loss)
+        return loss
+
+    def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Per-example training loss (n,) of logits with `batch.target`."""
+        return self.hook.criterion(run=self, logits=logits, target=target)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, averaged over processes, to the parameters' `.grad`."""
+        self.accelerator.backward(loss)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, as after an ascent step."""
+        self.optimizer.zero_grad()
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer and of the schedule; `loss` is recorded."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.watch.see("gradients", torch.nn.utils.get_total_norm(gradients))
+        self._loss_sum += loss
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.step += 1
+
+    @property
+    def mid_cycle(self) -> bool:
+        """Whether the optimizer is inside an outer step (see `build_optimizer`)."""
+        return getattr(self.optimizer.optimizer, "mid_cycle", False)
+
+    # --- an epoch -----------------------------------------------------------------------------------------------------
+
+    def blame(self, error: BaseException) -> TrainingFailed | None:
+        """The plugin and hook that `error` came out of, as told to a user."""
+        every = [self.hooks, *self.measurements.hooks.values()]
+        return next((told for hooks in every if (told := hooks.blame(error))), None)
+
+    def eval_model(self) -> nn.Module:
+        """The network to measure, its buffers averaged over processes."""
+        model = self.hook.eval_model(run=self)
+        self._average_buffers(model)
+        return model
+
+    def _average_buffers(self, model: nn.Module) -> None:
+        if self.processes > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))  # ty: ignore[invalid-argument-type]
+
+    def is_due(self, period: float) -> bool:
+        """Whether something that happens every `period` (`hookflat.options.Period`) is due after this epoch.
+
+        It always is after the last one.
+        """
+        return self.epoch == self.epochs or self.epoch % period_in_epochs(period, self.epochs) == 0
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Record the epoch's training loss, run the measures that are due; returns what an epoch's line shows."""
+        self.check()
+        self.epoch += 1
+        loss = self.accelerator.reduce(self._loss_sum / self.steps_per_epoch, "mean")
+        self._loss_sum.zero_()
+        at = {"epoch": self.epoch, "step": self.step}
+        line: dict[str, Any] = {"lr": self.optimizer.param_groups[0]["lr"], "loss": float(loss)}  # ty: ignore
+        self.folder.append(at | {"stage": "training", "split": "train"} | line)
+        due = {n: s for n, s in self.measurements.during.items() if self.is_due(s.every)}
+        if due:
+            model = self.eval_model()
+            for name, stage in due.items():
+                subjects = {s: self.measurements.subject(model, s, stage.examples) for s in stage.splits}
+                for split, result in self.measurements.stage(name, stage, subjects).items():
+                    self.folder.append(at | {"stage": name, "split": split} | result["values"])
+                    line[split] = line.get(split, {}) | result["values"]
+        self.hook.epoch_end(run=self)
+        return line
+
+    def keep_best(self, **about: Any) -> None:
+        """Save the network of `eval_model` as the best so far (`checkpoints/best.safetensors`, with `about`)."""
+        self.folder.save_weights(self.folder.best, self.eval_model(), epoch=self.epoch, **about)
+
+    def check(self) -> None:
+        """Raises TrainingFailed when a value was not finite since the last check, on any process."""
+        if found := self.watch.first(self.accelerator):
+            step, hook = found
+            name = {"craft": "attack", "loss": "loss"}.get(hook)
+            culprit = f" (plugin {self.recipe.slot_names[name]!r})" if name else ""
+            raise TrainingFailed(
+                f"not finite: the result of hook {hook!r}{culprit} in step {step + 1} of {self.total_steps} "
+                f"(epoch {step // self.steps_per_epoch + 1}); the last good checkpoint stays in {self.folder.checkpoints}"
+            )
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint of everything, after which a restart goes on as if never stopped."""
+        self.check()
+        self._average_buffers(self.network)  # every process goes on from what is saved
+        beside = self.folder.checkpoint_beside()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(beside), safe_serialization=True)
+        if self.main:
+            torch.save(self._state(), beside / "hookflat.pt")
+        self.accelerator.wait_for_everyone()
+        self.folder.finish_checkpoint(self.step, self.epoch)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self) -> dict[str, Any]:
+        states = {n: p.state_dict() for n, p in self.plugins.items() if hasattr(p, "state_dict")}
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "loss_sum": self._loss_sum.cpu(),
+            "metrics": self.folder.written(),
+            "plugins": states,
+        }
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint, if there is one."""
+        checkpoint = self.folder.last_checkpoint()
+        if checkpoint is None:
+            self.folder.rewind(0)
+            return False
+        self.accelerator.load_state(str(checkpoint))
+        state = torch.load(checkpoint / "hookflat.pt", map_location=self.device, weights_only=True)
+        self.step, self.epoch = state["step"], state["epoch"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self.folder.rewind(state["metrics"])
+        for name, plugin_state in state["plugins"].items():
+            self.plugins[name].load_state_dict(plugin_state)
+        return True
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the last and the best network by the final stages; write weights and eval.json."""
+        model = self.eval_model()
+        self.folder.save_weights(self.folder.path / "model.safetensors", model, epoch=self.epoch)
+        if model is not self.network:
+            self.folder.save_weights(
+                self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch
+            )
+        self.accelerator.wait_for_everyone()
+        results = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
+        results |= self.measurements.end({"last": model})
+        results["models"]["last"]["epoch"] = self.epoch
+        if self.folder.best.exists():
+            weights, about = load_weights(self.folder.best)
+            with restored(model.state_dict().values()):
+                model.load_state_dict(weights)
+                best = self.measurements.end({"best": model})["models"]["best"]
+            results["models"]["best"] = best | about
+        return results
+
+
+def _accelerator() -> Accelerator:
+    """The processes of this launch. Raises UserError when fewer run than the launcher's environment says."""
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available())
+    if accelerator.num_processes != wanted:
+        raise UserError(
+            f"the launcher announced {wanted} processes (WORLD_SIZE), but this one sees {accelerator.num_processes}: "
+            "start with accelerate launch or torchrun, and set ACCELERATE_USE_CPU=true where there is no GPU"
+        )
+    return accelerator
+
+

@@ -1,0 +1,55 @@
+"""Randomness by name: every draw is a function of the run's seed and of what it is for, never of the global state.
+
+A *generator* serves draws that all processes share (weight perturbations, the order of the data). *Keyed* draws serve
+examples: the numbers of an example depend on its key alone, so they stay the same whatever the batch size, the number of
+processes or the device. Nothing here has to be saved to resume a run exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+def derive(*parts: int | str) -> int:
+    """A seed in [0, 2**63) that depends on every part and on their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator for `parts`; draw on the CPU and move, so that every device sees the same numbers."""
+    return torch.Generator().manual_seed(derive(*parts))
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014). `>>` is arithmetic on int64, hence the masks."""
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
+    return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def _bits(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    counter = torch.arange(1, math.prod(shape) + 1, device=keys.device)
+    stream = _mix(_mix(keys) + seed)[:, None]
+    return _mix(stream + counter * _GOLDEN).view(len(keys), *shape)
+
+
+def uniform(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Uniform draws in [0, 1): (n, *shape) float32 on the device of `keys` ((n,) int64, one for each example)."""
+    return ((_bits(keys, shape, seed) >> 40) & (2**24 - 1)).float() / 2**24
+
+
+def normal(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal draws (Box-Muller): (n, *shape) float32 on the device of `keys` ((n,) int64)."""
+    bits = _bits(keys, shape, seed)
+    radius = (((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24
+    angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
+    return torch.sqrt(-2 * torch.log(radius)) * torch.cos(angle)

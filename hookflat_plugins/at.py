@@ -1,0 +1,34 @@
+"""Adversarial training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.data import Batch
+from hookflat.options import Share
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class AdversarialTraining:
+    """Adversarial training: cross-entropy on adversarial examples, CE(f(x + delta), y).
+
+    With `fraction` below 1, the first examples of each batch stay clean and the rest is adversarial, in one joint forward
+    pass (50/50 AT: 0.5); each part counts by its share.
+    """
+
+    paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083"
+
+    fraction: Annotated[Share, Field(gt=0, description="share of adversarial examples in a batch")] = 1.0
+
+    @hookimpl
+    def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+        clean = len(batch.x) - round(self.fraction * len(batch.x))
+        x = torch.cat([batch.x[:clean], x_adv[clean:]]) if clean else x_adv
+        return run.criterion(run.model(x), batch.target).mean()

@@ -1,0 +1,45 @@
+"""Random crop and flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.data import Batch
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Augment:
+    """Random crop after padding, and horizontal flip: the usual augmentation (CIFAR-10: padding 4, flip).
+
+    Drawn for each example; the flip has probability 1/2 (protocol, section 3 and quirk 17).
+    """
+
+    padding: Annotated[int, Field(ge=0, description="pixels added on each side before the crop")] = 4
+    flip: Annotated[bool, Field(description="mirror half of the images")] = True
+    fill: Annotated[Literal["zero", "mean"], Field(description="what is padded: black, or the mean colour")] = "zero"
+
+    @hookimpl
+    def transform_batch(self, run: Run, batch: Batch) -> None:
+        draws = run.uniform("augment", batch, (3,))
+        if self.padding:
+            batch.x = self._cropped(run, batch.x, draws[:, :2])
+        if self.flip:
+            batch.x = torch.where((draws[:, 2] < 0.5)[:, None, None, None], batch.x.flip(3), batch.x)
+
+    def _cropped(self, run: Run, x: Tensor, draws: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        mean = 0.0
+        if self.fill == "mean":
+            mean = run.data.train.statistics()[0].to(x).view(1, -1, 1, 1)
+        padded = F.pad(x - mean, [self.padding] * 4) + mean
+        offset = (draws * (2 * self.padding + 1)).long()
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(n, device=x.device), :, offset[:, 0], offset[:, 1]].contiguous()

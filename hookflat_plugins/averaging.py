@@ -1,0 +1,73 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from hookflat import hookimpl
+from hookflat.data import Examples
+from hookflat.options import Share
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Averaging:
+    """Weight averaging: w_avg <- decay w_avg + (1 - decay) w after every step; the average is measured and saved.
+
+    Running statistics of batch norm: averaged like the weights ("average"), the live network's ("copy", the paper's released
+    code), or estimated anew on the clean training set whenever the average is measured ("recalibrate").
+    """
+
+    paper: ClassVar[str] = "Izmailov et al. 2018, arXiv 1803.05407; Gowal et al. 2020, arXiv 2010.03593"
+
+    decay: Annotated[Share, Field(lt=1, description="of the average at each step (tau)")] = 0.9975
+    statistics: Annotated[Literal["average", "copy", "recalibrate"], Field(description="of batch norm")] = "average"
+
+    def __post_init__(self) -> None:
+        self._average: ModelEmaV3 | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def _started(self, run: Run) -> ModelEmaV3:
+        """The average; it starts from the weights before the first step."""
+        if self._average is None:
+            self._average = ModelEmaV3(run.network, decay=self.decay, exclude_buffers=self.statistics != "average")
+        if self._loaded is not None:
+            self._average.module.load_state_dict(self._loaded)
+            self._loaded = None
+        return self._average
+
+    @hookimpl(wrapper=True)
+    def build_optimizer(self, run: Run) -> Any:
+        optimizer = yield
+        self._started(run)
+        return optimizer
+
+    @hookimpl
+    def after_step(self, run: Run) -> None:
+        self._started(run).update(run.network)
+
+    @hookimpl
+    def eval_model(self, run: Run) -> nn.Module:
+        average = self._started(run).module
+        if self.statistics != "recalibrate":
+            return average
+        recalibrated = copy.deepcopy(average)
+        examples = Examples(run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
+        with torch.random.fork_rng():
+            update_bn(((x, y) for x, y, _ in examples), recalibrated)
+        return recalibrated
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self._average is not None
+        return dict(self._average.module.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = state

@@ -1,0 +1,48 @@
+"""Adversarial weight perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.brackets import restored
+from hookflat.data import Batch
+from hookflat.neighborhood import layers, moved, scaled_to
+from hookflat.options import Number, Share
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class AdversarialWeightPerturbation:
+    """AWP: take the gradient at w + nu, where nu_l = xi ||w_l|| g_l / ||g_l|| ascends the training loss.
+
+    One ascent step on the batch's whole loss in training mode (for TRADES, the TRADES loss), layer by layer, on weights of
+    two or more dimensions; running statistics follow the pass at w + nu only. The weights are back at w, bit for bit, before
+    the optimizer moves them (the official code moves w + nu and then subtracts nu: weight decay there sees w + nu).
+    """
+
+    paper: ClassVar[str] = "Wu et al. 2020, arXiv 2004.05884, Eq. 8-10; github.com/csdongxian/AWP"
+
+    xi: Annotated[Number, Field(ge=0, description="radius, relative to the L2 norm of each layer (gamma there)")] = 0.01
+    warmup: Annotated[Share, Field(description="share of the training before the first perturbation")] = 0.0
+
+    @hookimpl(wrapper=True)
+    def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:
+        if self.xi == 0 or run.step < self.warmup * run.total_steps:
+            return (yield)
+        weights = list(layers(run.network, biases=False).values())
+        with moved(weights, self.ascent(run, batch, x_adv, weights)):
+            return (yield)
+
+    def ascent(self, run: Run, batch: Batch, x_adv: Tensor, weights: list) -> list[Tensor]:
+        """The perturbation: the gradient of the loss at w, each layer scaled to norm xi ||w_l||."""
+        with restored(run.network.buffers()):
+            run.backward(run.loss(batch, x_adv))
+        directions = [w.grad.clone() if w.grad is not None else w.new_zeros(w.shape) for w in weights]
+        run.zero_grad()
+        return scaled_to(directions, weights, self.xi)

@@ -1,0 +1,34 @@
+"""Cyclic learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hookflat import hookimpl
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Cyclic:
+    """Learning rate linearly from 0 to `peak` and back to 0, `cycles` times; momentum stays fixed."""
+
+    paper: ClassVar[str] = "Wong et al. 2020, arXiv 2001.03994; protocol of Stutz et al. 2021, section 4 and quirk 3"
+
+    peak: Annotated[Number, Field(gt=0, description="learning rate in the middle of a cycle")] = 0.2
+    cycles: Annotated[int, Field(ge=1, description="in the whole training")] = 1
+
+    @hookimpl
+    def build_schedule(self, run: Run, optimizer: Optimizer) -> LambdaLR:
+        length = run.total_steps / self.cycles
+
+        def height(step: int) -> float:
+            return 1 - abs(2 * (step % length) / length - 1)
+
+        factors = [self.peak / group["lr"] for group in optimizer.param_groups]
+        return LambdaLR(optimizer, [lambda step, f=f: f * height(step) for f in factors])

@@ -1,0 +1,37 @@
+"""The embedded data set: scikit-learn's handwritten digits, real images with no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from sklearn.datasets import load_digits
+
+from hookflat import hookimpl
+from hookflat.data import Data, Images
+
+
+@dataclass(eq=False)
+class Digits:
+    """Handwritten digits, 8x8 gray, 10 classes, shipped inside scikit-learn.
+
+    Split by position, as neighbouring images share a writer: the first `train`, and the last `test` of 1797.
+    """
+
+    paper: ClassVar[str] = "E. Alpaydin, C. Kaynak, UCI Machine Learning Repository (1998)"
+
+    train: Annotated[int, Field(ge=1, le=1796, description="training images, the first ones")] = 600
+    test: Annotated[int, Field(ge=1, le=1796, description="test images, the last ones")] = 700
+
+    def __post_init__(self) -> None:
+        if self.train + self.test > 1797:
+            raise ValueError(f"train = {self.train} and test = {self.test} overlap: there are 1797 images")
+
+    @hookimpl
+    def build_data(self) -> Data:
+        digits = load_digits()
+        x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
+        images = Images(x, torch.from_numpy(digits.target).long())
+        return Data(images.part(0, self.train), images.part(len(images) - self.test, len(images)), 10)

@@ -1,0 +1,70 @@
+"""Projected gradient descent on the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import attacks, hookimpl
+from hookflat.attack_view import AttackView
+from hookflat.attacks import Objective, Start
+from hookflat.data import Batch
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Pgd:
+    """PGD in the L-infinity ball, the inner maximisation of adversarial training.
+
+    delta <- clip(delta + step_size sign(grad)), starting as the paper does, best iterate kept. In evaluation mode it attacks
+    a cheaper view of the network (batch norm folded); `mode = "train"` normalises by batch statistics, as the AWP and Rice et
+    al. repositories do, but leaves the running statistics alone.
+    """
+
+    paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"
+
+    eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius, images in [0, 1]")] = 8 / 255
+    step_size: Annotated[Number, Field(gt=0, description="length of a step in every pixel")] = 0.007
+    steps: Annotated[int, Field(ge=0, description="iterations")] = 7
+    restarts: Annotated[int, Field(ge=1, description="random starts")] = 1
+    start: Annotated[Start, Field(description="uniform_norm (the paper), uniform (Madry), gaussian (TRADES), zero")] = "uniform_norm"  # fmt: skip  # noqa: E501
+    keep: Annotated[Literal["best", "last"], Field(description="the iterate returned")] = "best"
+    mode: Annotated[Literal["eval", "train"], Field(description="of the attacked network's batch norm")] = "eval"
+    bf16: Annotated[bool, Field(description="attack in bfloat16 (mode eval)")] = False
+    compile: Annotated[bool, Field(description="attack a torch.compile'd network (mode eval)")] = False
+
+    def __post_init__(self) -> None:
+        self._own_view: AttackView | None = None
+        self._own_step = -1
+
+    @hookimpl
+    def craft(self, run: Run, batch: Batch, objective: Objective) -> Tensor:
+        return attacks.pgd(
+            run.network if self.mode == "train" else self._view(run),
+            batch.x,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            restarts=self.restarts,
+            start=self.start,
+            objective=objective,
+            keep=self.keep,
+            mode=self.mode,
+            seed=run.seed("attack"),
+            keys=batch.row,
+        )
+
+    def _view(self, run: Run) -> AttackView:
+        """The run's attack view, or one of our own where it must be faster than exact."""
+        if not (self.bf16 or self.compile):
+            return run.attack_model
+        if self._own_view is None:
+            self._own_view = AttackView(run.network, bf16=self.bf16, compile=self.compile)
+        if self._own_step != run.step:
+            self._own_view.refresh()
+            self._own_step = run.step
+        return self._own_view

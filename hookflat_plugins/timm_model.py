@@ -1,0 +1,76 @@
+"""Any network of timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import timm
+from pydantic import Field
+from timm.models import ResNet, ResNetV2
+from torch import nn
+
+from hookflat import UserError, hookimpl
+from hookflat.layers import Normalized
+from hookflat.options import nearest
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class TimmModel:
+    """Any timm network by name, input normalisation inside, so that attacks live in [0, 1].
+
+    Normalises by the training set's statistics; pretrained networks by the ones they were trained with.
+    """
+
+    paper: ClassVar[str] = "Wightman 2019, github.com/huggingface/pytorch-image-models"
+
+    network: Annotated[str, Field(description="timm's name, such as resnet18 or vit_tiny_patch16_224")]
+    act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish), where it has one")] = None
+    stem: Annotated[Literal["imagenet", "cifar"], Field(description="cifar: 3x3 stride 1 stem, no pooling (ResNet, ResNetV2)")] = "imagenet"  # fmt: skip  # noqa: E501
+    pretrained: Annotated[bool, Field(description="start from timm's published weights")] = False
+    arguments: Annotated[dict[str, Any], Field(description="more arguments of timm.create_model, such as img_size")] = field(
+        default_factory=dict
+    )
+
+    @hookimpl
+    def build_model(self, run: Run) -> nn.Module:
+        if not timm.is_model(self.network):
+            raise UserError(f"model.network = {self.network!r} is not a timm network{nearest(self.network, timm.list_models())[:200]}")
+        arguments = dict(self.arguments)
+        if self.act_layer:
+            arguments["act_layer"] = self.act_layer
+        try:
+            net = timm.create_model(
+                self.network,
+                pretrained=self.pretrained,
+                num_classes=run.data.num_classes,
+                in_chans=run.data.channels,
+                **arguments,
+            )
+        except (TypeError, ValueError, KeyError, OSError) as error:
+            raise UserError(f"model: timm cannot make {self.network!r}: {error}") from error
+        if self.stem == "cifar":
+            _cifar_stem(net, self.network)
+        return Normalized(net, *self._statistics(run, net))
+
+    def _statistics(self, run: Run, net: Any) -> Any:
+        if not self.pretrained:
+            return run.data.train.statistics()
+        import torch
+
+        config = net.pretrained_cfg
+        return torch.tensor(config["mean"]), torch.tensor(config["std"])
+
+
+def _cifar_stem(net: nn.Module, name: str) -> None:
+    """The stem for 32x32 images: 3x3 convolution of stride 1, no pooling."""
+    if isinstance(net, ResNet) and isinstance(net.conv1, nn.Conv2d):
+        old = net.conv1
+        net.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif isinstance(net, ResNetV2) and isinstance(getattr(net.stem, "conv", None), nn.Conv2d):
+        old = net.stem.conv
+        net.stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
+    else:
+        raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')

@@ -1,0 +1,42 @@
+"""TRADES."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.attacks import Objective
+from hookflat.data import Batch
+from hookflat.losses import kl_divergence
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Trades:
+    """TRADES: CE(f(x), y) + beta KL(p(x) || p(x_adv)), where x_adv maximises that KL.
+
+    The attack works against the clean prediction in evaluation mode, detached; the loss forwards clean and adversarial
+    examples separately and differentiates through both, as the official repository does.
+    """
+
+    paper: ClassVar[str] = "Zhang et al. 2019, arXiv 1901.08573, Eq. 5; github.com/yaodongyu/TRADES"
+
+    beta: Annotated[Number, Field(ge=0, description="weight of the KL term")] = 6.0
+
+    @hookimpl
+    def attack_objective(self, run: Run, batch: Batch) -> Objective:
+        with torch.no_grad():
+            logits = run.attack_model(batch.x)
+        return lambda model, x_adv: kl_divergence(logits, model(x_adv))
+
+    @hookimpl
+    def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+        logits = run.model(batch.x)
+        natural = run.criterion(logits, batch.target).mean()
+        return natural + self.beta * kl_divergence(logits, run.model(x_adv)).mean()

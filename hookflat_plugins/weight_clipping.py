@@ -1,0 +1,32 @@
+"""Weight clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from hookflat import hookimpl
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class WeightClipping:
+    """Weight clipping: every trainable value stays in [-w_max, w_max], clipped right after each optimizer step.
+
+    Meant for networks whose norms have scale 1 + weight (`norm = "rebn"`), where it bounds scales around 1.
+    """
+
+    paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2006.13977; protocol of Stutz et al. 2021, section 4"
+
+    w_max: Annotated[Number, Field(gt=0, description="largest absolute value of a parameter")] = 0.005
+
+    @hookimpl
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        for p in run.network.parameters():
+            if p.requires_grad:
+                p.clamp_(-self.w_max, self.w_max)
