@@ -21,8 +21,9 @@ _FOLDABLE = (nn.BatchNorm2d, RecenteredBatchNorm2d, BatchNormAct2d)
 class AttackView(nn.Module):
     """A network that computes what `model` computes in evaluation mode, up to rounding, at a lower cost.
 
-    Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be traced,
-    or where the folded one disagrees on its first batch, nothing is folded. `bf16` runs convolutions in bfloat16;
+    Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be
+    traced, or where the folded one disagrees on its first batch, nothing is folded. `bf16` runs convolutions in
+    bfloat16;
     `compile` hands the view to `torch.compile`.
     """
 
@@ -31,15 +32,18 @@ class AttackView(nn.Module):
         plain = _shared_copy(model)
         folded, self._folds = _fold(plain, model)
         self._plain = plain if self._folds else None
-        self._wrap = (lambda net: Bfloat16(net)) if bf16 else (lambda net: net)
+        self._bf16 = bf16
         self._compile = compile
         self._use(folded)
         self.refresh()
 
     def _use(self, net: nn.Module) -> None:
-        wrapped = self._wrap(net)
+        wrapped = self._wrapped(net)
         self.view = torch.compile(wrapped) if self._compile else wrapped
         super().train(False)
+
+    def _wrapped(self, net: nn.Module) -> nn.Module:
+        return Bfloat16(net) if self._bf16 else net
 
     def train(self, mode: bool = True) -> AttackView:
         """Always in evaluation mode."""
@@ -52,6 +56,7 @@ class AttackView(nn.Module):
             fold.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of images (n, C, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         if self._plain is not None:
             self._check(x.detach())
@@ -62,8 +67,8 @@ class AttackView(nn.Module):
         """Once: the folded network must agree with the plain one on the first batch it sees."""
         plain, self._plain = self._plain, None
         assert plain is not None
-        expected, got = self._wrap(plain).eval()(x), self.view(x)
-        tolerance = 0.1 if isinstance(self.view, Bfloat16) else 1e-3
+        expected, got = self._wrapped(plain).eval()(x), self.view(x)
+        tolerance = 0.1 if self._bf16 else 1e-3
         if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
             self._folds = []
             self._use(plain)
@@ -73,7 +78,7 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters and buffers are the model's own memory, frozen."""
     memo: dict[int, Tensor] = {id(b): b for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, memo).eval()  # ty: ignore[invalid-argument-type]
+    return copy.deepcopy(model, memo).eval()
 
 
 @dataclass
@@ -86,7 +91,9 @@ class _Fold:
 
     def refresh(self) -> None:
         norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None and self.view.bias is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert self.view.bias is not None
         scale = norm.scale if isinstance(norm, RecenteredBatchNorm2d) else norm.weight
         factor = torch.rsqrt(norm.running_var + norm.eps) * (1 if scale is None else scale)
         shift = -norm.running_mean if self.conv.bias is None else self.conv.bias - norm.running_mean
@@ -116,13 +123,15 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
         conv_name, norm_name = str(before.target), str(node.target)
         conv, norm = live.get_submodule(conv_name), live.get_submodule(norm_name)
         once = calls.count(conv_name) == calls.count(norm_name) == 1
-        if type(conv) is nn.Conv2d and type(norm) in _FOLDABLE and once and norm.track_running_stats:
-            view = nn.Conv2d(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                conv.groups, True, conv.padding_mode,
-            )  # fmt: skip
-            view = view.to(conv.weight.device, memory_format=torch.channels_last).requires_grad_(False)
+        if type(conv) is not nn.Conv2d or type(norm) not in _FOLDABLE or not once:
+            continue
+        assert isinstance(norm, nn.BatchNorm2d)
+        if norm.track_running_stats:
+            view = copy.deepcopy(conv)
+            view.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+            view = view.requires_grad_(False).to(memory_format=torch.channels_last)
             traced.set_submodule(conv_name, view)
-            traced.set_submodule(norm_name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+            rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+            traced.set_submodule(norm_name, rest)
             folds.append(_Fold(view, conv, norm))
     return (traced, folds) if folds else (plain, [])

@@ -78,7 +78,7 @@ def pgd(
         for restart in range(restarts):
             delta = initial_delta(x, eps, start, keys, seeds.derive(seed, "start", restart))
             x_adv = torch.clamp(x + delta, low, high)
-            for step in range(steps):
+            for _ in range(steps):
                 x_adv.requires_grad_()
                 value = objective(model, x_adv)
                 (gradient,) = torch.autograd.grad(value.sum(), x_adv)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+def restored(tensors: Iterable[Tensor]) -> Generator[None]:
     """Copy the values of `tensors` (parameters or buffers) and write them back on any exit."""
     tensors = list(tensors)
     saved = [t.detach().clone() for t in tensors]
@@ -23,7 +23,7 @@ def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module, *, train: bool = False) -> Iterator[None]:
+def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
     """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside."""
     modes = [(m, m.training) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]

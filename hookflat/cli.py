@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -24,7 +25,9 @@ app = typer.Typer(
 )
 _out = Console(highlight=False, soft_wrap=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)
+]
 With = Annotated[list[str], typer.Option("--with", help="A recipe laid over it, such as scales/cifar10. Repeatable.")]
 Set = Annotated[list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.")]
 Plugin = Annotated[list[Path], typer.Option("--plugin", help="A Python file with plugin classes. Repeatable.")]
@@ -75,7 +78,7 @@ def show(
     from hookflat.plugins import Hooks
 
     for path, table in _sections(loaded.tables):
-        _out.print(f"\n[{'.'.join(path)}]" if table or len(path) > 1 else "", markup=False, style="bold")
+        _out.print(f"\n[{'.'.join(path)}]", markup=False, style="bold")
         for key, value in table.items():
             line = f"{key} = {_toml(value)}"
             _out.print(f"{line:<44} # {loaded.origin((*path, key))}", markup=False)
@@ -139,7 +142,7 @@ def recipes(
     if name is None:
         for path in sorted(root.rglob("*.toml")):
             first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-            _out.print(f"{str(path.relative_to(root).with_suffix('')):<24} {first}", markup=False)
+            _out.print(f"{path.relative_to(root).with_suffix('')!s:<24} {first}", markup=False)
         return
     source = find_recipe(name)
     to.mkdir(parents=True, exist_ok=True)
@@ -169,7 +172,7 @@ def _quiet_libraries() -> None:
 def _sections(tables: dict[str, Any], path: tuple[str, ...] = ()) -> Any:
     """(path, plain values) of every table, depth first."""
     plain = {k: v for k, v in tables.items() if not isinstance(v, dict)}
-    if path:
+    if path and path != ("plugins",):
         yield path, plain
     for key, value in tables.items():
         if isinstance(value, dict):
@@ -197,9 +200,8 @@ def _text(cls: type) -> str:
 
 
 def _toml(value: Any) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({"v": value}, multiline_strings=False)[4:].strip().replace("\n", " ")
+    """A number, string, boolean or list of them, as TOML writes it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _wide() -> Console:

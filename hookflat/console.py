@@ -1,4 +1,4 @@
-"""What a run says while it works: a live bar with ETA on a terminal, plain lines elsewhere, nothing on other processes."""
+"""What a run says while it works: a live bar with ETA on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 from __future__ import annotations
 

@@ -74,6 +74,7 @@ class Data:
 
     @property
     def channels(self) -> int:
+        """Of an image: 1 gray, 3 colour."""
         return self.train.x.shape[1]
 
     def hold_out(self, examples: int, source: Literal["test", "train"]) -> Data:
@@ -140,4 +141,4 @@ class Examples:
             return values
         every = torch.zeros(len(self), dtype=torch.float64, device=values.device)
         every[self.mine.to(values.device)] = values.double()
-        return self.accelerator.reduce(every, "sum").to(values.dtype)  # ty: ignore[unresolved-attribute]
+        return self.accelerator.reduce(every, "sum").to(values.dtype)

@@ -7,5 +7,5 @@ class UserError(ValueError):
     """Something the user can put right: exit code 2. The message says what, where, and what to do instead."""
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(RuntimeError):  # noqa: N818
     """The training cannot go on: exit code 3. The last good checkpoint is kept."""

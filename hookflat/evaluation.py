@@ -1,8 +1,8 @@
 """Robust loss, robust error and robust flatness of any network (protocol of Stutz, Hein, Schiele 2021, section 1).
 
-The network maps images (n, C, H, W) in [0, 1] to logits (n, K). Weights, buffers, mode and `requires_grad` flags are left
-as found, also on an exception. Random starts depend on the seed and on an example's position in the set, so results do not
-depend on the batch size or on the number of processes beyond rounding.
+The network maps images (n, C, H, W) in [0, 1] to logits (n, K). Weights, buffers, mode and `requires_grad` flags are
+left as found, also on an exception. Random starts depend on the seed and on an example's position in the set, so
+results do not depend on the batch size or on the number of processes beyond rounding.
 """
 
 from __future__ import annotations
@@ -152,9 +152,15 @@ def _batches(loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Ten
     if isinstance(loader, Examples):
         yield from loader
         return
-    if isinstance(loader, tuple) and isinstance(loader[0], Tensor):
-        loader = list(zip(loader[0].split(250), loader[1].split(250), strict=True))
     seen = 0
-    for x, y in loader:
+    for x, y in _pairs(loader):
         yield x.to(device), y.to(device), torch.arange(seen, seen + len(y), device=device)
         seen += len(y)
+
+
+def _pairs(loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+    match loader:
+        case (Tensor() as x, Tensor() as y):
+            return zip(x.split(250), y.split(250), strict=True)
+        case _:
+            return loader

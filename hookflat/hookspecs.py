@@ -15,8 +15,8 @@ A method marked `@hookimpl(wrapper=True)` brackets all that answer after it: it 
 it has something to put back, and returns the result.
 
 State that must survive a restart goes through `state_dict()` and `load_state_dict(state)`, plain methods of the plugin,
-as in torch: tensors, numbers, strings and containers of them. Random numbers come from `run.rng` and `run.uniform`, which
-need no saving.
+as in torch: tensors, numbers, strings and containers of them. Random numbers come from `run.rng` and `run.uniform`,
+which need no saving.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def transform_batch(run: Run, batch: Batch) -> None:
 
 @hookspec(firstresult=True)
 def attack_objective(run: Run, batch: Batch) -> Objective | None:
-    """First. What the attack maximises: `objective(model, x_adv) -> (n,)`; the core answers cross-entropy with `batch.y`.
+    """First. What the attack maximises: `objective(model, x_adv) -> (n,)`; the core answers cross-entropy with
+    `batch.y`.
 
     `run.attack_model` is the network as attacks see it: evaluation mode, frozen.
     """
@@ -100,7 +101,8 @@ def craft(run: Run, batch: Batch, objective: Objective) -> Tensor | None:
 
 @hookspec(firstresult=True)
 def gradients(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
-    """First; the core answers. Fill the gradients of the weights by `run.backward(run.loss(batch, x_adv))`; return that loss.
+    """First; the core answers. Fill the gradients of the weights by `run.backward(run.loss(batch, x_adv))`; return
+    that loss.
 
     Wrap it to compute them at other weights: perturb, `yield`, restore in `finally` (`hookflat.brackets.restored`,
     `hookflat.neighborhood.moved`). Perturbations that follow gradients call `run.backward`, whose gradients are already
@@ -117,7 +119,7 @@ def loss(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
 
 
 @hookspec
-def extra_loss(run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+def extra_loss(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
     """All, added to the loss: scalars (penalties, auxiliary tasks)."""
 
 
@@ -148,7 +150,7 @@ def eval_model(run: Run) -> nn.Module | None:
 
 
 @hookspec
-def measure(subject: Subject) -> dict[str, float]:
+def measure(subject: Subject) -> dict[str, float] | None:
     """All measures of one `[eval.STAGE]`. Numbers by name for one split; the caller adds split, step and protocol.
 
     Two measures that return the same name are an error. Every process calls it and returns the same numbers.
@@ -159,5 +161,5 @@ def measure(subject: Subject) -> dict[str, float]:
 
 
 @hookspec
-def draw(run: Run, records: list[dict[str, Any]]) -> dict[str, Figure]:
+def draw(run: Run, records: list[dict[str, Any]]) -> dict[str, Figure] | None:
     """All. Figures by file name (without ending) from the lines of `metrics.jsonl`. Only the main process calls it."""

@@ -25,6 +25,7 @@ class Normalized(nn.Module):
         self.register_buffer("std", std.float().view(1, -1, 1, 1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """What `net` says of images (n, C, H, W) in [0, 1]."""
         return self.net((x - self.mean) / self.std)
 
 
@@ -37,6 +38,7 @@ class RecenteredBatchNorm2d(nn.BatchNorm2d):
     """
 
     def reset_parameters(self) -> None:
+        """Weight and bias 0."""
         self.reset_running_stats()
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
@@ -46,13 +48,14 @@ class RecenteredBatchNorm2d(nn.BatchNorm2d):
         """(C,) the factor in front of the normalised activation."""
         return 1 + self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """As batch norm, with the factor `scale`."""
         batch_statistics = self.training or not self.track_running_stats
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         momentum = 0.1 if self.momentum is None else self.momentum
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.scale, self.bias, batch_statistics, momentum, self.eps
+            input, self.running_mean, self.running_var, self.scale, self.bias, batch_statistics, momentum, self.eps
         )
 
 
@@ -87,6 +90,7 @@ class Bfloat16(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits in float32."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             logits = self.net(x)
         return logits.float()

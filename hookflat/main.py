@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +39,9 @@ def run(
 ) -> Result:
     """Train a recipe and measure the result; an existing folder of the same recipe is resumed.
 
-    `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes. `folder`: instead of
-    the recipe's. Raises `hookflat.UserError` for what the caller can put right, `hookflat.TrainingFailed` when the training
-    cannot go on. The global random generators are left as found.
+    `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes. `folder`:
+    instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right, `hookflat.TrainingFailed`
+    when the training cannot go on. The global random generators are left as found.
     """
     files = tuple(Path(p) for p in plugins)
     if not isinstance(recipe, Recipe):
@@ -93,7 +93,7 @@ def draw(run: Run) -> None:
 
 
 @contextmanager
-def _global_generators_restored() -> Iterator[None]:
+def _global_generators_restored() -> Generator[None]:
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

@@ -64,12 +64,8 @@ class Measurements:
         """`model` with the first `examples` of a split."""
         run, options = self.run, self.run.recipe.eval
         images = getattr(run.data, split).part(0, examples)
-        batches = Examples(
-            images, batch_size=options.batch_size, device=run.device, accelerator=run.accelerator
-        )
-        return Subject(
-            model, split, batches, run.data.num_classes, options.eps, options.step_size, run.recipe.run.seed
-        )
+        batches = Examples(images, batch_size=options.batch_size, device=run.device, accelerator=run.accelerator)
+        return Subject(model, split, batches, run.data.num_classes, options.eps, options.step_size, run.recipe.run.seed)
 
     def stage(self, name: str, stage: Stage, subjects: dict[str, Subject]) -> dict[str, dict[str, Any]]:
         """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure."""
@@ -90,26 +86,23 @@ class Measurements:
             found[split] = {"values": values, "seconds": seconds}
         return found
 
-    def end(self, models: dict[str, nn.Module]) -> dict[str, Any]:
-        """The results of all final stages for every model: the content of eval.json, without its header."""
-        report: dict[str, Any] = {"models": {}, "protocol": self.protocol()}
-        for model_name, model in models.items():
-            entry: dict[str, Any] = {"seconds": {}}
-            shared: dict[tuple[str, int], Subject] = {}
-            for name, stage in self.final.items():
-                keys = {split: (split, stage.examples) for split in stage.splits}
-                for split, key in keys.items():
-                    if key not in shared:
-                        shared[key] = self.subject(model, split, stage.examples)
-                for split, result in self.stage(name, stage, {s: shared[k] for s, k in keys.items()}).items():
-                    if clash := entry.setdefault(split, {}).keys() & result["values"].keys():
-                        raise UserError(f"[eval]: two stages measure {', '.join(sorted(clash))!r} on {split}")
-                    entry[split] |= result["values"]
-                    entry["seconds"] |= {f"{split}/{m}": s for m, s in result["seconds"].items()}
-            both = entry.get("train", {}).keys() & entry.get("test", {}).keys()
-            entry["gap"] = {key: entry["test"][key] - entry["train"][key] for key in sorted(both)}
-            report["models"][model_name] = entry
-        return report
+    def end(self, model: nn.Module) -> dict[str, Any]:
+        """The results of all final stages for one model: by split, the gaps (test minus train), and seconds."""
+        entry: dict[str, Any] = {"seconds": {}}
+        shared: dict[tuple[str, int], Subject] = {}
+        for name, stage in self.final.items():
+            subjects: dict[str, Subject] = {}
+            for split in stage.splits:
+                key = (split, stage.examples)
+                shared[key] = subjects[split] = shared.get(key) or self.subject(model, split, stage.examples)
+            for split, result in self.stage(name, stage, subjects).items():
+                if clash := entry.setdefault(split, {}).keys() & result["values"].keys():
+                    raise UserError(f"[eval]: two stages measure {', '.join(sorted(clash))!r} on {split}")
+                entry[split] |= result["values"]
+                entry["seconds"] |= {f"{split}/{m}": s for m, s in result["seconds"].items()}
+        both = entry.get("train", {}).keys() & entry.get("test", {}).keys()
+        entry["gap"] = {key: entry["test"][key] - entry["train"][key] for key in sorted(both)}
+        return entry
 
     def protocol(self) -> dict[str, Any]:
         """How the final numbers are measured: every option, the examples really there, the seed."""

@@ -7,7 +7,7 @@ parameters with `requires_grad=False` (protocol, section 1.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,9 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
                 if p.requires_grad and (biases or p.dim() > 1):
                     found[name] = p
     if not found:
-        raise ValueError("no weights to perturb: no convolution or linear layer has a parameter that requires gradients")
+        raise ValueError(
+            "no weights to perturb: no convolution or linear layer has a parameter that requires gradients"
+        )
     return found
 
 
@@ -57,7 +59,7 @@ def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[
 
 
 @contextmanager
-def moved(weights: Sequence[Tensor], nu: Sequence[Tensor]) -> Iterator[None]:
+def moved(weights: Sequence[Tensor], nu: Sequence[Tensor]) -> Generator[None]:
     """The weights at w + nu inside, at w again on any exit, bit for bit."""
     with restored(weights):
         with torch.no_grad():

@@ -39,7 +39,7 @@ def period_in_epochs(period: float, epochs: int) -> int:
     return max(1, round(period * epochs if period < 1 else period))
 
 
-class InvalidOptions(Exception):
+class InvalidOptions(Exception):  # noqa: N818
     """What is wrong with a table: a list of (path inside the table, message)."""
 
     def __init__(self, faults: list[tuple[tuple[str, ...], str]]) -> None:
@@ -47,13 +47,13 @@ class InvalidOptions(Exception):
         self.faults = faults
 
 
-def build(cls: type, table: dict[str, Any]) -> Any:
+def build(cls: Any, table: dict[str, Any]) -> Any:
     """An instance of the dataclass `cls` from a recipe table: every key known, every value of its type and range.
 
     Raises InvalidOptions with all faults at once.
     """
     hints = get_type_hints(cls, include_extras=True)
-    shape = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
+    shape: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
     model = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **shape)
     try:
         values = model.model_validate_json(json.dumps(table, default=str))
@@ -70,7 +70,7 @@ def _default(field: dataclasses.Field) -> Any:
     return ... if field.default is MISSING else field.default
 
 
-def _explain(cls: type, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+def _explain(cls: Any, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     path = tuple(str(part) for part in error["loc"])
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         names = [f.name for f in fields(cls) if f.init]
@@ -100,7 +100,7 @@ class Option:
     description: str
 
 
-def describe(cls: type) -> list[Option]:
+def describe(cls: Any) -> list[Option]:
     """The options of a plugin class, in their order."""
     hints = get_type_hints(cls, include_extras=True)
     return [_describe(f.name, hints[f.name], f) for f in fields(cls) if f.init]

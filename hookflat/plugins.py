@@ -1,7 +1,7 @@
 """Finding plugins, building them from recipe tables, and naming the one that failed.
 
-Plugins are entry points of the group `hookflat` (name = class), or the classes of a file given with `--plugin`. Only what a
-recipe names is imported, so that a broken package breaks nothing but the recipes that use it.
+Plugins are entry points of the group `hookflat` (name = class), or the classes of a file given with `--plugin`. Only
+what a recipe names is imported, so that a broken package breaks nothing but the recipes that use it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -75,10 +76,11 @@ class Catalogue:
         if source not in known:
             known.append(source)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Source]:
         return iter([source for name in sorted(self._sources) for source in self._sources[name]])
 
     def names(self) -> list[str]:
+        """Every name, sorted."""
         return sorted(self._sources)
 
     def find(self, name: str) -> Source:
@@ -99,13 +101,18 @@ def hooks_of(cls: type) -> dict[str, bool]:
 
 
 def kind_of(cls: type) -> str:
-    """What a plugin is, from the hooks that it answers: the slot it fits, or what it does."""
+    """What a plugin is, from the hooks that it answers: the slot it fits, or what it does.
+
+    A class attribute `kind` names what hooks do not tell (it decides no place in a recipe).
+    """
     hooks = hooks_of(cls)
     for slot, hook in SLOTS.items():
         if hooks.get(hook) is False:
             return slot
     if "measure" in hooks:
         return "measure"
+    if isinstance(named := getattr(cls, "kind", None), str):
+        return named
     if "gradients" in hooks:
         return "weight perturbation"
     if {"transform_batch", "criterion", "extra_loss"} & hooks.keys():
@@ -179,7 +186,7 @@ class Hooks:
     def blame(self, error: BaseException) -> TrainingFailed | None:
         """The failure as told to a user, when `error` came out of a plugin's hook: names plugin, hook and place."""
         owners = {
-            impl.function.__code__: (impl.plugin_name, caller.name)
+            getattr(impl.function, "__code__", None): (impl.plugin_name, caller.name)
             for plugin in self.manager.get_plugins()
             for caller in self.manager.get_hookcallers(plugin) or []
             for impl in caller.get_hookimpls()

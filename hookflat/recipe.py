@@ -1,6 +1,7 @@
 """Recipes: TOML files, merged, checked, and turned into plugin instances.
 
-A recipe is data. `extends` names files relative to its own; tables merge and the later file wins, except that a slot whose
+A recipe is data. `extends` names files relative to its own; tables merge and the later file wins, except that a slot
+whose
 `name` changes drops the options of the plugin it had. Every value remembers the file and line it came from.
 """
 
@@ -40,6 +41,7 @@ class RunOptions:
 
     @property
     def total_epochs(self) -> int:
+        """`epochs` times `epochs_factor`."""
         return max(1, round(self.epochs * self.epochs_factor))
 
 
@@ -111,8 +113,9 @@ def load(
 ) -> Recipe:
     """Read, merge and check a recipe.
 
-    `recipe`, `overlays`: files, or names of recipes that come with hookflat. `overrides`: "table.key=value" strings, or a
-    dict with such keys. Raises UserError with file and line for everything that is wrong, before any data is loaded.
+    `recipe`, `overlays`: files, or names of recipes that come with hookflat. `overrides`: "table.key=value" strings,
+    or a dict with such keys. Raises UserError with file and line for everything that is wrong, before any data is
+    loaded.
     """
     merged = _Merged()
     path = find_recipe(recipe)
@@ -302,7 +305,7 @@ class _Checker:
             table = dict(self._table(slot))
             name = table.pop("name", None)
             if name is None:
-                self._fault((slot,), f"no plugin is named: write name = \"...\" in [{slot}]")
+                self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
             elif cls := self._load((slot, "name"), name, slot):
                 slots[slot], names[slot] = self._options((slot,), cls, table), str(name)
         return slots, names
@@ -348,4 +351,3 @@ def differences(old: str, new: str) -> list[str]:
     """The lines that differ between two recipes, as "- old" and "+ new"."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
     return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-

@@ -19,7 +19,7 @@ from hookflat.data import Batch, Data
 from hookflat.defaults import Core
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.layers import Bfloat16
-from hookflat.measuring import Measurements
+from hookflat.measuring import Measurements, Subject
 from hookflat.options import period_in_epochs
 from hookflat.plugins import Hooks
 from hookflat.recipe import Recipe
@@ -190,7 +190,7 @@ class Run:
         if self.processes > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))  # ty: ignore[invalid-argument-type]
+                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
 
     def is_due(self, period: float) -> bool:
         """Whether something that happens every `period` (`hookflat.options.Period`) is due after this epoch.
@@ -206,13 +206,15 @@ class Run:
         loss = self.accelerator.reduce(self._loss_sum / self.steps_per_epoch, "mean")
         self._loss_sum.zero_()
         at = {"epoch": self.epoch, "step": self.step}
-        line: dict[str, Any] = {"lr": self.optimizer.param_groups[0]["lr"], "loss": float(loss)}  # ty: ignore
+        line: dict[str, Any] = {"lr": self.optimizer.param_groups[0]["lr"], "loss": float(loss)}
         self.folder.append(at | {"stage": "training", "split": "train"} | line)
-        due = {n: s for n, s in self.measurements.during.items() if self.is_due(s.every)}
+        due = {n: s for n, s in self.measurements.during.items() if s.every and self.is_due(s.every)}
         if due:
             model = self.eval_model()
             for name, stage in due.items():
-                subjects = {s: self.measurements.subject(model, s, stage.examples) for s in stage.splits}
+                subjects: dict[str, Subject] = {
+                    s: self.measurements.subject(model, s, stage.examples) for s in stage.splits
+                }
                 for split, result in self.measurements.stage(name, stage, subjects).items():
                     self.folder.append(at | {"stage": name, "split": split} | result["values"])
                     line[split] = line.get(split, {}) | result["values"]
@@ -231,7 +233,8 @@ class Run:
             culprit = f" (plugin {self.recipe.slot_names[name]!r})" if name else ""
             raise TrainingFailed(
                 f"not finite: the result of hook {hook!r}{culprit} in step {step + 1} of {self.total_steps} "
-                f"(epoch {step // self.steps_per_epoch + 1}); the last good checkpoint stays in {self.folder.checkpoints}"
+                f"(epoch {step // self.steps_per_epoch + 1}); "
+                f"the last good checkpoint stays in {self.folder.checkpoints}"
             )
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -279,31 +282,28 @@ class Run:
         model = self.eval_model()
         self.folder.save_weights(self.folder.path / "model.safetensors", model, epoch=self.epoch)
         if model is not self.network:
-            self.folder.save_weights(
-                self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch
-            )
+            self.folder.save_weights(self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch)
         self.accelerator.wait_for_everyone()
-        results = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
-        results |= self.measurements.end({"last": model})
-        results["models"]["last"]["epoch"] = self.epoch
+        results: dict[str, Any] = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
+        results |= {"protocol": self.measurements.protocol(), "models": {}}
+        results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model)
         if self.folder.best.exists():
             weights, about = load_weights(self.folder.best)
             with restored(model.state_dict().values()):
                 model.load_state_dict(weights)
-                best = self.measurements.end({"best": model})["models"]["best"]
-            results["models"]["best"] = best | about
+                results["models"]["best"] = about | self.measurements.end(model)
         return results
 
 
 def _accelerator() -> Accelerator:
     """The processes of this launch. Raises UserError when fewer run than the launcher's environment says."""
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available()
+    )
     if accelerator.num_processes != wanted:
         raise UserError(
             f"the launcher announced {wanted} processes (WORLD_SIZE), but this one sees {accelerator.num_processes}: "
             "start with accelerate launch or torchrun, and set ACCELERATE_USE_CPU=true where there is no GPU"
         )
     return accelerator
-
-

@@ -1,8 +1,8 @@
 """Randomness by name: every draw is a function of the run's seed and of what it is for, never of the global state.
 
 A *generator* serves draws that all processes share (weight perturbations, the order of the data). *Keyed* draws serve
-examples: the numbers of an example depend on its key alone, so they stay the same whatever the batch size, the number of
-processes or the device. Nothing here has to be saved to resume a run exactly.
+examples: the numbers of an example depend on its key alone, so they stay the same whatever the batch size, the number
+of processes or the device. Nothing here has to be saved to resume a run exactly.
 """
 
 from __future__ import annotations

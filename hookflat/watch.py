@@ -30,5 +30,5 @@ class Watch:
 
     def first(self, accelerator: Accelerator) -> tuple[int, str] | None:
         """The first bad (step, hook) on any process."""
-        code = int(accelerator.gather(self._first[None]).min())  # ty: ignore[unresolved-attribute]
+        code = int(accelerator.gather(self._first[None]).min())
         return None if code == _NEVER else (code // len(_PLACES), _PLACES[code % len(_PLACES)])

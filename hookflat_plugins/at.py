@@ -19,8 +19,8 @@ from hookflat.running import Run
 class AdversarialTraining:
     """Adversarial training: cross-entropy on adversarial examples, CE(f(x + delta), y).
 
-    With `fraction` below 1, the first examples of each batch stay clean and the rest is adversarial, in one joint forward
-    pass (50/50 AT: 0.5); each part counts by its share.
+    With `fraction` below 1, the first examples of each batch stay clean and the rest is adversarial, in one joint
+    forward pass (50/50 AT: 0.5); each part counts by its share.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083"

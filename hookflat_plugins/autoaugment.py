@@ -38,7 +38,9 @@ class AutoAugment:
             self._mean = run.data.train.statistics()[0]
         policy = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=(255 * self._mean).round().int().tolist())
         levels = (255 * batch.x).round().to(torch.uint8).cpu()
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator, once a call: image by image
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torchvision draws from the global generator, once a call: image by image
             images = []
             for image, row in zip(levels, batch.row.tolist(), strict=True):
                 torch.manual_seed(seeds.derive(run.seed("autoaugment"), row))

@@ -7,15 +7,16 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
 from hookflat import average_flatness as average_flatness_of
+from hookflat import hookimpl
 from hookflat.measuring import Subject
 from hookflat.options import Number
 
 
 @dataclass(eq=False)
 class AverageFlatness:
-    """Average-case flatness: mean RLoss at random weights in the relative L2 neighbourhood, minus RLoss. Lower is flatter.
+    """Average-case flatness: mean RLoss at random weights in the relative L2 neighbourhood, minus RLoss. Lower is
+    flatter.
 
     `samples` perturbations on the sphere of relative radius `xi` in every layer, each with fresh adversarial examples.
     """

@@ -22,11 +22,12 @@ from hookflat.running import Run
 class Averaging:
     """Weight averaging: w_avg <- decay w_avg + (1 - decay) w after every step; the average is measured and saved.
 
-    Running statistics of batch norm: averaged like the weights ("average"), the live network's ("copy", the paper's released
-    code), or estimated anew on the clean training set whenever the average is measured ("recalibrate").
+    Running statistics of batch norm: averaged like the weights ("average"), the live network's ("copy", the paper's
+    released code), or estimated anew on the clean training set whenever the average is measured ("recalibrate").
     """
 
     paper: ClassVar[str] = "Izmailov et al. 2018, arXiv 1803.05407; Gowal et al. 2020, arXiv 2010.03593"
+    kind: ClassVar[str] = "averaging"
 
     decay: Annotated[Share, Field(lt=1, description="of the average at each step (tau)")] = 0.9975
     statistics: Annotated[Literal["average", "copy", "recalibrate"], Field(description="of batch norm")] = "average"

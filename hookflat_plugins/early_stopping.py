@@ -10,23 +10,26 @@ from pydantic import Field
 
 from hookflat import UserError, hookimpl, robust_loss
 from hookflat.data import Data, Examples
+from hookflat.evaluation import RobustLoss
 from hookflat.options import Period, period_in_epochs
 from hookflat.running import Run
 
 
 @dataclass(eq=False)
 class EarlyStopping:
-    """Keep the network of smallest RErr (PGD) on held-out examples, as early stopping would; train on to the end.
+    """Keep the network that is most robust on held-out examples, as early stopping would; train on to the end.
 
     Candidates are the first epoch, every `every` epochs after it, and the last; the earliest wins ties. The held-out
     examples are the last of the test set (or of the training set), and no reported number uses them (protocol 1.3).
     """
 
     paper: ClassVar[str] = "Rice et al. 2020, arXiv 2002.11569; protocol of Stutz et al. 2021, section 1.3"
+    kind: ClassVar[str] = "model selection"
 
     holdout: Annotated[int, Field(ge=1, description="examples, the last of their set")] = 500
     source: Annotated[Literal["test", "train"], Field(description="the set they are taken from")] = "test"
     every: Annotated[Period, Field(description="epochs, or a share of the training below 1")] = 5
+    by: Annotated[Literal["rerr_pgd", "rloss"], Field(description="what is smallest")] = "rerr_pgd"
     steps: Annotated[int, Field(ge=1, description="of PGD")] = 7
     restarts: Annotated[int, Field(ge=1, description="of PGD")] = 5
 
@@ -46,23 +49,30 @@ class EarlyStopping:
         due = (run.epoch - 1) % period_in_epochs(self.every, run.epochs) == 0 or run.epoch == run.epochs
         if not due:
             return
-        rerr = self._robust_error(run)
-        record = {"epoch": run.epoch, "step": run.step, "stage": "early_stopping", "split": "holdout", "rerr_pgd": rerr}
-        run.folder.append(record)
-        if self.best is None or rerr < self.best:
-            self.best = rerr
-            run.keep_best(rerr_holdout=rerr)
+        robust = self._robust(run)
+        values = {"rerr_pgd": robust.error, "rloss": robust.loss}
+        run.folder.append(
+            {"epoch": run.epoch, "step": run.step, "stage": "early_stopping", "split": "holdout"} | values
+        )
+        if self.best is None or values[self.by] < self.best:
+            self.best = values[self.by]
+            run.keep_best(holdout=values)
 
-    def _robust_error(self, run: Run) -> float:
+    def _robust(self, run: Run) -> RobustLoss:
         options = run.recipe.eval
         assert run.data.holdout is not None
         examples = Examples(
             run.data.holdout, batch_size=options.batch_size, device=run.device, accelerator=run.accelerator
         )
-        attack = {"steps": self.steps, "restarts": self.restarts, "seed": run.recipe.run.seed}
         return robust_loss(
-            run.eval_model(), examples, eps=options.eps, step_size=options.step_size, **attack
-        ).error
+            run.eval_model(),
+            examples,
+            eps=options.eps,
+            step_size=options.step_size,
+            steps=self.steps,
+            restarts=self.restarts,
+            seed=run.recipe.run.seed,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -21,9 +21,9 @@ from hookflat.running import Run
 class EntropySgd:
     """Entropy-SGD: every outer step follows the mean of `langevin_steps` noisy steps around the weights.
 
-    Inner steps are ordinary training steps, each on its own batch, attacked at the weights of that moment. Measures, and
-    plugins that run after a step, see the outer weights only. Momentum, schedule (on the outer rate) and scoping act, unlike
-    in the paper's released code (protocol 4.2 and quirk 4).
+    Inner steps are ordinary training steps, each on its own batch, attacked at the weights of that moment. Measures,
+    and plugins that run after a step, see the outer weights only. Momentum, schedule (on the outer rate) and scoping
+    act, unlike in the paper's released code (protocol 4.2 and quirk 4).
     """
 
     paper: ClassVar[str] = "Chaudhari et al. 2017, arXiv 1611.01838, Alg. 1; github.com/ucla-vision/entropy-sgd"
@@ -34,7 +34,9 @@ class EntropySgd:
     gamma: Annotated[Number, Field(ge=0, description="pull back to the outer weights")] = 1e-4
     scoping: Annotated[Number, Field(ge=0, description="growth of gamma with every outer step")] = 1e-3
     noise: Annotated[Number, Field(ge=0, description="scale of the Langevin noise")] = 1e-4
-    averaging: Annotated[Share, Field(lt=1, description="decay of the running mean of the inner weights (beta1)")] = 0.75
+    averaging: Annotated[Share, Field(lt=1, description="decay of the running mean of the inner weights (beta1)")] = (
+        0.75
+    )
     momentum: Annotated[Share, Field(lt=1, description="Nesterov, of inner and outer steps")] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, description="L2 penalty, on norms and biases too")] = 5e-4
 
@@ -58,7 +60,7 @@ class EntropySgd:
 
 
 class EntropySGD(torch.optim.Optimizer):
-    """One inner Langevin step a call; the outer step comes with the last of each `langevin_steps` (see `EntropySgd`)."""
+    """One inner Langevin step a call, and the outer step with the last of each `langevin_steps`."""
 
     def __init__(
         self, params: list[nn.Parameter], *, noise_from: Callable[[], torch.Generator], **options: Any
@@ -72,7 +74,7 @@ class EntropySGD(torch.optim.Optimizer):
         return self.param_groups[0]["inner"] > 0
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # ty: ignore[invalid-method-override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # ty: ignore[incompatible-method-override]
         """One inner step from the gradients there are, and the outer step when the cycle is full."""
         for group in self.param_groups:
             if group["inner"] == 0:

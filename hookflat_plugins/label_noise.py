@@ -18,7 +18,8 @@ from hookflat.running import Run
 class LabelNoise:
     """Label noise: with probability `rate` the target is drawn uniformly from all classes, the true one included.
 
-    Drawn anew in every step; wrong with probability rate (K - 1) / K. Attacks keep the true label (protocol, section 4).
+    Drawn anew in every step; wrong with probability rate (K - 1) / K. Attacks keep the true label (protocol, section
+    4).
     """
 
     paper: ClassVar[str] = "Szegedy et al. 2016, arXiv 1512.00567; protocol of Stutz et al. 2021, section 4"

@@ -20,9 +20,9 @@ from hookflat.running import Run
 class Pgd:
     """PGD in the L-infinity ball, the inner maximisation of adversarial training.
 
-    delta <- clip(delta + step_size sign(grad)), starting as the paper does, best iterate kept. In evaluation mode it attacks
-    a cheaper view of the network (batch norm folded); `mode = "train"` normalises by batch statistics, as the AWP and Rice et
-    al. repositories do, but leaves the running statistics alone.
+    delta <- clip(delta + step_size sign(grad)), starting as the paper does, best iterate kept. In evaluation mode it
+    attacks a cheaper view of the network (batch norm folded); `mode = "train"` normalises by batch statistics, as the
+    AWP and Rice et al. repositories do, but leaves the running statistics alone.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"
@@ -31,7 +31,7 @@ class Pgd:
     step_size: Annotated[Number, Field(gt=0, description="length of a step in every pixel")] = 0.007
     steps: Annotated[int, Field(ge=0, description="iterations")] = 7
     restarts: Annotated[int, Field(ge=1, description="random starts")] = 1
-    start: Annotated[Start, Field(description="uniform_norm (the paper), uniform (Madry), gaussian (TRADES), zero")] = "uniform_norm"  # fmt: skip  # noqa: E501
+    start: Annotated[Start, Field(description="the paper's, Madry's, TRADES's, or none")] = "uniform_norm"
     keep: Annotated[Literal["best", "last"], Field(description="the iterate returned")] = "best"
     mode: Annotated[Literal["eval", "train"], Field(description="of the attacked network's batch norm")] = "eval"
     bf16: Annotated[bool, Field(description="attack in bfloat16 (mode eval)")] = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -16,7 +17,9 @@ from hookflat.running import Run
 
 @dataclass(eq=False)
 class Recorder:
-    """Writes every hook call of the training with the shapes of its tensors into a file: to see the loop, and for tests."""
+    """Writes down every hook call of the training with the shapes of its tensors, to see the loop at work."""
+
+    kind: ClassVar[str] = "tool"
 
     file: Annotated[str, Field(description="in the run's folder, one JSON list a line")] = "hooks.jsonl"
 
@@ -25,21 +28,25 @@ class Recorder:
             with (run.folder.path / self.file).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([hook, run.step, {k: _shape(v) for k, v in arguments.items()}]) + "\n")
 
-    @hookimpl
-    def build_data(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def build_data(self, run: Run) -> Generator[None, Any, Any]:
         self._note(run, "build_data")
+        return (yield)
 
-    @hookimpl
-    def build_model(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, Any, Any]:
         self._note(run, "build_model")
+        return (yield)
 
-    @hookimpl
-    def build_optimizer(self, run: Run, parameters: Any) -> None:
+    @hookimpl(wrapper=True)
+    def build_optimizer(self, run: Run, parameters: Any) -> Generator[None, Any, Any]:
         self._note(run, "build_optimizer", parameters=parameters)
+        return (yield)
 
-    @hookimpl
-    def build_schedule(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def build_schedule(self, run: Run) -> Generator[None, Any, Any]:
         self._note(run, "build_schedule")
+        return (yield)
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
@@ -49,17 +56,19 @@ class Recorder:
     def attack_objective(self, run: Run) -> None:
         self._note(run, "attack_objective")
 
-    @hookimpl
-    def craft(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def craft(self, run: Run) -> Generator[None, Any, Any]:
         self._note(run, "craft")
+        return (yield)
 
     @hookimpl
     def gradients(self, run: Run, x_adv: Tensor) -> None:
         self._note(run, "gradients", x_adv=x_adv)
 
-    @hookimpl
-    def loss(self, run: Run, x_adv: Tensor) -> None:
+    @hookimpl(wrapper=True)
+    def loss(self, run: Run, x_adv: Tensor) -> Generator[None, Any, Any]:
         self._note(run, "loss", x_adv=x_adv)
+        return (yield)
 
     @hookimpl
     def extra_loss(self, run: Run) -> None:

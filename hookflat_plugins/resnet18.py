@@ -17,5 +17,7 @@ class ResNet18(ResNetSmall):
     3x3 stem, batch norm with scale 1 + weight, biases in stem and shortcuts, He initialisation (protocol, section 3).
     """
 
-    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = 64
+    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = (
+        64
+    )
     blocks: Annotated[int, Field(ge=1, description="basic blocks a stage")] = 2

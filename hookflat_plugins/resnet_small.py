@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from timm.models.resnet import BasicBlock, ResNet
@@ -17,13 +17,11 @@ Norm = Literal["rebn", "batch", "group"]
 Act = Literal["relu", "silu", "gelu", "mish"]
 
 
-def small_image_resnet(
-    width: int, blocks: int, channels: int, classes: int, norm: str, act: str
-) -> nn.Module:
+def small_image_resnet(width: int, blocks: int, channels: int, classes: int, norm: str, act: str) -> nn.Module:
     """timm's ResNet of four stages with a 3x3 stem of stride 1, no pooling, and biases in stem and shortcuts."""
     net = ResNet(
-        BasicBlock,
-        [blocks] * 4,
+        cast(Any, BasicBlock),  # timm's annotation asks for an instance
+        (blocks,) * 4,
         num_classes=classes,
         in_chans=channels,
         channels=(width, 2 * width, 4 * width, 8 * width),
@@ -36,9 +34,9 @@ def small_image_resnet(
     net.conv1 = nn.Conv2d(channels, width, 3, padding=1)
     net.maxpool = nn.Identity()
     for module in net.modules():
-        if isinstance(module, BasicBlock) and module.downsample is not None:
-            old = module.downsample[0]
-            module.downsample[0] = nn.Conv2d(old.in_channels, old.out_channels, 1, old.stride)
+        if isinstance(module, BasicBlock) and isinstance(shortcut := module.downsample, nn.Sequential):
+            old = cast(nn.Conv2d, shortcut[0])
+            shortcut[0] = nn.Conv2d(old.in_channels, old.out_channels, 1, cast(Any, old.stride))
     return he_initialised(net)
 
 
@@ -46,20 +44,20 @@ def small_image_resnet(
 class ResNetSmall:
     """Residual network for small images: 3x3 stem, four stages of basic blocks, average pooling.
 
-    The architecture of the paper (protocol, section 3) at width 16 with one block a stage: 309 thousand parameters on gray
-    images. Input normalisation by the training set's statistics is its first layer.
+    The architecture of the paper (protocol, section 3) at width 16 with one block a stage: 309 thousand parameters on
+    gray images. Input normalisation by the training set's statistics is its first layer.
     """
 
     paper: ClassVar[str] = "He et al. 2016, arXiv 1512.03385"
 
-    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = 16
+    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = (
+        16
+    )
     blocks: Annotated[int, Field(ge=1, description="basic blocks a stage")] = 1
     norm: Annotated[Norm, Field(description="normalisation; rebn is batch norm with scale 1 + weight")] = "rebn"
     act: Annotated[Act, Field(description="activation")] = "relu"
 
     @hookimpl
     def build_model(self, run: Run) -> nn.Module:
-        net = small_image_resnet(
-            self.width, self.blocks, run.data.channels, run.data.num_classes, self.norm, self.act
-        )
+        net = small_image_resnet(self.width, self.blocks, run.data.channels, run.data.num_classes, self.norm, self.act)
         return Normalized(net, *run.data.train.statistics())

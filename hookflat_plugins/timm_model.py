@@ -15,6 +15,8 @@ from hookflat.layers import Normalized
 from hookflat.options import nearest
 from hookflat.running import Run
 
+Stem = Literal["imagenet", "cifar"]
+
 
 @dataclass(eq=False)
 class TimmModel:
@@ -26,17 +28,16 @@ class TimmModel:
     paper: ClassVar[str] = "Wightman 2019, github.com/huggingface/pytorch-image-models"
 
     network: Annotated[str, Field(description="timm's name, such as resnet18 or vit_tiny_patch16_224")]
-    act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish), where it has one")] = None
-    stem: Annotated[Literal["imagenet", "cifar"], Field(description="cifar: 3x3 stride 1 stem, no pooling (ResNet, ResNetV2)")] = "imagenet"  # fmt: skip  # noqa: E501
+    act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish)")] = None
+    stem: Annotated[Stem, Field(description="cifar: 3x3 of stride 1, no pooling (ResNet, ResNetV2)")] = "imagenet"
     pretrained: Annotated[bool, Field(description="start from timm's published weights")] = False
-    arguments: Annotated[dict[str, Any], Field(description="more arguments of timm.create_model, such as img_size")] = field(
-        default_factory=dict
-    )
+    arguments: Annotated[dict[str, Any], Field(description="more for timm.create_model")] = field(default_factory=dict)
 
     @hookimpl
     def build_model(self, run: Run) -> nn.Module:
         if not timm.is_model(self.network):
-            raise UserError(f"model.network = {self.network!r} is not a timm network{nearest(self.network, timm.list_models())[:200]}")
+            hint = nearest(self.network, timm.list_models())[:200]
+            raise UserError(f"model.network = {self.network!r} is not a timm network{hint}")
         arguments = dict(self.arguments)
         if self.act_layer:
             arguments["act_layer"] = self.act_layer
@@ -63,14 +64,13 @@ class TimmModel:
         return torch.tensor(config["mean"]), torch.tensor(config["std"])
 
 
-def _cifar_stem(net: nn.Module, name: str) -> None:
+def _cifar_stem(net: Any, name: str) -> None:
     """The stem for 32x32 images: 3x3 convolution of stride 1, no pooling."""
-    if isinstance(net, ResNet) and isinstance(net.conv1, nn.Conv2d):
-        old = net.conv1
-        net.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
-        net.maxpool = nn.Identity()
-    elif isinstance(net, ResNetV2) and isinstance(getattr(net.stem, "conv", None), nn.Conv2d):
-        old = net.stem.conv
-        net.stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
-    else:
+    old = net.conv1 if isinstance(net, ResNet) else getattr(getattr(net, "stem", None), "conv", None)
+    if not isinstance(net, ResNet | ResNetV2) or not isinstance(old, nn.Conv2d):
         raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')
+    stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
+    if isinstance(net, ResNet):
+        net.conv1, net.maxpool = stem, nn.Identity()
+    else:
+        net.stem = stem

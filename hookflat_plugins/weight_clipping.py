@@ -21,6 +21,7 @@ class WeightClipping:
     """
 
     paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2006.13977; protocol of Stutz et al. 2021, section 4"
+    kind: ClassVar[str] = "regularizer"
 
     w_max: Annotated[Number, Field(gt=0, description="largest absolute value of a parameter")] = 0.005
 
