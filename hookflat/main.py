@@ -29,24 +29,25 @@ class Result:
 
 
 def run(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | dict[str, Any] | Recipe,
     *,
     overlays: Iterable[str | Path] = (),
     overrides: Iterable[str] | dict[str, Any] = (),
-    plugins: Iterable[str | Path] = (),
+    plugins: Iterable[str | Path | type] = (),
     folder: str | Path | None = None,
     quiet: bool = True,
 ) -> Result:
     """Train a recipe and measure the result; an existing folder of the same recipe is resumed.
 
-    `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes. `folder`:
-    instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right, `hookflat.TrainingFailed`
-    when the training cannot go on. The global random generators are left as found.
+    `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes, or
+    classes. `folder`: instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right,
+    `hookflat.TrainingFailed` when the training cannot go on. The global random generators are left as found.
     """
-    files = tuple(Path(p) for p in plugins)
+    extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
-        recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(files))
+        recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
     with _global_generators_restored():
+        files = tuple(p for p in extra if isinstance(p, Path))
         return _run(recipe, Path(folder) if folder else recipe.folder, files, quiet)
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -61,15 +61,16 @@ class Source:
 class Catalogue:
     """All plugins that can be named in a recipe."""
 
-    def __init__(self, files: tuple[Path, ...] = ()) -> None:
+    def __init__(self, extra: Iterable[Path | type] = ()) -> None:
+        """`extra`: Python files with plugin classes, or the classes themselves; they win over installed plugins."""
         self._sources: dict[str, list[Source]] = {}
         for point in entry_points(group="hookflat"):
             package = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
             self._add(Source(point.name, package, point))
-        for file in files:
-            for name, cls in _classes_of(file).items():
-                self._sources[name] = []  # a file named on the command line wins over an installed plugin
-                self._add(Source(name, str(file), cls))
+        for item in extra:
+            found = {_name(item): item} if isinstance(item, type) else _classes_of(item)
+            for name, cls in found.items():
+                self._sources[name] = [Source(name, cls.__module__ if isinstance(item, type) else str(item), cls)]
 
     def _add(self, source: Source) -> None:
         known = self._sources.setdefault(source.name, [])
@@ -134,8 +135,13 @@ def _checked(cls: Any, name: str) -> type:
     return cls
 
 
+def _name(cls: type) -> str:
+    """MyLoss is called my_loss."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
 def _classes_of(file: Path) -> dict[str, type]:
-    """Plugin classes defined in a Python file: MyLoss is called my_loss."""
+    """Plugin classes defined in a Python file, by name."""
     if not file.is_file():
         raise UserError(f"--plugin {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"hookflat_file_{file.stem}", file)
@@ -148,8 +154,8 @@ def _classes_of(file: Path) -> dict[str, type]:
     except Exception as error:
         raise UserError(f"--plugin {file}: cannot be imported: {type(error).__name__}: {error}") from error
     classes = {
-        re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): cls
-        for name, cls in vars(module).items()
+        _name(cls): cls
+        for cls in vars(module).values()
         if inspect.isclass(cls) and cls.__module__ == spec.name and hooks_of(cls)
     }
     if not classes:

@@ -105,7 +105,7 @@ class Recipe:
 
 
 def load(
-    recipe: str | Path,
+    recipe: str | Path | dict[str, Any],
     *,
     overlays: Iterable[str | Path] = (),
     overrides: Iterable[str] | dict[str, Any] = (),
@@ -113,18 +113,24 @@ def load(
 ) -> Recipe:
     """Read, merge and check a recipe.
 
-    `recipe`, `overlays`: files, or names of recipes that come with hookflat. `overrides`: "table.key=value" strings,
-    or a dict with such keys. Raises UserError with file and line for everything that is wrong, before any data is
-    loaded.
+    `recipe`, `overlays`: files, or names of recipes that come with hookflat; a recipe may also be a dict of tables.
+    `overrides`: "table.key=value" strings, or a dict with such keys. Raises UserError with file and line for everything
+    that is wrong, before any data is loaded.
     """
     merged = _Merged()
-    path = find_recipe(recipe)
-    for file in (path, *(find_recipe(o) for o in overlays)):
-        merged.add_file(file)
+    if isinstance(recipe, dict):
+        name = "recipe"
+        merged.add_tables(recipe)
+    else:
+        path = find_recipe(recipe)
+        name = path.stem
+        merged.add_file(path)
+    for overlay in overlays:
+        merged.add_file(find_recipe(overlay))
     pairs = overrides.items() if isinstance(overrides, dict) else (_assignment(o) for o in overrides)
     for key, value in pairs:
         merged.add_value(key, value)
-    return _Checker(merged, catalogue or Catalogue()).recipe(path.stem)
+    return _Checker(merged, catalogue or Catalogue()).recipe(name)
 
 
 def recipes_folder() -> Path:
@@ -182,6 +188,9 @@ class _Merged:
                 raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which does not exist")
             self.add_file(below, (*ancestors, file.resolve()))
         self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
+
+    def add_tables(self, tables: dict[str, Any]) -> None:
+        self._merge(tables, (), lambda _: "recipe")
 
     def add_value(self, key: str, value: Any) -> None:
         path = tuple(key.split("."))

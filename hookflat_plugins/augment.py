@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ class Augment:
 
     Drawn for each example; the flip has probability 1/2 (protocol, section 3 and quirk 17).
     """
+
+    off: ClassVar[dict[str, Any]] = {"padding": 0, "flip": False}
 
     padding: Annotated[int, Field(ge=0, description="pixels added on each side before the crop")] = 4
     flip: Annotated[bool, Field(description="mirror half of the images")] = True

@@ -28,6 +28,7 @@ class Averaging:
 
     paper: ClassVar[str] = "Izmailov et al. 2018, arXiv 1803.05407; Gowal et al. 2020, arXiv 2010.03593"
     kind: ClassVar[str] = "averaging"
+    off: ClassVar[dict[str, Any]] = {"decay": 0}
 
     decay: Annotated[Share, Field(lt=1, description="of the average at each step (tau)")] = 0.9975
     statistics: Annotated[Literal["average", "copy", "recalibrate"], Field(description="of batch norm")] = "average"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -28,6 +28,7 @@ class AdversarialWeightPerturbation:
     """
 
     paper: ClassVar[str] = "Wu et al. 2020, arXiv 2004.05884, Eq. 8-10; github.com/csdongxian/AWP"
+    off: ClassVar[dict[str, Any]] = {"xi": 0}
 
     xi: Annotated[Number, Field(ge=0, description="radius, relative to the L2 norm of each layer (gamma there)")] = 0.01
     warmup: Annotated[Share, Field(description="share of the training before the first perturbation")] = 0.0

@@ -20,11 +20,11 @@ from hookflat.running import Run
 class ImageFiles:
     """Labelled images through Hugging Face datasets: local parquet, an image folder, or a hub id.
 
-    Columns are found by their type (an image, a class label). Every image is decoded once and kept as uint8.
+    A folder holds train*.parquet and test*.parquet, or train/ and test/ with a folder for each class. Columns are found
+    by their type (an image, a class label). Every image is decoded once and kept in memory as uint8.
     """
 
-    path: Annotated[str, Field(description="folder with train*.parquet and test*.parquet, or with train/ and test/ "
-                               "of class folders, or a hub id such as uoft-cs/cifar10")]  # fmt: skip
+    path: Annotated[str, Field(description="folder of parquet or image files, or a hub id")] = "uoft-cs/cifar10"
     train_split: Annotated[str, Field(description="name of the training split")] = "train"
     test_split: Annotated[str, Field(description="name of the test split")] = "test"
     image: Annotated[str | None, Field(description="column of the images, if there are several")] = None

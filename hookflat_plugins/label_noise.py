@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ class LabelNoise:
     """
 
     paper: ClassVar[str] = "Szegedy et al. 2016, arXiv 1512.00567; protocol of Stutz et al. 2021, section 4"
+    off: ClassVar[dict[str, Any]] = {"rate": 0}
 
     rate: Annotated[Share, Field(description="probability that a label is redrawn (tau)")] = 0.4
 

@@ -27,7 +27,7 @@ class TimmModel:
 
     paper: ClassVar[str] = "Wightman 2019, github.com/huggingface/pytorch-image-models"
 
-    network: Annotated[str, Field(description="timm's name, such as resnet18 or vit_tiny_patch16_224")]
+    network: Annotated[str, Field(description="timm's name, such as resnet18 or vit_tiny_patch16_224")] = "resnet18"
     act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish)")] = None
     stem: Annotated[Stem, Field(description="cifar: 3x3 of stride 1, no pooling (ResNet, ResNetV2)")] = "imagenet"
     pretrained: Annotated[bool, Field(description="start from timm's published weights")] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ class WeightClipping:
 
     paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2006.13977; protocol of Stutz et al. 2021, section 4"
     kind: ClassVar[str] = "regularizer"
+    off: ClassVar[dict[str, Any]] = {"w_max": 1e6}
 
     w_max: Annotated[Number, Field(gt=0, description="largest absolute value of a parameter")] = 0.005
 

@@ -1,0 +1,321 @@
+"""For authors of plugins: a tiny network and data, `run_recipe`, and the contract that every plugin must keep.
+
+    @pytest.mark.parametrize("check", hookflat.testing.CHECKS, ids=lambda check: check.__name__)
+    def test_contract(check):
+        check("my_plugin")
+
+Everything runs on the CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from hookflat import loop, seeds
+from hookflat.console import Console
+from hookflat.data import Data, Examples, Images
+from hookflat.errors import TrainingFailed
+from hookflat.hookspecs import hookimpl
+from hookflat.layers import NORMS, Normalized
+from hookflat.main import Result, run
+from hookflat.measuring import Subject
+from hookflat.options import InvalidOptions, build
+from hookflat.plugins import Catalogue, kind_of
+from hookflat.recipe import load
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class TinyData:
+    """Noisy images of three classes, gray: class k has a bright band of rows."""
+
+    kind: ClassVar[str] = "test"
+
+    train: int = 24
+    test: int = 12
+    size: int = 6
+
+    @hookimpl
+    def build_data(self) -> Data:
+        """Both splits, the same every time."""
+        return Data(self._split("train", self.train), self._split("test", self.test), 3)
+
+    def _split(self, name: str, count: int) -> Images:
+        y = torch.arange(count) % 3
+        noise = seeds.uniform(torch.arange(count), (1, self.size, self.size), seeds.derive(name))
+        band = torch.arange(self.size)[:, None] * 3 // self.size == y[:, None, None, None]
+        return Images((255 * (0.5 * noise + 0.4 * band)).to(torch.uint8), y)
+
+
+@dataclass(eq=False)
+class TinyModel:
+    """One convolution, a norm, an activation and a linear layer."""
+
+    kind: ClassVar[str] = "test"
+
+    width: int = 4
+    norm: str = "rebn"
+
+    @hookimpl
+    def build_model(self, run: Run) -> nn.Module:
+        """The network, behind the normalisation of its input."""
+        net = nn.Sequential(
+            nn.Conv2d(run.data.channels, self.width, 3, padding=1),
+            NORMS[self.norm](self.width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * self.width, run.data.num_classes),
+        )
+        return Normalized(net, *run.data.train.statistics())
+
+
+TINY: dict[str, Any] = {
+    "data": {"name": "tiny_data"},
+    "model": {"name": "tiny_model"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"name": "multistep"},
+    "attack": {"name": "pgd", "eps": 0.1, "step_size": 0.05, "steps": 2},
+    "loss": {"name": "at"},
+    "run": {"epochs": 2, "batch_size": 8, "threads": 1},
+    "eval": {
+        "eps": 0.1,
+        "step_size": 0.05,
+        "curves": {"every": 1, "robust_loss": {"steps": 2, "restarts": 1}},
+        "final": {"clean_error": {}},
+    },
+}
+"""A recipe that trains for six steps."""
+
+
+def recipe(tables: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`TINY` with `tables` laid over it; a slot with another `name` is replaced."""
+
+    def lay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+        renamed = "name" in above and above["name"] != below.get("name")
+        merged = {} if renamed else dict(below)
+        for key, value in above.items():
+            merged[key] = lay(below.get(key, {}), value) if isinstance(value, dict) else value
+        return merged
+
+    return lay(TINY, tables or {})
+
+
+def run_recipe(tables: dict[str, Any] | None, folder: Path, plugins: Iterable[str | Path | type] = ()) -> Result:
+    """Run `recipe(tables)` in `folder`, with the plugin files or classes given besides the installed ones."""
+    return run(recipe(tables), folder=folder, plugins=[TinyData, TinyModel, *plugins])
+
+
+@contextmanager
+def tiny_run(tables: dict[str, Any] | None = None, plugins: Iterable[type] = ()) -> Generator[Run]:
+    """A built `Run` of `recipe(tables)` in a temporary folder, before its first step."""
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        catalogue = Catalogue([TinyData, TinyModel, *plugins])
+        built = Run(load(recipe(tables), catalogue=catalogue), Path(folder))
+        built.folder.prepare(built.recipe)
+        built.build()
+        yield built
+
+
+@dataclass
+class Found:
+    """A network as it was: weights, buffers, modes and flags."""
+
+    tensors: list[Tensor]
+    modes: list[bool]
+    flags: list[bool]
+
+    @classmethod
+    def of(cls, model: nn.Module, *, buffers: bool = True) -> Found:
+        """Take it down."""
+        tensors = [*model.parameters(), *(model.buffers() if buffers else ())]
+        return cls(
+            [t.detach().clone() for t in tensors],
+            [m.training for m in model.modules()],
+            [p.requires_grad for p in model.parameters()],
+        )
+
+    def assert_unchanged(self, model: nn.Module, *, buffers: bool = True) -> None:
+        """Bit for bit."""
+        now = Found.of(model, buffers=buffers)
+        assert all(torch.equal(a, b) for a, b in zip(self.tensors, now.tensors, strict=True)), (
+            "weights or buffers moved"
+        )
+        assert self.modes == now.modes, "training or evaluation mode changed"
+        assert self.flags == now.flags, "requires_grad flags changed"
+
+
+Table = dict[str, Any] | None
+
+
+class _Interruption(Exception):  # noqa: N818
+    """Raised inside a network's forward pass."""
+
+
+@contextmanager
+def interrupted_after(passes: int) -> Generator[None]:
+    """Inside, any network with a linear layer raises in the forward pass after the first `passes`."""
+    left = passes
+
+    def count(module: nn.Module, args: Any) -> None:
+        nonlocal left
+        left -= isinstance(module, nn.Linear)
+        if left < 0:
+            raise _Interruption
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield
+    except _Interruption:
+        pass
+    finally:
+        handle.remove()
+
+
+def _in_place(plugin: str | type, options: Table) -> tuple[dict[str, Any], list[type], str]:
+    """The recipe tables that put a plugin where it belongs, the classes to register, and its kind."""
+    extra = [plugin] if isinstance(plugin, type) else []
+    catalogue = Catalogue(extra)
+    name = plugin if isinstance(plugin, str) else next(s.name for s in catalogue if s.target is plugin)
+    kind = kind_of(catalogue.find(name).load())
+    table = dict(options or {})
+    if kind in ("data", "model", "optimizer", "schedule", "attack", "loss"):
+        return {kind: {"name": name} | table}, extra, kind
+    if kind == "measure":
+        return {"eval": {"final": {name: table}}}, extra, kind
+    return {"plugins": {name: table}}, extra, kind
+
+
+def _class_of(plugin: str | type) -> type:
+    return plugin if isinstance(plugin, type) else Catalogue().find(plugin).load()
+
+
+def builds_from_an_empty_table(plugin: str | type, options: Table = None) -> None:
+    """Every option has a default."""
+    build(_class_of(plugin), {})
+
+
+def refuses_a_wrong_key(plugin: str | type, options: Table = None) -> None:
+    """An option that does not exist is an error that names it."""
+    try:
+        build(_class_of(plugin), {"no_such_option": 1})
+    except InvalidOptions as error:
+        if "no_such_option" in str(error):
+            return
+    raise AssertionError("the option 'no_such_option' is not refused by its name")
+
+
+def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> None:
+    """Weights, modes and flags (of attacks and measures, buffers too) are as before, also when a forward pass raises."""
+    tables, extra, kind = _in_place(plugin, options)
+    if kind in ("data", "model", "optimizer", "schedule"):
+        return
+    buffers = kind in ("attack", "measure")
+    for passes in (*range(8), 10_000):
+        with tiny_run(tables, extra) as run:
+            batch = next(run.batches())
+            found = Found.of(run.network, buffers=buffers)
+            with interrupted_after(passes):
+                _use(run, kind, batch)
+            found.assert_unchanged(run.network, buffers=buffers)
+
+
+def _use(run: Run, kind: str, batch: Any) -> None:
+    """Let a plugin do its part of a step, all but the optimizer's."""
+    if kind == "measure":
+        examples = Examples(run.data.test, batch_size=5)
+        subject = Subject(run.network, "test", examples, run.data.num_classes, 0.1, 0.05, seed=0)
+        for hooks in run.measurements.hooks.values():
+            hooks.call.measure(subject=subject)
+        return
+    run.hook.transform_batch(run=run, batch=batch)
+    objective = run.hook.attack_objective(run=run, batch=batch)
+    x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+    assert x_adv.shape == batch.x.shape, "x_adv has another shape than x"
+    assert not x_adv.requires_grad, "x_adv is not detached"
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1, "x_adv leaves [0, 1]"
+    if kind != "attack":
+        run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+
+
+def switched_off_equals_no_plugin(plugin: str | type, options: Table = None) -> None:
+    """With the options of its class attribute `off` (radius zero, rate zero ...), training is as without it."""
+    off = getattr(_class_of(plugin), "off", None)
+    if off is None:
+        return
+    tables, extra, _ = _in_place(plugin, (options or {}) | off)
+    with tempfile.TemporaryDirectory() as folder:
+        with_it = run_recipe(tables, Path(folder, "with"), extra)
+        without = run_recipe({}, Path(folder, "without"))
+        _assert_same_weights(with_it, without)
+
+
+def gives_the_same_numbers_twice(plugin: str | type, options: Table = None) -> None:
+    """One seed, one result: weights and measures."""
+    tables, extra, kind = _in_place(plugin, options)
+    if kind in ("data", "model"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        once, again = (run_recipe(tables, Path(folder, n), extra) for n in ("once", "again"))
+        _assert_same_weights(once, again)
+        _assert_same_measures(once, again)
+
+
+def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> None:
+    """Stopped after any of the first steps and started again, a run ends with the same weights and measures."""
+    tables, extra, kind = _in_place(plugin, options)
+    if kind in ("data", "model"):
+        return
+    tables = recipe(tables | {"run": {"checkpoint_steps": 1}})
+    with tempfile.TemporaryDirectory() as folder:
+        whole = run_recipe(tables, Path(folder, "whole"), extra)
+        for stop in (1, 4):
+            with tiny_run(tables, extra) as stopped:
+                console = Console(quiet=True)
+                console.stepped = _stop_at(stop)  # ty: ignore[invalid-assignment]
+                with suppress(TrainingFailed):
+                    loop.train(stopped, console)
+                resumed = run_recipe(tables, stopped.folder.path, extra)
+                _assert_same_weights(whole, resumed)
+                _assert_same_measures(whole, resumed)
+
+
+def _stop_at(step: int) -> Callable[[Run], None]:
+    def stepped(run: Run) -> None:
+        if run.step > step:
+            raise TrainingFailed("stopped by the contract")
+
+    return stepped
+
+
+def _assert_same_weights(one: Result, other: Result) -> None:
+    a, b = (load_file(r.folder / "model.safetensors") for r in (one, other))
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, f"different weights: {', '.join(different)}"
+
+
+def _assert_same_measures(one: Result, other: Result) -> None:
+    a, b = ((r.folder / "metrics.jsonl").read_text() for r in (one, other))
+    assert a == b, "different lines in metrics.jsonl"
+
+
+CHECKS: tuple[Callable[..., None], ...] = (
+    builds_from_an_empty_table,
+    refuses_a_wrong_key,
+    leaves_the_network_as_found,
+    switched_off_equals_no_plugin,
+    gives_the_same_numbers_twice,
+    resumes_as_if_never_stopped,
+)
+"""The contract: each takes the name of an installed plugin or a plugin class, and options where the defaults do not fit."""
