@@ -51,11 +51,20 @@ class RecenteredBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """As batch norm, with the factor `scale`."""
         batch_statistics = self.training or not self.track_running_stats
+        momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        momentum = 0.1 if self.momentum is None else self.momentum
+            if momentum is None:  # the cumulative average
+                momentum = 1 / float(self.num_batches_tracked)
         return F.batch_norm(
-            input, self.running_mean, self.running_var, self.scale, self.bias, batch_statistics, momentum, self.eps
+            input,
+            self.running_mean,
+            self.running_var,
+            self.scale,
+            self.bias,
+            batch_statistics,
+            momentum or 0.0,
+            self.eps,
         )
 
 

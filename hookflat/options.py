@@ -30,6 +30,9 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 """A number in [0, 1], for example a share of the training."""
 
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+"""A number in [0, 1), for example of a running mean."""
+
 Period = Annotated[Number, Field(gt=0)]
 """How often: whole numbers count epochs, numbers below 1 (`"1/16"`) are shares of the training."""
 

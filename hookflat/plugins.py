@@ -163,6 +163,10 @@ def _classes_of(file: Path) -> dict[str, type]:
     return classes
 
 
+def _told(name: str | None, error: pluggy.PluginValidationError) -> str:
+    return f"plugin {name!r} does not fit the hooks: {' '.join(str(error).split())}"
+
+
 class Hooks:
     """The hooks of one run: `hooks.call.NAME(...)` calls the registered plugins, first registered first."""
 
@@ -173,11 +177,11 @@ class Hooks:
             try:
                 self.manager.register(plugin, name)
             except pluggy.PluginValidationError as error:
-                raise UserError(f"plugin {name!r}: {error}") from error
+                raise UserError(_told(name, error)) from error
         try:
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise UserError(f"plugin {self.manager.get_name(error.plugin)!r}: {error}") from error
+            raise UserError(_told(self.manager.get_name(error.plugin), error)) from error
         self.call = self.manager.hook
 
     def order(self) -> dict[str, list[str]]:

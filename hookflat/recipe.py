@@ -207,7 +207,7 @@ class _Merged:
             path = (*at, key)
             if isinstance(value, dict):
                 self._enter(table, path, value)
-                self.origins.setdefault(path, origin(path))
+                self.origins[path] = origin(path)
                 self._merge(value, path, origin)
             else:
                 table[key] = value
@@ -342,7 +342,18 @@ class _Checker:
                 path = ("eval", stage, name)
                 if cls := self._load(path, name, "measure"):
                     measures[stage][name] = self._options(path, cls, table[stage][name])
+        self._measured_twice(stages, measures)
         return options, stages, measures
+
+    def _measured_twice(self, stages: dict[str, Any], measures: dict[str, dict[str, Any]]) -> None:
+        """At the end, a number has one value: no measure twice on a split."""
+        seen: dict[tuple[str, str], str] = {}
+        for stage, options in stages.items():
+            for name in measures[stage] if options is not None and options.every is None else ():
+                for split in options.splits:
+                    first = seen.setdefault((name, split), stage)
+                    if first != stage:
+                        self._fault(("eval", stage, name), f"measured on {split!r} in [eval.{first}] already")
 
     def _clashes(self, slot_names: dict[str, str], plugins: dict[str, Any]) -> None:
         """Plugins that exclude each other: a class attribute `excludes` maps names to the reason."""

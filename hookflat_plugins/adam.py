@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from hookflat import hookimpl
-from hookflat.options import Number, Share
+from hookflat.options import Decay, Number
 
 
 @dataclass(eq=False)
@@ -20,8 +20,8 @@ class Adam:
     paper: ClassVar[str] = "Kingma and Ba 2015, arXiv 1412.6980"
 
     lr: Annotated[Number, Field(gt=0, description="learning rate before any schedule")] = 1e-3
-    beta1: Annotated[Share, Field(lt=1, description="decay of the gradient's mean")] = 0.9
-    beta2: Annotated[Share, Field(lt=1, description="decay of the gradient's square")] = 0.999
+    beta1: Annotated[Decay, Field(description="decay of the gradient's mean")] = 0.9
+    beta2: Annotated[Decay, Field(description="decay of the gradient's square")] = 0.999
     weight_decay: Annotated[Number, Field(ge=0, description="L2 penalty, on norms and biases too")] = 5e-4
 
     @hookimpl

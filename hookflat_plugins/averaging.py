@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from hookflat import hookimpl
 from hookflat.data import Examples
-from hookflat.options import Share
+from hookflat.options import Decay
 from hookflat.running import Run
 
 
@@ -30,7 +30,7 @@ class Averaging:
     kind: ClassVar[str] = "averaging"
     off: ClassVar[dict[str, Any]] = {"decay": 0}
 
-    decay: Annotated[Share, Field(lt=1, description="of the average at each step (tau)")] = 0.9975
+    decay: Annotated[Decay, Field(description="of the average at each step (tau)")] = 0.9975
     statistics: Annotated[Literal["average", "copy", "recalibrate"], Field(description="of batch norm")] = "average"
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hookflat import hookimpl
-from hookflat.options import Number, Share
+from hookflat.options import Decay, Number
 from hookflat.running import Run
 
 
@@ -34,10 +34,8 @@ class EntropySgd:
     gamma: Annotated[Number, Field(ge=0, description="pull back to the outer weights")] = 1e-4
     scoping: Annotated[Number, Field(ge=0, description="growth of gamma with every outer step")] = 1e-3
     noise: Annotated[Number, Field(ge=0, description="scale of the Langevin noise")] = 1e-4
-    averaging: Annotated[Share, Field(lt=1, description="decay of the running mean of the inner weights (beta1)")] = (
-        0.75
-    )
-    momentum: Annotated[Share, Field(lt=1, description="Nesterov, of inner and outer steps")] = 0.9
+    averaging: Annotated[Decay, Field(description="decay of the running mean of the inner weights (beta1)")] = 0.75
+    momentum: Annotated[Decay, Field(description="Nesterov, of inner and outer steps")] = 0.9
     weight_decay: Annotated[Number, Field(ge=0, description="L2 penalty, on norms and biases too")] = 5e-4
 
     @hookimpl

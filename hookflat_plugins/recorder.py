@@ -61,9 +61,10 @@ class Recorder:
         self._note(run, "craft")
         return (yield)
 
-    @hookimpl
-    def gradients(self, run: Run, x_adv: Tensor) -> None:
+    @hookimpl(wrapper=True)
+    def gradients(self, run: Run, x_adv: Tensor) -> Generator[None, Any, Any]:
         self._note(run, "gradients", x_adv=x_adv)
+        return (yield)
 
     @hookimpl(wrapper=True)
     def loss(self, run: Run, x_adv: Tensor) -> Generator[None, Any, Any]:

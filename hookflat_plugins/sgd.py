@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from hookflat import hookimpl
-from hookflat.options import Number, Share
+from hookflat.options import Decay, Number
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class Sgd:
     """SGD with Nesterov momentum and weight decay on every parameter, as in the paper (protocol, section 3)."""
 
     lr: Annotated[Number, Field(gt=0, description="learning rate before any schedule")] = 0.05
-    momentum: Annotated[Share, Field(lt=1, description="")] = 0.9
+    momentum: Annotated[Decay, Field(description="of past gradients")] = 0.9
     nesterov: Annotated[bool, Field(description="look ahead")] = True
     weight_decay: Annotated[Number, Field(ge=0, description="L2 penalty, on norms and biases too")] = 5e-4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import timm
 from pydantic import Field
@@ -52,7 +52,7 @@ class TimmModel:
         except (TypeError, ValueError, KeyError, OSError) as error:
             raise UserError(f"model: timm cannot make {self.network!r}: {error}") from error
         if self.stem == "cifar":
-            _cifar_stem(net, self.network)
+            _cifar_stem(net, self.network, run.data.channels)
         return Normalized(net, *self._statistics(run, net))
 
     def _statistics(self, run: Run, net: Any) -> Any:
@@ -64,13 +64,12 @@ class TimmModel:
         return torch.tensor(config["mean"]), torch.tensor(config["std"])
 
 
-def _cifar_stem(net: Any, name: str) -> None:
+def _cifar_stem(net: Any, name: str, channels: int) -> None:
     """The stem for 32x32 images: 3x3 convolution of stride 1, no pooling."""
-    old = net.conv1 if isinstance(net, ResNet) else getattr(getattr(net, "stem", None), "conv", None)
-    if not isinstance(net, ResNet | ResNetV2) or not isinstance(old, nn.Conv2d):
-        raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')
-    stem = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
     if isinstance(net, ResNet):
-        net.conv1, net.maxpool = stem, nn.Identity()
+        net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif isinstance(net, ResNetV2) and isinstance(old := getattr(net.stem, "conv", None), nn.Conv2d):
+        net.stem = cast(Any, nn.Conv2d(channels, old.out_channels, 3, padding=1, bias=False))
     else:
-        net.stem = stem
+        raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')

@@ -1,0 +1,96 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hookflat.attack_view import AttackView
+from hookflat.layers import Normalized
+from hookflat_plugins.resnet_small import small_image_resnet
+
+
+def small(norm="rebn"):
+    net = small_image_resnet(width=8, blocks=1, channels=3, classes=5, norm=norm, act="relu")
+    return Normalized(net, torch.rand(3), 0.5 + torch.rand(3))
+
+
+class Branching(nn.Module):
+    """A network that torch.fx cannot trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).mean((2, 3))
+        return -x if x.sum() > 1e9 else x
+
+
+def in_use(net):
+    """With running statistics and norms that are not trivial."""
+    net.train()
+    for _ in range(3):
+        net(torch.rand(8, 3, 32, 32))
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return net
+
+
+NETWORKS = {
+    "rebn": (small, 12),
+    "batch": (lambda: small("batch"), 12),
+    "group": (lambda: small("group"), 0),
+    "timm resnet": (lambda: timm.create_model("resnet10t", num_classes=5), 14),
+    "timm preact": (lambda: timm.create_model("resnetv2_18", num_classes=5), 8),
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=5), 0),
+    "mobilenet": (lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), None),
+    "untraceable": (Branching, 0),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_computes_what_the_network_computes_and_follows_its_weights(name):
+    torch.manual_seed(0)
+    make, folds = NETWORKS[name]
+    net = in_use(make())
+    view, x = AttackView(net), torch.rand(6, 3, 32, 32)
+    if folds is not None:
+        assert len(view._folds) == folds
+    for _ in range(2):
+        net.eval()
+        expected = net(x)
+        assert torch.allclose(view(x), expected, atol=1e-4, rtol=1e-4)
+        in_use(net)
+        view.refresh()
+
+
+def test_has_no_memory_of_its_own_but_the_folded_convolutions():
+    net = small()
+    view = AttackView(net)
+    own = {p.data_ptr() for p in net.parameters()} | {b.data_ptr() for b in net.buffers()}
+    shared = [t.data_ptr() in own for t in [*view.parameters(), *view.buffers()]]
+    assert shared.count(False) == 2 * len(view._folds)
+    assert not any(p.requires_grad for p in view.parameters())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_stays_in_evaluation_mode():
+    view = AttackView(small()).train()
+    assert not any(m.training for m in view.modules())
+
+
+def test_a_fold_that_disagrees_is_not_used():
+    """A hook on the norm is lost by folding: the view notices and shows the plain network."""
+
+    net = small().eval()
+    net.net.bn1.register_forward_hook(lambda module, args, out: out + 3)
+    view, x = AttackView(net), torch.rand(4, 3, 8, 8)
+    assert torch.allclose(view(x), net(x), atol=1e-5)
+    assert not view._folds
+
+
+def test_bfloat16_is_near_and_returns_float32():
+    net = in_use(small()).eval()
+    x = torch.rand(4, 3, 8, 8)
+    logits = AttackView(net, bf16=True)(x)
+    assert logits.dtype == torch.float32
+    assert (logits - net(x)).abs().max() < 0.1 * (1 + net(x).abs().max())

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+import hookflat
+from hookflat.attacks import initial_delta
+from hookflat.losses import cross_entropy
+from hookflat.testing import Found
+
+STARTS = ["uniform_norm", "uniform", "gaussian", "zero"]
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )
+
+
+def images(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 2, 4, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    eps=st.floats(0, 1),
+    step_size=st.floats(1e-4, 2),
+    steps=st.integers(0, 4),
+    restarts=st.integers(1, 3),
+    start=st.sampled_from(STARTS),
+    keep=st.sampled_from(["best", "last"]),
+    mode=st.sampled_from(["eval", "train"]),
+    seed=st.integers(0, 99),
+)
+def test_stays_in_the_ball_and_the_box_whatever_the_options(eps, step_size, steps, restarts, start, keep, mode, seed):
+    net, (x, y) = network(), images(5, seed)
+    found = Found.of(net)
+    options = {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts, "start": start}
+    x_adv = hookflat.pgd(net, x, y, keep=keep, mode=mode, seed=seed, **options)
+    assert (x_adv - x).abs().max() <= eps + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert torch.equal(x_adv, hookflat.pgd(net, x, y, keep=keep, mode=mode, seed=seed, **options))
+    assert not x_adv.requires_grad
+    found.assert_unchanged(net)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(0, 5), restarts=st.integers(1, 3), seed=st.integers(0, 99))
+def test_best_iterate_is_never_below_the_start_and_never_below_fewer_steps(steps, restarts, seed):
+    net, (x, y) = network(seed).eval(), images(6, seed)
+
+    def reached(steps, restarts):
+        x_adv = hookflat.pgd(net, x, y, eps=0.2, step_size=0.3, steps=steps, restarts=restarts, seed=seed)
+        return cross_entropy(net(x_adv), y)
+
+    value = reached(steps, restarts)
+    assert (value >= reached(0, 1) - 1e-6).all()
+    assert (reached(steps + 1, restarts) >= value - 1e-6).all()
+    assert (reached(steps, restarts + 1) >= value - 1e-6).all()
+
+
+def test_reaches_the_closed_form_on_a_linear_model():
+    """Two classes, logits W x: the worst delta in the ball is -eps sign(w_y - w_other)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 2))
+    x = 0.3 + 0.4 * torch.rand(20, 2, 4, 4)
+    y = torch.randint(0, 2, (20,))
+    eps = 0.1
+    difference = net[1].weight[y] - net[1].weight[1 - y]
+    margin = (net(x).gather(1, y[:, None]) - net(x).gather(1, 1 - y[:, None])).squeeze(1)
+    worst = torch.nn.functional.softplus(-(margin - eps * difference.abs().sum(1)))
+    x_adv = hookflat.pgd(net, x, y, eps=eps, step_size=0.03, steps=10)
+    assert torch.allclose(cross_entropy(net(x_adv), y), worst, atol=1e-5)
+
+
+def test_last_iterate_equals_a_hand_written_loop():
+    net, (x, y) = network().eval(), images(4)
+    x_adv = x.clone()
+    for _ in range(3):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(x_adv), y).sum(), x_adv)
+        delta = (x_adv.detach() + 0.02 * gradient.sign() - x).clamp(-0.05, 0.05)
+        x_adv = (x + delta).clamp(0, 1)
+    ours = hookflat.pgd(net, x, y, eps=0.05, step_size=0.02, steps=3, start="zero", keep="last")
+    assert torch.allclose(ours, x_adv, atol=1e-6)
+
+
+def test_train_mode_attacks_the_batch_statistics():
+    net, (x, y) = network().train(), images(6)
+    net[1].running_mean += 5
+    seen = []
+    net[1].register_forward_hook(lambda module, args, out: seen.append(module.training))
+    hookflat.pgd(net, x, y, steps=1, mode="train")
+    assert all(seen)
+    seen.clear()
+    hookflat.pgd(net, x, y, steps=1)
+    assert not any(seen)
+
+
+def test_the_papers_start_is_uniform_in_norm():
+    """Direction Gaussian, L-infinity norm uniform in [0, eps]; mean entry about 0.11 eps on CIFAR's dimensions."""
+    x = torch.zeros(2000, 3, 32, 32)
+    delta = initial_delta(x, 0.5, "uniform_norm", torch.arange(2000), seed=0)
+    norms = delta.flatten(1).abs().amax(1)
+    assert stats.kstest((norms / 0.5).numpy(), "uniform").pvalue > 1e-3
+    assert delta.abs().mean() == pytest.approx(0.11 * 0.5, rel=0.03)
+
+
+def test_the_other_starts_are_what_their_repositories_use():
+    x, keys = torch.zeros(50, 3, 16, 16), torch.arange(50)
+    box = initial_delta(x, 0.1, "uniform", keys, seed=0)
+    assert stats.kstest((box / 0.1).flatten().numpy(), "uniform", (-1, 2)).pvalue > 1e-3
+    gauss = initial_delta(x, 0.1, "gaussian", keys, seed=0)
+    assert stats.kstest((gauss / 0.001).flatten().numpy(), "norm").pvalue > 1e-3
+    assert not initial_delta(x, 0.1, "zero", keys, seed=0).any()
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_leaves_the_model_as_found_when_interrupted(mode):
+    net, (x, y) = network().train(mode == "eval"), images(4)
+    net[0].weight.requires_grad_(False)
+    found = Found.of(net)
+
+    def objective(model, x_adv):
+        model(x_adv)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hookflat.pgd(net, x, objective=objective, mode=mode)
+    found.assert_unchanged(net)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_needs_labels_or_an_objective():
+    with pytest.raises(ValueError, match="labels y, or an objective"):
+        hookflat.pgd(network(), images(2)[0])

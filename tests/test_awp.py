@@ -1,0 +1,115 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from hookflat import hookimpl
+from hookflat.testing import Found, tiny_run
+
+XI = 0.02
+
+
+def awp_run(**tables):
+    return tiny_run({"plugins": {"awp": {"xi": XI}}} | tables)
+
+
+def test_the_perturbation_is_the_formula():
+    """nu_l = xi ||w_l|| g_l / ||g_l|| on weights of two or more dimensions, g the gradient in training mode."""
+    with awp_run() as run:
+        batch = next(run.batches())
+        x_adv = (batch.x + 0.1).clamp(0, 1)
+        weights = [p for p in run.network.parameters() if p.dim() > 1]
+        run.network.train()
+        loss = nn.functional.cross_entropy(run.network(x_adv), batch.y)
+        gradients = torch.autograd.grad(loss, weights)
+        expected = [XI * w.norm() * g / g.norm() for w, g in zip(weights, gradients, strict=True)]
+        nu = run.plugins["awp"].ascent(run, batch, x_adv, weights)
+        assert len(nu) == 2
+        for ours, theirs in zip(nu, expected, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["at", "trades"])
+def test_the_gradient_is_taken_at_the_perturbed_weights_and_the_step_at_w(loss):
+    with awp_run(loss={"name": loss}) as run:
+        batch = next(run.batches())
+        x_adv = (batch.x + 0.1).clamp(0, 1)
+        w = [p.detach().clone() for p in run.network.parameters()]
+        awp = run.plugins["awp"]
+        movable = [p for p in run.network.parameters() if p.dim() > 1]
+        nu = awp.ascent(run, batch, x_adv, movable)
+        found = Found.of(run.network, buffers=False)
+        run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+        found.assert_unchanged(run.network, buffers=False)
+        gradients = [p.grad.clone() for p in run.network.parameters()]
+        with torch.no_grad():
+            for p, n in zip(movable, nu, strict=True):
+                p.add_(n)
+        run.zero_grad()
+        run.loss(batch, x_adv).backward()
+        for p, before, g in zip(run.network.parameters(), w, gradients, strict=True):
+            assert torch.allclose(p.grad, g, rtol=1e-4, atol=1e-6)
+            p.data.copy_(before)
+
+
+def test_running_statistics_follow_the_perturbed_pass_only():
+    with awp_run() as run:
+        batch = next(run.batches())
+        norm = run.network.net[1]
+        before = norm.num_batches_tracked.item()
+        run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
+        assert norm.num_batches_tracked.item() == before + 1
+
+
+def test_weights_are_restored_when_the_loss_raises_at_the_perturbed_weights():
+    class Fails(Exception):  # noqa: N818
+        pass
+
+    with awp_run() as run:
+        batch = next(run.batches())
+        found, passes = Found.of(run.network, buffers=False), []
+
+        def second_pass_fails(module, args):
+            passes.append(1)
+            if len(passes) == 2:
+                raise Fails
+
+        run.network.register_forward_pre_hook(second_pass_fails)
+        with pytest.raises(Fails):
+            run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
+        found.assert_unchanged(run.network, buffers=False)
+
+
+def test_warmup_waits():
+    """Half of six steps: the network sees one forward pass a step, then two."""
+    with tiny_run({"plugins": {"awp": {"xi": XI, "warmup": 0.5}}}) as run:
+        batch, passes = next(run.batches()), []
+        run.network.register_forward_pre_hook(lambda module, args: passes.append(run.step))
+        for step in range(run.total_steps):
+            run.step = step
+            run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
+        assert [passes.count(step) for step in range(6)] == [1, 1, 1, 2, 2, 2]
+
+
+def test_perturbations_nest_in_recipe_order():
+    order = []
+
+    def named(name):
+        @dataclass(eq=False)
+        class Bracket:
+            @hookimpl(wrapper=True)
+            def gradients(self):
+                order.append(f"{name} in")
+                try:
+                    return (yield)
+                finally:
+                    order.append(f"{name} out")
+
+        Bracket.__name__ = name
+        return Bracket
+
+    with tiny_run({"plugins": {"outer": {}, "inner": {}}}, [named("Outer"), named("Inner")]) as run:
+        batch = next(run.batches())
+        run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
+    assert order == ["Outer in", "Inner in", "Inner out", "Outer out"]

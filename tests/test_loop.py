@@ -1,0 +1,188 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import hookflat
+from hookflat import TrainingFailed, hookimpl, loop, seeds
+from hookflat.testing import run_recipe, tiny_run
+
+
+def test_a_run_equals_a_training_written_by_hand():
+    """AT with PGD-2 on the tiny data, six steps: plain PyTorch, no hooks, no views."""
+    with tiny_run() as run:
+        net = nn.Sequential(*[m for m in [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                              nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]])  # fmt: skip
+        state = {k.removeprefix("net."): v.clone() for k, v in run.network.state_dict().items() if k.startswith("net.")}
+        state["1.weight"] = state["1.weight"] + 1
+        net.load_state_dict(state)
+        mean, std = run.data.train.statistics()
+        no_decay_of_the_shift = [{"params": [p for n, p in net.named_parameters()]}]
+        optimizer = torch.optim.SGD(no_decay_of_the_shift, lr=0.1, momentum=0.9, nesterov=True)
+        run.optimizer.param_groups[0]["weight_decay"] = 0.0
+
+        def f(x):
+            return net((x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1))
+
+        for epoch in range(2):
+            order = torch.randperm(24, generator=seeds.generator(0, "order", epoch))
+            for i in range(3):
+                step = 3 * epoch + i
+                index = order[8 * i : 8 * i + 8]
+                x, y = run.data.train.x[index].float() / 255, run.data.train.y[index]
+                net.eval()
+                options = {"eps": 0.1, "step_size": 0.05, "steps": 2, "seed": seeds.derive(0, "attack", step)}
+                wrapped = nn.Module()
+                wrapped.net, wrapped.forward = net, f
+                x_adv = hookflat.pgd(wrapped, x, y, **options)
+                net.train()
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.1 * 0.1 ** sum(step >= round(m * 6) for m in (0.4, 0.6, 0.8))
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(f(x_adv), y).backward()
+                optimizer.step()
+            for batch in run.batches():
+                loop.step(run, batch)
+            run.epoch += 1
+        ours = {k.removeprefix("net."): v for k, v in run.network.state_dict().items()}
+        for name, theirs in net.state_dict().items():
+            offset = 1 if name == "1.weight" else 0
+            assert torch.allclose(ours[name] + offset, theirs, atol=1e-5), name
+
+
+def test_epochs_see_every_example_once_in_a_new_order():
+    with tiny_run({"data": {"train": 21}}) as run:
+        seen = []
+        for run.epoch in range(2):
+            run.step = run.epoch * run.steps_per_epoch
+            seen.append(torch.cat([b.index for b in run.batches()]).tolist())
+        assert [sorted(s) for s in seen] == [list(range(21))] * 2
+        assert seen[0] != seen[1]
+        run.epoch, run.step = 0, 2  # after two of three batches
+        assert torch.cat([b.index for b in run.batches()]).tolist() == seen[0][16:]
+
+
+def test_a_run_leaves_the_folder_of_the_design(tmp_path):
+    result = run_recipe({"plugins": {"averaging": {}, "early_stopping": {"holdout": 3, "every": 1}, "figures": {}}},
+                        tmp_path / "run")  # fmt: skip
+    found = {str(p.relative_to(result.folder)) for p in result.folder.rglob("*") if p.is_file()}
+    assert found >= {
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "eval.json",
+        "model.safetensors",
+        "model_in_training.safetensors",
+        "checkpoints/best.safetensors",
+        "figures/overfitting.png",
+    }
+    assert not any("writing" in name for name in found)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"training", "curves", "early_stopping"}
+    assert all({"epoch", "step", "split"} <= line.keys() for line in lines)
+    results = json.loads((result.folder / "eval.json").read_text())
+    assert results["models"].keys() == {"last", "best"}
+    assert results["protocol"]["stages"]["final"]["examples"] == {"test": 9}
+    assert results["models"]["last"]["seconds"].keys() == {"test/clean_error"}
+    again = hookflat.run(result.folder / "recipe.toml", folder=tmp_path / "again", plugins=_tiny())
+    assert again.results["models"]["last"]["test"] == results["models"]["last"]["test"]
+
+
+def _tiny():
+    from hookflat.testing import TinyData, TinyModel
+
+    return [TinyData, TinyModel]
+
+
+def test_library_runs_leave_the_global_generators_alone(tmp_path):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    run_recipe({}, tmp_path / "run")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@dataclass(eq=False)
+class Explodes:
+    """A loss that turns NaN in step 5."""
+
+    @hookimpl
+    def loss(self, run, batch, x_adv):
+        loss = run.criterion(run.model(x_adv), batch.target).mean()
+        return loss * float("nan") if run.step == 4 else loss
+
+
+@dataclass(eq=False)
+class Raises:
+    """Fails in its second step."""
+
+    @hookimpl
+    def transform_batch(self, run):
+        if run.step == 1:
+            raise KeyError("no such thing")
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(TrainingFailed) as caught:
+        run_recipe({"loss": {"name": "explodes"}, "run": {"epochs": 4}}, tmp_path / "run", [Explodes])
+    assert "hook 'loss' (plugin 'explodes') in step 5 of 12 (epoch 2)" in str(caught.value)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert checkpoint.name == "step-000000003-epoch-000001"
+
+
+def test_a_plugin_that_raises_is_named_with_its_hook(tmp_path):
+    with pytest.raises(TrainingFailed, match="plugin 'raises' failed in hook 'transform_batch': KeyError"):
+        run_recipe({"plugins": {"raises": {}}}, tmp_path / "run", [Raises])
+
+
+def test_a_wrapper_that_forgets_its_result_is_told(tmp_path):
+    @dataclass(eq=False)
+    class Forgets:
+        @hookimpl(wrapper=True)
+        def gradients(self):
+            yield
+
+    with pytest.raises(TrainingFailed, match="does a wrapper lack `return"):
+        run_recipe({"plugins": {"forgets": {}}}, tmp_path / "run", [Forgets])
+
+
+def test_extra_losses_are_added_and_criteria_replace_the_cross_entropy():
+    @dataclass(eq=False)
+    class Penalty:
+        @hookimpl
+        def extra_loss(self, run):
+            return 0.5 * sum(p.square().sum() for p in run.network.parameters())
+
+    @dataclass(eq=False)
+    class Smoothing:
+        @hookimpl
+        def criterion(self, logits, target):
+            return nn.functional.cross_entropy(logits, target, reduction="none", label_smoothing=0.2)
+
+    with tiny_run({"plugins": {"penalty": {}, "smoothing": {}}}, [Penalty, Smoothing]) as run:
+        batch = next(run.batches())
+        expected = nn.functional.cross_entropy(run.network(batch.x), batch.y, label_smoothing=0.2)
+        expected = expected + 0.5 * sum(p.square().sum() for p in run.network.parameters())
+        assert run.loss(batch, batch.x).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_bfloat16_training_runs_and_keeps_float32_weights(tmp_path):
+    with tiny_run({"run": {"precision": "bf16"}}) as run:
+        for batch in run.batches():
+            loop.step(run, batch)
+        assert all(p.dtype == torch.float32 for p in run.network.parameters())
+        assert run.model(batch.x).dtype == torch.float32
+
+
+def test_draws_are_named_and_follow_the_step():
+    with tiny_run() as run:
+        a = torch.rand(3, generator=run.rng("a"))
+        more = torch.rand(3, generator=run.rng("a"))
+        b = torch.rand(3, generator=run.rng("b"))
+        run.step = 1
+        later = torch.rand(3, generator=run.rng("a"))
+        run.step = 0
+        again = torch.rand(3, generator=run.rng("a"))
+        assert torch.equal(a, again)
+        assert len({tuple(t.tolist()) for t in (a, more, b, later)}) == 4

@@ -1,0 +1,182 @@
+import tomllib
+
+import pytest
+
+from hookflat import UserError
+from hookflat.plugins import Catalogue
+from hookflat.recipe import find_recipe, load, recipes_folder
+from hookflat.testing import TINY, recipe
+
+SHIPPED = sorted(p for p in recipes_folder().glob("*.toml"))
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def fails(message, *args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        load(*args, **kwargs)
+    assert message in str(caught.value), str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_load_alone_and_at_scale_and_open_with_their_command(path):
+    alone = load(path)
+    scaled = load(path, overlays=["scales/cifar10"])
+    assert alone.slot_names["data"] == "digits"
+    assert scaled.slot_names["data"] == "images"
+    for slot in ("loss", "optimizer", "schedule"):  # a scale never changes the method
+        assert scaled.slot_names[slot] == alone.slot_names[slot]
+    assert scaled.plugins.keys() == alone.plugins.keys()
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[1].strip("# ") == f"hookflat run recipes/{path.name}"
+
+
+def test_every_training_plugin_has_a_recipe():
+    from hookflat.plugins import kind_of
+
+    used = set()
+    for path in [*SHIPPED, *recipes_folder().glob("scales/*.toml")]:
+        tables = tomllib.loads(path.read_text())
+        used |= {t.get("name") for t in tables.values() if isinstance(t, dict)} | set(tables.get("plugins", {}))
+        used |= {m for t in tables.get("eval", {}).values() if isinstance(t, dict) for m in t}
+    shipped = {s.name for s in Catalogue() if kind_of(s.load()) != "tool" and s.package.startswith("hookflat ")}
+    assert shipped - used == set()
+
+
+def test_extends_merges_and_the_later_file_wins(tmp_path):
+    write(tmp_path, "deep/base.toml", "[optimizer]\nlr = 0.5\nmomentum = 0.8\n[plugins.awp]\nxi = 0.1\n")
+    write(tmp_path, "other.toml", "[optimizer]\nlr = 0.25\n")
+    top = write(
+        tmp_path,
+        "top.toml",
+        f'extends = ["{find_recipe("at")}", "deep/base.toml", "other.toml"]\n[plugins.label_noise]\n',
+    )
+    loaded = load(top)
+    optimizer = loaded.slots["optimizer"]
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.25, 0.8, 5e-4)
+    assert list(loaded.plugins) == ["augment", "early_stopping", "figures", "awp", "label_noise"]
+    assert loaded.origin(("optimizer", "lr")) == f"{tmp_path}/other.toml:2"
+    assert loaded.origin(("optimizer", "momentum")).endswith("base.toml:3")
+    assert loaded.origin(("optimizer", "weight_decay")) == "default"
+
+
+def test_a_slot_that_changes_its_plugin_drops_the_old_ones_options():
+    loaded = load("at", overrides={"optimizer.name": "adam"})
+    assert loaded.slots["optimizer"].lr == 1e-3
+
+
+def test_overrides_win_and_say_where_they_came_from():
+    loaded = load("trades", overrides=["loss.beta=3", "attack.eps=8/255", "run.epochs=7", "data.train=31"])
+    assert loaded.slots["loss"].beta == 3
+    assert loaded.slots["attack"].eps == pytest.approx(8 / 255)
+    assert loaded.origin(("loss", "beta")) == "--set loss.beta"
+
+
+def test_fractions_are_numbers_everywhere():
+    loaded = load("at", overrides={"attack.eps": "1/10", "schedule.milestones": ["1/2", 0.75]})
+    assert loaded.slots["attack"].eps == 0.1
+    assert loaded.slots["schedule"].milestones == [0.5, 0.75]
+
+
+def test_plugins_can_be_switched_off():
+    loaded = load("at_awp", overrides={"plugins.awp.enabled": False})
+    assert "awp" not in loaded.plugins
+
+
+def test_the_resolved_recipe_loads_to_itself(tmp_path):
+    loaded = load("entropy_sgd", overlays=["scales/cifar10"], overrides={"plugins.awp.xi": "1/200"})
+    again = load(write(tmp_path, "again.toml", loaded.to_toml()))
+    assert again.tables == loaded.tables
+
+
+def test_overlays_of_a_method_do_not_lose_its_order():
+    loaded = load("autoaugment", overlays=["scales/cifar10"])
+    names = list(loaded.plugins)
+    assert names.index("augment") < names.index("autoaugment")
+    assert (loaded.plugins["augment"].padding, loaded.plugins["augment"].fill) == (4, "mean")
+
+
+WRONG = {
+    "unknown table": ("[los]\nbeta = 1\n", ":2: los: unknown table (did you mean 'loss'?)"),
+    "unknown key": ("[loss]\nfractoin = 1\n", ":3: loss.fractoin: unknown option (did you mean 'fraction'?)"),
+    "wrong type": ("[run]\nepochs = 2.5\n", ":3: run.epochs: should be a valid integer"),
+    "string for number": ('[run]\nepochs = "ten"\n', ":3: run.epochs: should be a valid integer"),
+    "bool for int": ("[run]\nepochs = true\n", ":3: run.epochs: should be a valid integer"),
+    "no fraction": ('[attack]\neps = "8/0"\n', "is neither a number nor a fraction"),
+    "out of range": ("[attack]\neps = 2\n", ":3: attack.eps: should be less than or equal to 1, not 2"),
+    "negative": ("[plugins.awp]\nxi = -1\n", ":3: plugins.awp.xi: should be greater than or equal to 0"),
+    "not finite": ("[plugins.awp]\nxi = nan\n", ":3: plugins.awp.xi: should be"),
+    "not a choice": ('[attack]\nstart = "box"\n', ":3: attack.start: should be 'uniform_norm'"),
+    "unknown plugin": ("[plugins.apw]\n", ":2: plugins.apw: no plugin is called 'apw' (did you mean 'awp'?)"),
+    "unknown slot plugin": ('[loss]\nname = "trade"\n', "no plugin is called 'trade' (did you mean 'trades'?)"),
+    "loss as plugin": ("[plugins.trades]\n", "plugin 'trades' is a loss: it belongs in [loss]"),
+    "plugin as loss": ('[loss]\nname = "awp"\n', "plugin 'awp' is a plugin: it belongs in [plugins.NAME]"),
+    "measure as plugin": ("[plugins.robust_loss]\n", "is a measure: it belongs in [eval.STAGE.NAME]"),
+    "key for table": ("plugins = 3\n", "plugins: should be a table"),
+    "measure option": ("[eval.final.robust_loss]\nstesp = 1\n", ":3: eval.final.robust_loss.stesp: unknown option"),
+    "unknown split": ('[eval.final]\nsplits = ["tset"]\n', "eval.final.splits.0: should be 'train' or 'test'"),
+    "options that contradict": ("[optimizer]\nmomentum = 0\n", "optimizer: nesterov needs momentum > 0"),
+    "data overlap": ("[data]\ntrain = 1700\n", "data: train = 1700 and test = 700 overlap"),
+    "enabled": ("[plugins.awp]\nenabled = 1\n", ":3: plugins.awp.enabled: should be true or false"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_recipes_name_file_line_key_and_the_nearest_right_spelling(tmp_path, case):
+    text, message = WRONG[case]
+    path = write(tmp_path, "r.toml", f'extends = "{find_recipe("at")}"\n{text}')
+    said = fails(message, path)
+    assert str(path) in said
+    assert len(said.splitlines()) <= 2
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    path = write(tmp_path, "r.toml", f'extends = "{find_recipe("at")}"\n[run]\nepoch = 1\nseed = -1\n[plugins.nope]\n')
+    said = fails("run.epoch: unknown option (did you mean 'epochs'?)", path)
+    assert "run.seed" in said
+    assert "'nope'" in said
+
+
+def test_a_missing_slot_and_broken_files(tmp_path):
+    tables = {k: v for k, v in TINY.items() if k != "loss"}
+    fails('loss: no plugin is named: write name = "..." in [loss]', tables)
+    fails("not valid TOML", write(tmp_path, "a.toml", "[run\n"))
+    fails(":1: extends 'nowhere.toml', which does not exist", write(tmp_path, "b.toml", 'extends = "nowhere.toml"\n'))
+    circle = write(tmp_path, "c.toml", 'extends = "d.toml"\n')
+    write(tmp_path, "d.toml", 'extends = "c.toml"\n')
+    fails("in a circle: c.toml -> d.toml -> c.toml", circle)
+    fails("no recipe traeds: neither a file nor a shipped recipe (did you mean 'trades'?)", "traeds")
+    fails("write it as table.key=value", "at", overrides=["loss.beta"])
+
+
+def test_plugins_that_exclude_each_other(tmp_path):
+    file = write(
+        tmp_path,
+        "alone.py",
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom hookflat import hookimpl\n"
+        "@dataclass(eq=False)\nclass Alone:\n    excludes: ClassVar = {'awp': 'both perturb'}\n"
+        "    @hookimpl\n    def after_step(self):\n        pass\n",
+    )
+    tables = recipe({"plugins": {"alone": {}, "awp": {}}})
+    from hookflat.testing import TinyData, TinyModel
+
+    catalogue = Catalogue([file, TinyData, TinyModel])
+    fails("'alone' does not go with 'awp': both perturb", tables, catalogue=catalogue)
+
+
+def test_the_same_measure_twice_on_a_split_at_the_end_is_found_early():
+    tables = recipe({"eval": {"also": {"clean_error": {}}}})
+    from hookflat.testing import TinyData, TinyModel
+
+    fails(
+        "eval.also.clean_error: measured on 'test' in [eval.final] already",
+        tables,
+        catalogue=Catalogue([TinyData, TinyModel]),
+    )

@@ -1,0 +1,181 @@
+"""Augmentation, AutoAugment, label noise, clipping and averaging against what they promise."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import v2
+
+from hookflat import loop
+from hookflat.data import Batch, Images
+from hookflat.testing import tiny_run
+from hookflat_plugins.augment import Augment
+from hookflat_plugins.autoaugment import AutoAugment
+from hookflat_plugins.label_noise import LabelNoise
+
+
+class FakeRun:
+    """What batch transforms need of a run: data and random numbers."""
+
+    class data:  # noqa: N801
+        num_classes = 10
+        train = Images(torch.full((4, 3, 32, 32), 51, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+
+    def __init__(self, seed=0):
+        self.base = seed
+
+    def seed(self, name):
+        from hookflat import seeds
+
+        return seeds.derive(self.base, name)
+
+    def uniform(self, name, batch, shape=()):
+        from hookflat import seeds
+
+        return seeds.uniform(batch.row, shape, self.seed(name))
+
+
+def batch_of(x, y=None):
+    y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
+    return Batch(x, y, y, torch.arange(len(x)), torch.arange(len(x)))
+
+
+def test_label_noise_has_the_protocols_distribution():
+    """P(target = k) = (1 - rate) [k = y] + rate / K, over 20,000 draws; the labels that attacks use stay."""
+    y = torch.arange(10).repeat(2000)
+    batch = batch_of(torch.zeros(len(y), 1, 1, 1), y)
+    LabelNoise(rate=0.4).transform_batch(FakeRun(), batch)
+    offset = (batch.target - y) % 10
+    counts = torch.bincount(offset, minlength=10).numpy()
+    expected = len(y) * torch.tensor([0.6 + 0.04] + [0.04] * 9).numpy()
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
+    assert torch.equal(batch.y, y)
+
+
+def test_label_noise_is_drawn_anew_in_every_step_and_alike_in_any_split():
+    with tiny_run({"plugins": {"label_noise": {"rate": 0.5}}}) as run:
+        targets = []
+        for run.step in range(2):
+            batch = batch_of(torch.zeros(64, 1, 6, 6))
+            run.hook.transform_batch(run=run, batch=batch)
+            targets.append(batch.target)
+        half = batch_of(torch.zeros(32, 1, 6, 6))
+        half.row = torch.arange(32, 64)
+        run.hook.transform_batch(run=run, batch=half)
+    assert not torch.equal(*targets)
+    assert torch.equal(half.target, targets[1][32:])
+
+
+def test_crops_are_shifts_of_the_padded_image_and_flips_mirror_it():
+    torch.manual_seed(0)
+    x = torch.rand(300, 1, 5, 5)
+    batch = batch_of(x.clone())
+    Augment(padding=1, flip=True).transform_batch(FakeRun(), batch)
+    padded = torch.nn.functional.pad(x, [1] * 4)
+    found = torch.zeros(300, 18, dtype=torch.bool)
+    for i in range(18):
+        dy, dx, flip = i // 6, i // 2 % 3, i % 2
+        window = padded[:, :, dy : dy + 5, dx : dx + 5]
+        window = window.flip(3) if flip else window
+        found[:, i] = (batch.x == window).flatten(1).all(1)
+    assert (found.sum(1) == 1).all()
+    assert stats.chisquare(found.sum(0).numpy()).pvalue > 1e-3
+
+
+def test_mean_filled_crops_leave_a_mean_coloured_image_alone():
+    x = torch.full((5, 3, 32, 32), 0.2)
+    batch = batch_of(x.clone())
+    Augment(fill="mean").transform_batch(FakeRun(), batch)
+    assert torch.allclose(batch.x, x)
+
+
+def test_cutout_squares_have_their_side_and_may_leave_the_image(monkeypatch):
+    monkeypatch.setattr(v2.AutoAugment, "forward", lambda self, image: image)
+    x = torch.full((4000, 3, 32, 32), 0.8)
+    batch = batch_of(x)
+    AutoAugment(cutout=0.5).transform_batch(FakeRun(), batch)
+    cut = (batch.x - 0.2).abs().amax(1) < 1e-6
+    rows, columns = cut.any(2).sum(1), cut.any(1).sum(1)
+    assert torch.equal(cut.sum((1, 2)), rows * columns)  # a rectangle
+    assert rows.max() == columns.max() == 16
+    assert rows.min() == columns.min() == 8  # the centre is inside: half a side stays at least
+    assert ((rows == 16).float().mean().item()) == pytest.approx(17 / 32, abs=0.03)
+
+
+def test_autoaugment_is_torchvisions_cifar10_policy_image_by_image():
+    torch.manual_seed(0)
+    x = (torch.randint(0, 256, (6, 3, 32, 32)) / 255).float()
+    whole, part = batch_of(x.clone()), batch_of(x[2:4].clone())
+    part.row = torch.arange(2, 4)
+    for batch in (whole, part):
+        AutoAugment(cutout=0).transform_batch(FakeRun(), batch)
+    assert torch.equal(whole.x[2:4], part.x)
+    assert not torch.equal(whole.x, x)
+    state = torch.random.get_rng_state()
+    AutoAugment().transform_batch(FakeRun(), whole)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_every_weight_is_clipped_after_every_step():
+    with tiny_run({"plugins": {"weight_clipping": {"w_max": 0.03}}}) as run:
+        for batch in run.batches():
+            loop.step(run, batch)
+            assert max(float(p.abs().max()) for p in run.network.parameters()) <= 0.03
+        assert any(float(p.abs().max()) == pytest.approx(0.03) for p in run.network.parameters())
+
+
+@pytest.mark.parametrize("statistics", ["average", "copy", "recalibrate"])
+def test_averaging_is_the_arithmetic(statistics):
+    decay = 0.7
+    with tiny_run({"plugins": {"averaging": {"decay": decay, "statistics": statistics}}}) as run:
+        norm = run.network.net[1]
+        weights = [p.detach().clone().double() for p in run.network.parameters()]
+        mean = norm.running_mean.clone().double()
+        for batch in run.batches():
+            loop.step(run, batch)
+            weights = [decay * a + (1 - decay) * p for a, p in zip(weights, run.network.parameters(), strict=True)]
+            mean = decay * mean + (1 - decay) * norm.running_mean
+        model = run.eval_model()
+        for a, p in zip(weights, model.parameters(), strict=True):
+            assert torch.allclose(a.float(), p, atol=1e-6)
+        ours = model.net[1].running_mean
+        if statistics == "average":
+            assert torch.allclose(ours, mean.float(), atol=1e-6)
+        elif statistics == "copy":
+            assert torch.equal(ours, norm.running_mean)
+        else:
+            x, _ = run.data.train.__getitems__(torch.arange(len(run.data.train)))
+            first = model.net[0]((x - model.mean) / model.std)
+            chunks = torch.stack([c.mean((0, 2, 3)) for c in first.split(8)])
+            assert torch.allclose(ours, chunks.mean(0), atol=1e-5)
+
+
+def test_schedules_point_by_point():
+    def rates(schedule, epochs=10):
+        with tiny_run({"schedule": schedule, "run": {"epochs": epochs}}) as run:
+            found = []
+            for _ in range(run.total_steps):
+                found.append(run.optimizer.param_groups[0]["lr"])
+                run.optimizer.step()
+                run.schedule.step()
+            return found
+
+    steps = 30
+    multi = rates({"name": "multistep", "milestones": ["2/5", 0.6, "4/5"], "factor": 0.1})
+    assert multi == pytest.approx([0.1] * 12 + [0.01] * 6 + [0.001] * 6 + [0.0001] * 6)
+    one = rates({"name": "cyclic", "peak": 0.2})
+    assert one == pytest.approx([0.2 * (i / 15 if i <= 15 else (30 - i) / 15) for i in range(steps)])
+    three = rates({"name": "cyclic", "peak": 0.3, "cycles": 3})
+    assert three == pytest.approx([0.3 * (1 - abs(i % 10 - 5) / 5) for i in range(steps)])
+    assert rates({"name": "constant"}) == [0.1] * steps
+
+
+def test_optimizers_are_torchs_with_the_papers_settings():
+    with tiny_run({"optimizer": {"name": "sgd"}}) as run:
+        group = run.optimizer.param_groups[0]
+        assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 5e-4)
+        assert len(group["params"]) == len(list(run.network.parameters()))
+    with tiny_run({"optimizer": {"name": "adam", "lr": 0.01}}) as run:
+        assert isinstance(run.optimizer.optimizer, torch.optim.Adam)
+        assert math.isclose(run.optimizer.param_groups[0]["lr"], 0.01)
