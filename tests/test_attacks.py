@@ -122,7 +122,7 @@ def test_the_other_starts_are_what_their_repositories_use():
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_leaves_the_model_as_found_when_interrupted(mode):
-    net, (x, y) = network().train(mode == "eval"), images(4)
+    net, (x, _) = network().train(mode == "eval"), images(4)
     net[0].weight.requires_grad_(False)
     found = Found.of(net)
 
