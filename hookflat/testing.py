@@ -216,7 +216,7 @@ def refuses_a_wrong_key(plugin: str | type, options: Table = None) -> None:
 
 
 def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> None:
-    """Weights, modes and flags (of attacks and measures, buffers too) are as before, also when a forward pass raises."""
+    """Weights, modes and flags (for attacks and measures buffers too) are as before, also when a forward raises."""
     tables, extra, kind = _in_place(plugin, options)
     if kind in ("data", "model", "optimizer", "schedule"):
         return
@@ -318,4 +318,4 @@ CHECKS: tuple[Callable[..., None], ...] = (
     gives_the_same_numbers_twice,
     resumes_as_if_never_stopped,
 )
-"""The contract: each takes the name of an installed plugin or a plugin class, and options where the defaults do not fit."""
+"""The contract: each takes a plugin's name or class, and options where the defaults do not fit."""

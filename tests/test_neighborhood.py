@@ -78,7 +78,12 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception():
     weights = list(layers(net).values())
     nu = sphere(weights, 0.5, seeds.generator(0))
     found = Found.of(net)
-    with pytest.raises(RuntimeError), moved(weights, nu):
-        assert not torch.equal(weights[0], found.tensors[0])
-        raise RuntimeError
+
+    def fails():
+        with moved(weights, nu):
+            assert not torch.equal(weights[0], found.tensors[0])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     found.assert_unchanged(net)
