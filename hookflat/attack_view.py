@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
 from hookflat.layers import Bfloat16, RecenteredBatchNorm2d
 
-_FOLDABLE = (nn.BatchNorm2d, RecenteredBatchNorm2d, BatchNormAct2d)
+
+@cache
+def _foldable() -> tuple[type, ...]:
+    from timm.layers.norm_act import BatchNormAct2d  # timm takes two seconds to import
+
+    return nn.BatchNorm2d, RecenteredBatchNorm2d, BatchNormAct2d
 
 
 class AttackView(nn.Module):
@@ -104,7 +109,7 @@ class _Fold:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _FOLDABLE) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, _foldable()) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
@@ -123,7 +128,7 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
         conv_name, norm_name = str(before.target), str(node.target)
         conv, norm = live.get_submodule(conv_name), live.get_submodule(norm_name)
         once = calls.count(conv_name) == calls.count(norm_name) == 1
-        if type(conv) is not nn.Conv2d or type(norm) not in _FOLDABLE or not once:
+        if type(conv) is not nn.Conv2d or type(norm) not in _foldable() or not once:
             continue
         assert isinstance(norm, nn.BatchNorm2d)
         if norm.track_running_stats:
@@ -131,7 +136,8 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
             view.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
             view = view.requires_grad_(False).to(memory_format=torch.channels_last)
             traced.set_submodule(conv_name, view)
-            rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+            own = plain.get_submodule(norm_name)
+            rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))
             traced.set_submodule(norm_name, rest)
             folds.append(_Fold(view, conv, norm))
     return (traced, folds) if folds else (plain, [])

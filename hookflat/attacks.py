@@ -63,7 +63,9 @@ def pgd(
     `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
     every restart, the start included; `"last"` the last iterate of the last restart. `mode="train"` normalises by
     batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
-    position in the batch). The model's weights, buffers, mode and flags are left as found.
+    position in the batch). The paper's start may lie arbitrarily near `x`; an
+    objective divided by the distance needs `start="uniform"`. The model's weights, buffers, mode and flags are left
+    as found.
     """
     if objective is None:
         if y is None:
@@ -96,6 +98,6 @@ def _cross_entropy_with(y: Tensor) -> Objective:
 
 def _better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     value, x_adv = value.detach(), x_adv.detach()
-    improved = value > best
+    improved = ~(value <= best)  # a NaN wins: it must not hide behind the clean image
     mask = improved.view(-1, *[1] * (x_adv.dim() - 1))
     return torch.where(mask, x_adv, best_x), torch.where(improved, value, best)

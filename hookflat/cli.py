@@ -136,18 +136,20 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.recipe import find_recipe, recipes_folder
+    from hookflat.recipe import find_recipe, recipe_folders
 
-    root = recipes_folder()
+    folders = recipe_folders()
     if name is None:
-        for path in sorted(root.rglob("*.toml")):
-            first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-            _out.print(f"{path.relative_to(root).with_suffix('')!s:<24} {first}", markup=False)
+        for package, folder in folders.items():
+            for path in sorted(folder.rglob("*.toml")):
+                first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+                origin = "" if package == "hookflat" else f" ({package})"
+                _out.print(f"{path.relative_to(folder).with_suffix('')!s:<24} {first}{origin}", markup=False)
         return
-    source = find_recipe(name)
     to.mkdir(parents=True, exist_ok=True)
-    for path in _with_bases(source):
-        target = to / path.relative_to(root) if path.is_relative_to(root) else to / path.name
+    for path in _with_bases(find_recipe(name)):
+        home = next((f for f in folders.values() if path.is_relative_to(f)), path.parent)
+        target = to / path.relative_to(home)
         if target.exists():
             raise UserError(f"{target} exists already: remove it, or choose another folder with --to")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,8 @@ def _with_bases(path: Path) -> list[Path]:
     bases = tomllib.loads(path.read_text(encoding="utf-8")).get("extends", [])
     found = [path]
     for base in [bases] if isinstance(bases, str) else bases:
-        found += _with_bases((path.parent / base).resolve())
+        beside = path.parent / base
+        found += _with_bases(beside) if beside.is_file() else []  # a shipped one is found by its name
     return found
 
 

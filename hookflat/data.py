@@ -98,6 +98,7 @@ class Batch:
     target: what the loss fits: labels (n,) int64 (the same as `y` at first) or distributions (n, K).
     index: (n,) int64, where the examples stand in the training set.
     row: (n,) int64, the position of each example in the global batch, the same however many processes share it.
+    global_size: the number of examples in the global batch.
     """
 
     x: Tensor
@@ -105,6 +106,7 @@ class Batch:
     target: Tensor
     index: Tensor
     row: Tensor
+    global_size: int
 
 
 class Examples:

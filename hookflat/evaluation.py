@@ -134,8 +134,12 @@ def _attacked(
                 loss_adv, wrong_adv = _scores(view(x_adv), y)
             loss, wrong = torch.maximum(loss, loss_adv), wrong | wrong_adv
         rows.append([clean_loss, clean_wrong, loss, wrong])
-    if not rows:
+    shared = isinstance(loader, Examples) and len(loader) > 0
+    if not rows and not shared:
         raise ValueError("no examples to measure on: the loader gave no batch")
+    if not rows:  # fewer examples than processes
+        none = torch.zeros(0, device=device)
+        rows = [[none, none.bool(), none, none.bool()]]
     gather = loader.gather if isinstance(loader, Examples) else lambda values: values
     return PerExample(*(gather(torch.cat(column)).cpu() for column in zip(*rows, strict=True)))
 

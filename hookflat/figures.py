@@ -48,9 +48,9 @@ def flatness_through_training(
     records: list[dict[str, Any]], epochs: int, best_epoch: int | None = None
 ) -> Figure | None:
     """Test RLoss against average-case flatness, one point a snapshot, coloured by epoch (the paper's Fig. 5)."""
-    flat = dict(zip(*curve(records, "test", "average_flatness"), strict=True))
-    robust = dict(zip(*curve(records, "test", "rloss"), strict=True))
-    at = sorted(flat.keys() & robust.keys())
+    points = [r for r in records if r.get("split") == "test" and {"average_flatness", "rloss"} <= r.keys()]
+    flat, robust = ({r["epoch"]: r[key] for r in points} for key in ("average_flatness", "rloss"))
+    at = sorted(flat)
     if not at:
         return None
     figure = _figure(5.2, 4.2)
@@ -59,7 +59,7 @@ def flatness_through_training(
     norm = Normalize(0, 1)
     axes.plot(x, y, color="0.8", lw=1, zorder=1)
     axes.scatter(x, y, c=[e / epochs for e in at], cmap="RdYlBu_r", norm=norm, s=55, edgecolor="0.2", lw=0.6, zorder=2)
-    if best_epoch in flat and best_epoch in robust:
+    if best_epoch in flat:
         axes.scatter(flat[best_epoch], robust[best_epoch], s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3)
         axes.annotate("early stopping", (flat[best_epoch], robust[best_epoch]), xytext=(10, -14),
                       textcoords="offset points", color=_STOP, fontsize=9)  # fmt: skip

@@ -125,7 +125,10 @@ def extra_loss(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
 
 @hookspec(firstresult=True)
 def criterion(run: Run, logits: Tensor, target: Tensor) -> Tensor | None:
-    """First. Per-example loss (n,) of logits (n, K) with `batch.target`; the core answers cross-entropy."""
+    """First. Per-example loss (n,) of logits (n, K) with `batch.target`; the core answers cross-entropy.
+
+    A loss may call it several times in a step (clean and adversarial logits); weight perturbations run losses again.
+    """
 
 
 @hookspec

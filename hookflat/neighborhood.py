@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hookflat.brackets import restored
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 
 
 def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
@@ -23,11 +24,14 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
 
     Flatness moves biases too, perturbations during training do not (protocol 1.5 and 4.1; official AWP code).
 
-    Raises ValueError when nothing is left, as in a network whose parameters are all frozen.
+    Raises ValueError for layers whose weight is computed from other parameters, and when nothing is left, as in a
+    network whose parameters are all frozen.
     """
     found: dict[str, nn.Parameter] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, _LAYERS):
+            if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
+                raise ValueError(f"layer {prefix!r} is parametrized (weight norm?): make its weight a parameter first")
             for name, p in module.named_parameters(prefix, recurse=False):
                 if p.requires_grad and (biases or p.dim() > 1):
                     found[name] = p

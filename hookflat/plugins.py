@@ -130,6 +130,9 @@ def _checked(cls: Any, name: str) -> type:
         method = getattr(cls, hook, None)
         if callable(method) and not hasattr(method, "hookflat_impl"):
             raise UserError(f"plugin {name!r} has a method {hook!r} without @hookimpl, which would never be called")
+    stray = [n for n, m in inspect.getmembers(cls) if hasattr(m, "hookflat_impl") and n not in HOOKS]
+    if stray:
+        raise UserError(f"plugin {name!r} marks {stray[0]!r}, which is no hook{nearest(stray[0], list(HOOKS))}")
     if not hooks_of(cls):
         raise UserError(f"plugin {name!r} implements no hook: mark a method with @hookimpl")
     return cls
@@ -138,6 +141,11 @@ def _checked(cls: Any, name: str) -> type:
 def _name(cls: type) -> str:
     """MyLoss is called my_loss."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _marked(cls: type) -> bool:
+    """Whether any method is marked, also one whose name is no hook: that is told later, by name."""
+    return any(hasattr(member, "hookflat_impl") for member in vars(cls).values()) or bool(hooks_of(cls))
 
 
 def _classes_of(file: Path) -> dict[str, type]:
@@ -156,7 +164,7 @@ def _classes_of(file: Path) -> dict[str, type]:
     classes = {
         _name(cls): cls
         for cls in vars(module).values()
-        if inspect.isclass(cls) and cls.__module__ == spec.name and hooks_of(cls)
+        if inspect.isclass(cls) and cls.__module__ == spec.name and _marked(cls)
     }
     if not classes:
         raise UserError(f"--plugin {file}: has no class with a method marked @hookimpl")

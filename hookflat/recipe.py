@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import importlib.util
 import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,17 +141,41 @@ def recipes_folder() -> Path:
     return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
 
 
+def recipe_folders() -> dict[str, Path]:
+    """Package to the folder of the recipes that it ships: hookflat's, and the entry points of `hookflat.recipes`.
+
+    Such an entry point names a package (a folder with an `__init__.py`) whose TOML files are the recipes.
+    """
+    folders = {"hookflat": recipes_folder()}
+    for point in entry_points(group="hookflat.recipes"):
+        try:
+            found = importlib.util.find_spec(point.value)
+        except ImportError:
+            found = None
+        for place in (found.submodule_search_locations if found else None) or []:
+            folders[point.dist.name if point.dist else point.name] = Path(place)
+    return folders
+
+
+def find_shipped(name: str) -> Path:
+    """A recipe that comes with a package, by name: "trades", "scales/cifar10". Raises LookupError where none is."""
+    inside = name.removeprefix("recipes/").removesuffix(".toml") + ".toml"
+    folders = recipe_folders()
+    for folder in folders.values():
+        if (folder / inside).is_file():
+            return folder / inside
+    known = [str(p.relative_to(f).with_suffix("")) for f in folders.values() for p in f.rglob("*.toml")]
+    raise LookupError(f"neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
+
+
 def find_recipe(name: str | Path) -> Path:
     """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    inside = str(name).removeprefix("recipes/").removesuffix(".toml") + ".toml"
-    shipped = recipes_folder() / inside
-    if shipped.is_file():
-        return shipped
-    known = [str(p.relative_to(recipes_folder()).with_suffix("")) for p in recipes_folder().rglob("*.toml")]
-    raise UserError(f"no recipe {name}: neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
+    if Path(name).is_file():
+        return Path(name)
+    try:
+        return find_shipped(str(name))
+    except LookupError as error:
+        raise UserError(f"no recipe {name}: {error}") from None
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -183,10 +209,11 @@ class _Merged:
         lines = _lines(text)
         bases = tables.pop("extends", [])
         for base in [bases] if isinstance(bases, str) else bases:
-            below = file.parent / base
-            if not below.is_file():
-                raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which does not exist")
-            self.add_file(below, (*ancestors, file.resolve()))
+            try:
+                below = file.parent / base
+                self.add_file(below if below.is_file() else find_shipped(base), (*ancestors, file.resolve()))
+            except LookupError as error:
+                raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which is {error}") from None
         self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
 
     def add_tables(self, tables: dict[str, Any]) -> None:
@@ -206,9 +233,12 @@ class _Merged:
         for key, value in new.items():
             path = (*at, key)
             if isinstance(value, dict):
-                self._enter(table, path, value)
+                inner = {k: v for k, v in value.items() if k != "if_used"}
+                if value.get("if_used") is True and key not in table:
+                    continue
+                self._enter(table, path, inner)
                 self.origins[path] = origin(path)
-                self._merge(value, path, origin)
+                self._merge(inner, path, origin)
             else:
                 table[key] = value
                 self.origins[path] = origin(path)
@@ -338,6 +368,8 @@ class _Checker:
             keys = {k: v for k, v in table[stage].items() if not isinstance(v, dict)}
             stages[stage] = self._options(("eval", stage), Stage, keys)
             measures[stage] = {}
+            if not any(isinstance(v, dict) for v in table[stage].values()):
+                self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
             for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
                 path = ("eval", stage, name)
                 if cls := self._load(path, name, "measure"):

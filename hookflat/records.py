@@ -112,7 +112,7 @@ class RunFolder:
         if self.main:
             beside = file.with_suffix(".writing")
             tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-            save_file(tensors, beside, metadata={k: json.dumps(v) for k, v in about.items()})
+            save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
             beside.replace(file)
 
     def save_results(self, results: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class RunFolder:
 def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and metadata of a safetensors file that hookflat wrote."""
     with safe_open(file, framework="pt") as opened:
-        about = {k: json.loads(v) for k, v in (opened.metadata() or {}).items()}
+        about = json.loads((opened.metadata() or {}).get("hookflat", "{}"))
     return load_file(file), about
 
 

@@ -83,7 +83,6 @@ class Run:
         set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
-        self._view = AttackView(self.network)
         precise = self.recipe.run.precision == "fp32"
         optimizer = self.hook.build_optimizer(
             run=self, parameters=[p for p in self.network.parameters() if p.requires_grad]
@@ -92,6 +91,7 @@ class Run:
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(
             self.network if precise else Bfloat16(self.network), optimizer, schedule
         )
+        self._view = AttackView(self.network)  # shares memory, which prepare may have moved
 
     # --- random numbers -----------------------------------------------------------------------------------------------
 
@@ -122,9 +122,12 @@ class Run:
         return self._view
 
     def _batch_starts(self) -> list[int]:
-        """Where batches begin in an epoch's order. The last, smaller one is kept if every process gets 2 examples."""
+        """Where batches begin in an epoch's order. The last one is kept if it has a quarter of the batch size or more.
+
+        A smaller one would spoil running statistics, and training with them.
+        """
         size, count = self.recipe.run.batch_size, len(self.data.train)
-        return [first for first in range(0, count, size) if min(size, count - first) >= 2 * self.processes]
+        return [first for first in range(0, count, size) if 4 * min(size, count - first) >= size]
 
     def batches(self) -> Iterator[Batch]:
         """This process's part of the batches that are left in the current epoch."""
@@ -136,7 +139,8 @@ class Run:
             share = len(members) // self.processes
             row = torch.arange(self.rank * share, (self.rank + 1) * share)
             x, y = (t.to(self.device) for t in train.__getitems__(members[row]))
-            yield Batch(x, y, target=y, index=members[row].to(self.device), row=row.to(self.device))
+            index, row = members[row].to(self.device), row.to(self.device)
+            yield Batch(x, y, target=y, index=index, row=row, global_size=share * self.processes)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
@@ -159,13 +163,15 @@ class Run:
         self.optimizer.zero_grad()
 
     def update(self, loss: Tensor) -> None:
-        """One step of the optimizer and of the schedule; `loss` is recorded."""
+        """One step of the optimizer and of the schedule; `loss` and running statistics are averaged over processes."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         self.watch.see("gradients", torch.nn.utils.get_total_norm(gradients))
         self._loss_sum += loss
+        self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        self._average_buffers()
         self.step += 1
 
     @property
@@ -181,16 +187,16 @@ class Run:
         return next((told for hooks in every if (told := hooks.blame(error))), None)
 
     def eval_model(self) -> nn.Module:
-        """The network to measure, its buffers averaged over processes."""
-        model = self.hook.eval_model(run=self)
-        self._average_buffers(model)
-        return model
+        """The network to measure."""
+        return self.hook.eval_model(run=self)
 
-    def _average_buffers(self, model: nn.Module) -> None:
-        if self.processes > 1:
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+    def _average_buffers(self) -> None:
+        """Running statistics, each process's own part of the batch's, become the same everywhere; one reduction."""
+        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
+        if self.processes > 1 and buffers:
+            mean = self.accelerator.reduce(torch.cat([b.flatten() for b in buffers]), "mean")
+            for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     def is_due(self, period: float) -> bool:
         """Whether something that happens every `period` (`hookflat.options.Period`) is due after this epoch.
@@ -206,7 +212,7 @@ class Run:
         loss = self.accelerator.reduce(self._loss_sum / self.steps_per_epoch, "mean")
         self._loss_sum.zero_()
         at = {"epoch": self.epoch, "step": self.step}
-        line: dict[str, Any] = {"lr": self.optimizer.param_groups[0]["lr"], "loss": float(loss)}
+        line: dict[str, Any] = {"lr": self.lr, "loss": float(loss)}
         self.folder.append(at | {"stage": "training", "split": "train"} | line)
         due = {n: s for n, s in self.measurements.during.items() if s.every and self.is_due(s.every)}
         if due:
@@ -241,8 +247,9 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of everything, after which a restart goes on as if never stopped."""
+        self.watch.see("after_step", *self.network.state_dict().values())
         self.check()
-        self._average_buffers(self.network)  # every process goes on from what is saved
+        self._loss_sum = self.accelerator.reduce(self._loss_sum, "mean")  # every process goes on from what is saved
         beside = self.folder.checkpoint_beside()
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(beside), safe_serialization=True)
@@ -269,7 +276,7 @@ class Run:
             self.folder.rewind(0)
             return False
         self.accelerator.load_state(str(checkpoint))
-        state = torch.load(checkpoint / "hookflat.pt", map_location=self.device, weights_only=True)
+        state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
         self.step, self.epoch = state["step"], state["epoch"]
         self._loss_sum.copy_(state["loss_sum"])
         self.folder.rewind(state["metrics"])
@@ -296,14 +303,19 @@ class Run:
 
 
 def _accelerator() -> Accelerator:
-    """The processes of this launch. Raises UserError when fewer run than the launcher's environment says."""
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available()
-    )
-    if accelerator.num_processes != wanted:
-        raise UserError(
-            f"the launcher announced {wanted} processes (WORLD_SIZE), but this one sees {accelerator.num_processes}: "
-            "start with accelerate launch or torchrun, and set ACCELERATE_USE_CPU=true where there is no GPU"
+    """The processes of this launch. Raises UserError when fewer run than the launcher was asked for."""
+    environment = os.environ
+    wanted = environment.get("WORLD_SIZE", "1")
+    alone = "RANK" not in environment
+    if alone and "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
+        wanted = "several"  # accelerate launch sets the address for several processes, and then starts one
+    if not alone or wanted == "1":
+        accelerator = Accelerator(
+            mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available()
         )
-    return accelerator
+        if accelerator.num_processes == int(wanted):
+            return accelerator
+    raise UserError(
+        f"the launcher was asked for {wanted} processes, but started one: without GPUs, use "
+        "ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone --nproc-per-node N -m hookflat run ..."
+    )

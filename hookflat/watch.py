@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_PLACES = ("transform_batch", "craft", "loss", "gradients")
+_PLACES = ("transform_batch", "craft", "loss", "gradients", "after_step")
 _NEVER = 2**62
 
 

@@ -19,7 +19,7 @@ from hookflat.running import Run
 class AdversarialTraining:
     """Adversarial training: cross-entropy on adversarial examples, CE(f(x + delta), y).
 
-    With `fraction` below 1, the first examples of each batch stay clean and the rest is adversarial, in one joint
+    With `fraction` below 1, the first examples of the global batch stay clean and the rest is adversarial, in one joint
     forward pass (50/50 AT: 0.5); each part counts by its share.
     """
 
@@ -29,6 +29,6 @@ class AdversarialTraining:
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
-        clean = len(batch.x) - round(self.fraction * len(batch.x))
-        x = torch.cat([batch.x[:clean], x_adv[clean:]]) if clean else x_adv
+        clean = batch.row < batch.global_size - round(self.fraction * batch.global_size)
+        x = torch.where(clean[:, None, None, None], batch.x, x_adv)
         return run.criterion(run.model(x), batch.target).mean()

@@ -28,6 +28,9 @@ class Augment:
     flip: Annotated[bool, Field(description="mirror half of the images")] = True
     fill: Annotated[Literal["zero", "mean"], Field(description="what is padded: black, or the mean colour")] = "zero"
 
+    def __post_init__(self) -> None:
+        self._mean: Tensor | None = None
+
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
         draws = run.uniform("augment", batch, (3,))
@@ -38,10 +41,10 @@ class Augment:
 
     def _cropped(self, run: Run, x: Tensor, draws: Tensor) -> Tensor:
         n, _, height, width = x.shape
-        mean = 0.0
-        if self.fill == "mean":
-            mean = run.data.train.statistics()[0].to(x).view(1, -1, 1, 1)
-        padded = F.pad(x - mean, [self.padding] * 4) + mean
+        if self._mean is None:
+            mean = run.data.train.statistics()[0].to(x)
+            self._mean = (mean if self.fill == "mean" else torch.zeros_like(mean)).view(1, -1, 1, 1)
+        padded = F.pad(x - self._mean, [self.padding] * 4) + self._mean
         offset = (draws * (2 * self.padding + 1)).long()
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(n, device=x.device), :, offset[:, 0], offset[:, 1]].contiguous()

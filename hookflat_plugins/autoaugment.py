@@ -8,8 +8,6 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.autoaugment import AutoAugmentPolicy
 
 from hookflat import hookimpl, seeds
 from hookflat.data import Batch
@@ -34,13 +32,15 @@ class AutoAugment:
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
+        from torchvision.transforms import v2
+        from torchvision.transforms.autoaugment import AutoAugmentPolicy
+
         if self._mean is None:
             self._mean = run.data.train.statistics()[0]
         policy = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=(255 * self._mean).round().int().tolist())
         levels = (255 * batch.x).round().to(torch.uint8).cpu()
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torchvision draws from the global generator, once a call: image by image
+        # torchvision draws from the global generator, once a call: image by image
+        with torch.random.fork_rng(devices=[]):
             images = []
             for image, row in zip(levels, batch.row.tolist(), strict=True):
                 torch.manual_seed(seeds.derive(run.seed("autoaugment"), row))

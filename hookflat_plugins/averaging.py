@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -16,6 +15,9 @@ from hookflat import hookimpl
 from hookflat.data import Examples
 from hookflat.options import Decay
 from hookflat.running import Run
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 @dataclass(eq=False)
@@ -39,6 +41,8 @@ class Averaging:
 
     def _started(self, run: Run) -> ModelEmaV3:
         """The average; it starts from the weights before the first step."""
+        from timm.utils import ModelEmaV3
+
         if self._average is None:
             self._average = ModelEmaV3(run.network, decay=self.decay, exclude_buffers=self.statistics != "average")
         if self._loaded is not None:

@@ -30,5 +30,5 @@ class Cyclic:
         def height(step: int) -> float:
             return 1 - abs(2 * (step % length) / length - 1)
 
-        factors = [self.peak / group["lr"] for group in optimizer.param_groups]
+        factors = [self.peak / group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         return LambdaLR(optimizer, [lambda step, f=f: f * height(step) for f in factors])

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
 
 from hookflat import hookimpl
 from hookflat.data import Data, Images
@@ -31,6 +30,8 @@ class Digits:
 
     @hookimpl
     def build_data(self) -> Data:
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
         images = Images(x, torch.from_numpy(digits.target).long())

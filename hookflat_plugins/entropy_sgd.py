@@ -23,7 +23,7 @@ class EntropySgd:
 
     Inner steps are ordinary training steps, each on its own batch, attacked at the weights of that moment. Measures,
     and plugins that run after a step, see the outer weights only. Momentum, schedule (on the outer rate) and scoping
-    act, unlike in the paper's released code (protocol 4.2 and quirk 4).
+    act, unlike in the paper's released code (protocol 4.2 and quirk 4). Outer momentum starts at zero.
     """
 
     paper: ClassVar[str] = "Chaudhari et al. 2017, arXiv 1611.01838, Alg. 1; github.com/ucla-vision/entropy-sgd"

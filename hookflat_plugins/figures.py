@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hookflat import hookimpl
-from hookflat.figures import flatness_through_training, overfitting
 from hookflat.records import load_weights
 from hookflat.running import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(eq=False)
@@ -21,6 +21,8 @@ class Figures:
 
     @hookimpl
     def draw(self, run: Run, records: list[dict[str, Any]]) -> dict[str, Figure]:
+        from hookflat.figures import flatness_through_training, overfitting
+
         best = load_weights(run.folder.best)[1]["epoch"] if run.folder.best.exists() else None
         drawn = {
             "overfitting": overfitting(records, run.epochs, best),

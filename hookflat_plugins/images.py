@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import datasets
 import torch
-from datasets import ClassLabel, Image, Value
 from pydantic import Field
 
 from hookflat import UserError, hookimpl
@@ -41,10 +39,12 @@ class ImageFiles:
         columns = self._columns(sets[self.train_split].features)
         train, test = (self._decode(sets[s], *columns) for s in (self.train_split, self.test_split))
         label = sets[self.train_split].features[columns[1]]
-        classes = label.num_classes if isinstance(label, ClassLabel) else int(max(train.y.max(), test.y.max())) + 1
+        classes = getattr(label, "num_classes", None) or int(max(train.y.max(), test.y.max())) + 1
         return Data(train, test, classes)
 
     def _load(self) -> Any:
+        import datasets  # here, so that a look at the options stays fast
+
         folder = Path(self.path).expanduser()
         try:
             if not folder.exists():
@@ -61,6 +61,8 @@ class ImageFiles:
             ) from error
 
     def _columns(self, features: Any) -> tuple[str, str]:
+        from datasets import ClassLabel, Image, Value
+
         images = [self.image] if self.image else [n for n, f in features.items() if isinstance(f, Image)]
         labels = [self.label] if self.label else [n for n, f in features.items() if isinstance(f, ClassLabel)]
         if not labels:

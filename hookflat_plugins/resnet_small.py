@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
-from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from hookflat import hookimpl
@@ -19,6 +18,8 @@ Act = Literal["relu", "silu", "gelu", "mish"]
 
 def small_image_resnet(width: int, blocks: int, channels: int, classes: int, norm: str, act: str) -> nn.Module:
     """timm's ResNet of four stages with a 3x3 stem of stride 1, no pooling, and biases in stem and shortcuts."""
+    from timm.models.resnet import BasicBlock, ResNet
+
     net = ResNet(
         cast(Any, BasicBlock),  # timm's annotation asks for an instance
         (blocks,) * 4,

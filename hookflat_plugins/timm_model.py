@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import timm
+import torch
 from pydantic import Field
-from timm.models import ResNet, ResNetV2
 from torch import nn
 
 from hookflat import UserError, hookimpl
@@ -35,6 +34,8 @@ class TimmModel:
 
     @hookimpl
     def build_model(self, run: Run) -> nn.Module:
+        import timm  # takes two seconds: not for a look at the options
+
         if not timm.is_model(self.network):
             hint = nearest(self.network, timm.list_models())[:200]
             raise UserError(f"model.network = {self.network!r} is not a timm network{hint}")
@@ -58,14 +59,14 @@ class TimmModel:
     def _statistics(self, run: Run, net: Any) -> Any:
         if not self.pretrained:
             return run.data.train.statistics()
-        import torch
-
         config = net.pretrained_cfg
         return torch.tensor(config["mean"]), torch.tensor(config["std"])
 
 
 def _cifar_stem(net: Any, name: str, channels: int) -> None:
     """The stem for 32x32 images: 3x3 convolution of stride 1, no pooling."""
+    from timm.models import ResNet, ResNetV2
+
     if isinstance(net, ResNet):
         net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from hookflat import hookimpl
 from hookflat.attacks import Objective
@@ -21,8 +21,8 @@ from hookflat.running import Run
 class Trades:
     """TRADES: CE(f(x), y) + beta KL(p(x) || p(x_adv)), where x_adv maximises that KL.
 
-    The attack works against the clean prediction in evaluation mode, detached; the loss forwards clean and adversarial
-    examples separately and differentiates through both, as the official repository does.
+    The attack works against the attacked network's own clean prediction, detached; the loss forwards clean and
+    adversarial examples separately and differentiates through both, as the official repository does.
     """
 
     paper: ClassVar[str] = "Zhang et al. 2019, arXiv 1901.08573, Eq. 5; github.com/yaodongyu/TRADES"
@@ -30,10 +30,16 @@ class Trades:
     beta: Annotated[Number, Field(ge=0, description="weight of the KL term")] = 6.0
 
     @hookimpl
-    def attack_objective(self, run: Run, batch: Batch) -> Objective:
-        with torch.no_grad():
-            logits = run.attack_model(batch.x)
-        return lambda model, x_adv: kl_divergence(logits, model(x_adv))
+    def attack_objective(self, batch: Batch) -> Objective:
+        clean: list[Tensor] = []
+
+        def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
+            if not clean:
+                with torch.no_grad():
+                    clean.append(model(batch.x))
+            return kl_divergence(clean[0], model(x_adv))
+
+        return objective
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -110,14 +110,26 @@ def test_two_packages_with_one_name_are_told(monkeypatch):
 def test_files_bring_plugins_by_their_class_names(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from dataclasses import dataclass\nfrom hookflat import hookimpl\n"
+        "from dataclasses import dataclass\n"
+        "from hookflat import hookimpl\n"
         "from hookflat_plugins.awp import *\n"
-        "@dataclass(eq=False)\nclass MyTwoHooks:\n    '''Does little.'''\n    x: int = 1\n"
-        "    @hookimpl\n    def after_step(self):\n        pass\n    @hookimpl\n    def epoch_end(self):\n        pass\n"
+        "@dataclass(eq=False)\n"
+        "class MyTwoHooks:\n"
+        "    x: int = 1\n"
+        "    @hookimpl\n"
+        "    def after_step(self): pass\n"
+        "    @hookimpl\n"
+        "    def epoch_end(self): pass\n"
+        "@dataclass(eq=False)\n"
+        "class Misspelt:\n"
+        "    @hookimpl\n"
+        "    def los(self): pass\n"
     )
     source = Catalogue([file]).find("my_two_hooks")
     assert list(hooks_of(source.load())) == ["after_step", "epoch_end"]
     assert source.package == str(file)
+    with pytest.raises(UserError, match=r"'misspelt' marks 'los', which is no hook .did you mean 'loss'"):
+        Catalogue([file]).find("misspelt").load()
     with pytest.raises(UserError, match="no such file"):
         Catalogue([tmp_path / "none.py"])
     file.write_text("x = 1\n")

@@ -96,6 +96,22 @@ def test_the_resolved_recipe_loads_to_itself(tmp_path):
     assert again.tables == loaded.tables
 
 
+def test_a_table_with_if_used_changes_what_is_there_and_adds_nothing(tmp_path):
+    overlay = write(
+        tmp_path, "o.toml", "[plugins.awp]\nif_used = true\nxi = 0.5\n[eval.curves]\nif_used = true\nevery = 3\n"
+    )
+    assert "awp" not in load("at", overlays=[overlay]).plugins
+    changed = load("at_awp", overlays=[overlay])
+    assert changed.plugins["awp"].xi == 0.5
+    assert changed.stages["curves"].every == 3
+
+
+def test_shipped_recipes_can_be_extended_by_name(tmp_path):
+    loaded = load(write(tmp_path, "mine.toml", 'extends = ["trades", "scales/cifar10"]\n[loss]\nbeta = 1\n'))
+    assert loaded.slots["loss"].beta == 1
+    assert loaded.slot_names["model"] == "resnet18"
+
+
 def test_overlays_of_a_method_do_not_lose_its_order():
     loaded = load("autoaugment", overlays=["scales/cifar10"])
     names = list(loaded.plugins)
@@ -124,6 +140,7 @@ WRONG = {
     "unknown split": ('[eval.final]\nsplits = ["tset"]\n', "eval.final.splits.0: should be 'train' or 'test'"),
     "options that contradict": ("[optimizer]\nmomentum = 0\n", "optimizer: nesterov needs momentum > 0"),
     "data overlap": ("[data]\ntrain = 1700\n", "data: train = 1700 and test = 700 overlap"),
+    "stage without measures": ("[eval.more]\nevery = 2\n", ":2: eval.more: a stage without measures"),
     "enabled": ("[plugins.awp]\nenabled = 1\n", ":3: plugins.awp.enabled: should be true or false"),
 }
 
@@ -148,7 +165,10 @@ def test_a_missing_slot_and_broken_files(tmp_path):
     tables = {k: v for k, v in TINY.items() if k != "loss"}
     fails('loss: no plugin is named: write name = "..." in [loss]', tables)
     fails("not valid TOML", write(tmp_path, "a.toml", "[run\n"))
-    fails(":1: extends 'nowhere.toml', which does not exist", write(tmp_path, "b.toml", 'extends = "nowhere.toml"\n'))
+    fails(
+        ":1: extends 'nowhere.toml', which is neither a file nor a shipped recipe",
+        write(tmp_path, "b.toml", 'extends = "nowhere.toml"\n'),
+    )
     circle = write(tmp_path, "c.toml", 'extends = "d.toml"\n')
     write(tmp_path, "d.toml", 'extends = "c.toml"\n')
     fails("in a circle: c.toml -> d.toml -> c.toml", circle)

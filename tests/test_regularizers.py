@@ -38,7 +38,7 @@ class FakeRun:
 
 def batch_of(x, y=None):
     y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
-    return Batch(x, y, y, torch.arange(len(x)), torch.arange(len(x)))
+    return Batch(x, y, y, torch.arange(len(x)), torch.arange(len(x)), len(x))
 
 
 def test_label_noise_has_the_protocols_distribution():

@@ -1,0 +1,160 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hookflat.recipe import find_recipe
+
+SMALL = {
+    "run.epochs": 1,
+    "data.train": 40,
+    "data.test": 60,
+    "model.width": 4,
+    "plugins.early_stopping.holdout": 10,
+    "eval.curves.examples": 10,
+    "eval.through_training.examples": 10,
+    "eval.final.examples": 10,
+    "eval.final.robust_loss.restarts": 1,
+    "eval.final_flatness.examples": 10,
+    "eval.final_flatness.average_flatness.reference_restarts": 1,
+}
+TINY = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+
+
+def hookflat(*arguments, cwd=None, **environment):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+    command = [sys.executable, "-m", "hookflat", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, check=False)
+
+
+def fails(code, *arguments, **kwargs):
+    done = hookflat(*arguments, **kwargs)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
+    done = hookflat("run", "trades", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("trades: loss trades, optimizer sgd, schedule multistep")
+    for word in ("data ", "model ", "attack ", "training ", "device ", "folder "):
+        assert any(line.strip().startswith(word) for line in lines[:8]), word
+    assert sum(line.startswith("epoch ") for line in lines) == 1
+    for row in ("clean error, test", "RErr (PGD), test", "RLoss, train", "RLoss, gap", "average flatness, test"):
+        assert row in done.stdout
+    assert "\x1b" not in done.stdout
+    assert (tmp_path / "runs" / "trades-0" / "figures" / "overfitting.png").stat().st_size > 5000
+    assert (tmp_path / "runs" / "trades-0" / "figures" / "flatness_through_training.png").exists()
+    environment = json.loads((tmp_path / "runs" / "trades-0" / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert "complete already" in hookflat("run", "trades", *TINY, cwd=tmp_path).stdout
+
+
+def test_show_says_where_values_come_from_and_the_hooks_in_order():
+    shown = hookflat("show", "at_awp", "--set", "plugins.awp.xi=0.5").stdout
+    assert "xi = 0.5" in shown
+    assert "# --set plugins.awp.xi" in shown
+    assert "at.toml:" in shown
+    assert "weight_decay = 0.0005" in shown
+    assert "gradients          awp (around), core" in shown
+
+
+def test_the_shown_tables_are_toml():
+    import tomllib
+
+    shown = hookflat("show", "trades", "--with", "scales/cifar10").stdout
+    tables = tomllib.loads(shown.split("hooks, in call order")[0])
+    assert tables["data"]["path"] == "uoft-cs/cifar10"
+    assert tables["schedule"]["milestones"] == [0.4, 0.6, 0.8]
+
+
+def test_plugins_are_listed_and_explained():
+    listed = hookflat("plugins").stdout
+    assert "awp" in listed
+    assert "weight perturbation" in listed
+    one = hookflat("plugins", "awp").stdout
+    assert "Wu et al. 2020" in one
+    assert "xi" in one
+    assert "relative to the L2 norm of each layer" in one
+    assert "did you mean 'awp'" in fails(2, "plugins", "apw")
+
+
+def test_recipes_are_listed_and_copied_with_what_they_extend(tmp_path):
+    assert "scales/cifar10" in hookflat("recipes").stdout
+    assert hookflat("recipes", "trades", "--to", tmp_path / "mine").returncode == 0
+    assert (tmp_path / "mine" / "at.toml").read_text() == find_recipe("at").read_text()
+    assert hookflat("show", tmp_path / "mine" / "trades.toml").returncode == 0
+    assert "exists already" in fails(2, "recipes", "trades", "--to", tmp_path / "mine")
+
+
+def test_a_plugin_file_needs_no_package(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        '"""Mine."""\nfrom dataclasses import dataclass\nfrom hookflat import hookimpl\n'
+        "@dataclass(eq=False)\nclass Squared:\n    '''Squared error of the logits.'''\n    weight: float = 1.0\n"
+        "    @hookimpl\n    def loss(self, run, batch, x_adv):\n"
+        "        return self.weight * run.model(x_adv).square().mean()\n"
+    )
+    arguments = ("--plugin", file, "--set", "loss.name=squared", "--set", "loss.weight=0.5")
+    done = hookflat("run", "at", *TINY, *arguments, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert 'name = "squared"\nweight = 0.5' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert "Squared error" in hookflat("plugins", "--plugin", file).stdout
+    assert "no plugin is called 'squared'" in fails(2, "run", "at", *arguments[2:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "traeds"], "did you mean 'trades'?"),
+        (["run", "at", "--set", "loss.fracton=1"], "did you mean 'fraction'?"),
+        (["run", "at", "--with", "nowhere"], "no recipe nowhere"),
+        (["run", "at", "--plugin", "nowhere.py"], "no such file"),
+        (["show", "at", "--set", "run.epochs=many"], "valid integer"),
+        (["run", "at", "--set", "plugins.early_stopping.holdout=700"], "cannot hold out 700 of 700"),
+        (["run", "at", "--with", "scales/images", "--set", "data.path=nowhere/at-all"], "cannot be loaded"),
+    ],
+)
+def test_wrong_input_is_one_clear_message_and_exit_code_2(arguments, message, tmp_path):
+    said = fails(2, *arguments, cwd=tmp_path)
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_a_hub_id_without_network_is_said_at_once(tmp_path):
+    said = fails(2, "run", "at", "--with", "scales/cifar10", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert "data.path = 'uoft-cs/cifar10' cannot be loaded" in said
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert "choose another with --out" in fails(2, "run", "at", *TINY, "--out", blocker / "run")
+
+
+def test_a_failed_training_is_exit_code_3_and_debug_shows_the_traceback(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from hookflat import hookimpl\n"
+        "@dataclass(eq=False)\n"
+        "class Bad:\n"
+        "    @hookimpl\n"
+        "    def after_step(self): raise ZeroDivisionError('oh')\n"
+    )
+    used = ("--plugin", file, "--set", "plugins.bad.enabled=true", "--out", tmp_path / "run")
+    arguments = ("run", "at", *TINY, *used)
+    assert "plugin 'bad' failed in hook 'after_step': ZeroDivisionError: oh" in fails(3, *arguments)
+    debug = hookflat(*arguments, "--debug")
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+
+
+def test_help_is_fast_to_import():
+    """The command line does not import torch until a command needs it."""
+    code = "import sys, hookflat.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
