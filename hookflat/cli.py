@@ -136,7 +136,7 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.recipe import find_recipe, recipe_folders
+    from hookflat.shipped import find_recipe, recipe_folders
 
     folders = recipe_folders()
     if name is None:

@@ -113,7 +113,7 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ordered = [k for k in _NAMES if k in keys] + sorted(keys - _NAMES.keys())
     rows = []
     for key in ordered:
-        name, kind = _NAMES.get(key, (key, "number"))
+        name, kind = _NAMES.get(key, (key.replace("_", " "), "number"))
         for split, label in (("test", f"{name}, test"), ("train", f"{name}, train"), ("gap", f"{name}, gap")):
             if any(key in entry.get(split, {}) for entry in models.values()):
                 rows.append((label, key, split, kind))

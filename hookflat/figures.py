@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -36,8 +37,7 @@ def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | No
         at, values = curve(records, "test", key)
         if best_epoch is not None:
             axes.axvline(best_epoch / epochs, color=_STOP, ls=":", lw=1.5, label="early stopping")
-            if best_epoch in at:
-                axes.plot(best_epoch / epochs, factor * values[at.index(best_epoch)], "o", color=_STOP, ms=6)
+            axes.plot(best_epoch / epochs, factor * np.interp(best_epoch, at, values), "o", color=_STOP, ms=6)
         axes.set(xlabel="epoch / epochs", ylabel=label, xlim=(0, 1), ylim=(0, None))
         _tidy(axes)
         axes.legend(frameon=False)

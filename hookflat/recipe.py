@@ -8,13 +8,8 @@ whose
 from __future__ import annotations
 
 import difflib
-import importlib.resources
-import importlib.util
-import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,10 +17,10 @@ import tomli_w
 from pydantic import Field
 
 from hookflat.errors import UserError
+from hookflat.merging import Merged, Place, assignment
 from hookflat.options import InvalidOptions, Number, Period, as_table, build, nearest
 from hookflat.plugins import SLOTS, Catalogue, kind_of
-
-Path_ = tuple[str, ...]
+from hookflat.shipped import find_recipe
 
 
 @dataclass(eq=False)
@@ -83,7 +78,7 @@ class Recipe:
     stages: dict[str, Stage]
     measures: dict[str, dict[str, Any]]
     """Stage to measures: name to instance."""
-    origins: dict[Path_, str]
+    origins: dict[Place, str]
     """Path of a value to "file:line" or "--set"."""
     tables: dict[str, Any] = field(repr=False)
     """The resolved recipe with every default filled in."""
@@ -101,7 +96,7 @@ class Recipe:
         """The resolved recipe, re-runnable as it is."""
         return tomli_w.dumps(self.tables)
 
-    def origin(self, path: Path_) -> str:
+    def origin(self, path: Place) -> str:
         """Where a value came from, or "default"."""
         return self.origins.get(path, "default")
 
@@ -119,7 +114,7 @@ def load(
     `overrides`: "table.key=value" strings, or a dict with such keys. Raises UserError with file and line for everything
     that is wrong, before any data is loaded.
     """
-    merged = _Merged()
+    merged = Merged()
     if isinstance(recipe, dict):
         name = "recipe"
         merged.add_tables(recipe)
@@ -129,158 +124,16 @@ def load(
         merged.add_file(path)
     for overlay in overlays:
         merged.add_file(find_recipe(overlay))
-    pairs = overrides.items() if isinstance(overrides, dict) else (_assignment(o) for o in overrides)
+    pairs = overrides.items() if isinstance(overrides, dict) else (assignment(o) for o in overrides)
     for key, value in pairs:
         merged.add_value(key, value)
     return _Checker(merged, catalogue or Catalogue()).recipe(name)
 
 
-def recipes_folder() -> Path:
-    """The folder of the shipped recipes: beside the package in a clone, inside it in a wheel."""
-    beside = Path(__file__).parent.parent / "recipes"
-    return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
-
-
-def recipe_folders() -> dict[str, Path]:
-    """Package to the folder of the recipes that it ships: hookflat's, and the entry points of `hookflat.recipes`.
-
-    Such an entry point names a package (a folder with an `__init__.py`) whose TOML files are the recipes.
-    """
-    folders = {"hookflat": recipes_folder()}
-    for point in entry_points(group="hookflat.recipes"):
-        try:
-            found = importlib.util.find_spec(point.value)
-        except ImportError:
-            found = None
-        for place in (found.submodule_search_locations if found else None) or []:
-            folders[point.dist.name if point.dist else point.name] = Path(place)
-    return folders
-
-
-def find_shipped(name: str) -> Path:
-    """A recipe that comes with a package, by name: "trades", "scales/cifar10". Raises LookupError where none is."""
-    inside = name.removeprefix("recipes/").removesuffix(".toml") + ".toml"
-    folders = recipe_folders()
-    for folder in folders.values():
-        if (folder / inside).is_file():
-            return folder / inside
-    known = [str(p.relative_to(f).with_suffix("")) for f in folders.values() for p in f.rglob("*.toml")]
-    raise LookupError(f"neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
-
-
-def find_recipe(name: str | Path) -> Path:
-    """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
-    if Path(name).is_file():
-        return Path(name)
-    try:
-        return find_shipped(str(name))
-    except LookupError as error:
-        raise UserError(f"no recipe {name}: {error}") from None
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write it as table.key=value, for example loss.beta=3")
-    try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-
-
-class _Merged:
-    """Recipe files and overrides, one over the other."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, Any] = {}
-        self.origins: dict[Path_, str] = {}
-
-    def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
-        if file.resolve() in ancestors:
-            chain = " -> ".join(p.name for p in (*ancestors, file))
-            raise UserError(f"{file}: recipes extend each other in a circle: {chain}")
-        try:
-            text = file.read_text(encoding="utf-8")
-            tables = tomllib.loads(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{file}: not valid TOML: {error}") from error
-        lines = _lines(text)
-        bases = tables.pop("extends", [])
-        for base in [bases] if isinstance(bases, str) else bases:
-            try:
-                below = file.parent / base
-                self.add_file(below if below.is_file() else find_shipped(base), (*ancestors, file.resolve()))
-            except LookupError as error:
-                raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which is {error}") from None
-        self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
-
-    def add_tables(self, tables: dict[str, Any]) -> None:
-        self._merge(tables, (), lambda _: "recipe")
-
-    def add_value(self, key: str, value: Any) -> None:
-        path = tuple(key.split("."))
-        table: Any = value
-        for part in reversed(path):
-            table = {part: table}
-        self._merge(table, (), lambda _: f"--set {key}")
-
-    def _merge(self, new: dict[str, Any], at: Path_, origin: Any) -> None:
-        table = self.tables
-        for part in at:
-            table = table[part]
-        for key, value in new.items():
-            path = (*at, key)
-            if isinstance(value, dict):
-                inner = {k: v for k, v in value.items() if k != "if_used"}
-                if value.get("if_used") is True and key not in table:
-                    continue
-                self._enter(table, path, inner)
-                self.origins[path] = origin(path)
-                self._merge(inner, path, origin)
-            else:
-                table[key] = value
-                self.origins[path] = origin(path)
-
-    def _enter(self, table: dict[str, Any], path: Path_, new: dict[str, Any]) -> None:
-        """Make room for a table; a slot that changes its plugin drops the old plugin's options."""
-        old = table.get(path[-1])
-        renamed = path[0] in SLOTS and len(path) == 1 and isinstance(old, dict) and "name" in new
-        if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
-            table[path[-1]] = {}
-            self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
-
-
-_HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def _lines(text: str) -> dict[Path_, int]:
-    """Path of every table and key to its line."""
-    found: dict[Path_, int] = {}
-    table: Path_ = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _parts(header[1])
-            found.setdefault(table, number)
-        elif key := _KEY.match(line):
-            found.setdefault((*table, *_parts(key[1])), number)
-    return found
-
-
-def _parts(dotted: str) -> Path_:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
-
-
-def _line_of(path: Path_, lines: dict[Path_, int]) -> int:
-    return next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
-
-
 class _Checker:
     """Merged tables to a Recipe; collects faults, so that one look shows them all."""
 
-    def __init__(self, merged: _Merged, catalogue: Catalogue) -> None:
+    def __init__(self, merged: Merged, catalogue: Catalogue) -> None:
         self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
         self.faults: list[str] = []
 
@@ -303,7 +156,7 @@ class _Checker:
         }
         return Recipe(name, run, options, slots, slot_names, plugins, stages, measures, self.origins, resolved)
 
-    def _fault(self, path: Path_, message: str) -> None:
+    def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")
         self.faults.append(f"{where}: {'.'.join(path)}: {message}")
 
@@ -316,14 +169,14 @@ class _Checker:
             return {}
         return table
 
-    def _options(self, path: Path_, cls: type, table: dict[str, Any]) -> Any:
+    def _options(self, path: Place, cls: type, table: dict[str, Any]) -> Any:
         try:
             return build(cls, table)
         except InvalidOptions as error:
             for inner, message in error.faults:
                 self._fault((*path, *inner), message)
 
-    def _load(self, path: Path_, name: Any, fits: str) -> type | None:
+    def _load(self, path: Place, name: Any, fits: str) -> type | None:
         """The class of a plugin for a place where only the kind `fits` may stand."""
         try:
             cls = self.catalogue.find(str(name)).load()

@@ -122,12 +122,13 @@ class Run:
         return self._view
 
     def _batch_starts(self) -> list[int]:
-        """Where batches begin in an epoch's order. The last one is kept if it has a quarter of the batch size or more.
+        """Where batches begin in an epoch's order. The last one is left out if it is too small for batch statistics.
 
-        A smaller one would spoil running statistics, and training with them.
+        That is less than a quarter of the batch size, or than two examples on every process.
         """
         size, count = self.recipe.run.batch_size, len(self.data.train)
-        return [first for first in range(0, count, size) if 4 * min(size, count - first) >= size]
+        enough = max(size / 4, 2 * self.processes)
+        return [first for first in range(0, count, size) if min(size, count - first) >= enough]
 
     def batches(self) -> Iterator[Batch]:
         """This process's part of the batches that are left in the current epoch."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hookflat.recipe import find_recipe
+from hookflat.shipped import find_recipe
 
 SMALL = {
     "run.epochs": 1,

@@ -4,7 +4,8 @@ import pytest
 
 from hookflat import UserError
 from hookflat.plugins import Catalogue
-from hookflat.recipe import find_recipe, load, recipes_folder
+from hookflat.recipe import load
+from hookflat.shipped import find_recipe, recipes_folder
 from hookflat.testing import TINY, recipe
 
 SHIPPED = sorted(p for p in recipes_folder().glob("*.toml"))

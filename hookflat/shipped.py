@@ -1,0 +1,54 @@
+"""Finding recipes by name: hookflat's own, and those that other packages ship."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from hookflat.errors import UserError
+from hookflat.options import nearest
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes: beside the package in a clone, inside it in a wheel."""
+    beside = Path(__file__).parent.parent / "recipes"
+    return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
+
+
+def recipe_folders() -> dict[str, Path]:
+    """Package to the folder of the recipes that it ships: hookflat's, and the entry points of `hookflat.recipes`.
+
+    Such an entry point names a package (a folder with an `__init__.py`) whose TOML files are the recipes.
+    """
+    folders = {"hookflat": recipes_folder()}
+    for point in entry_points(group="hookflat.recipes"):
+        try:
+            found = importlib.util.find_spec(point.value)
+        except ImportError:
+            found = None
+        for place in (found.submodule_search_locations if found else None) or []:
+            folders[point.dist.name if point.dist else point.name] = Path(place)
+    return folders
+
+
+def find_shipped(name: str) -> Path:
+    """A recipe that comes with a package, by name: "trades", "scales/cifar10". Raises LookupError where none is."""
+    inside = name.removeprefix("recipes/").removesuffix(".toml") + ".toml"
+    folders = recipe_folders()
+    for folder in folders.values():
+        if (folder / inside).is_file():
+            return folder / inside
+    known = [str(p.relative_to(f).with_suffix("")) for f in folders.values() for p in f.rglob("*.toml")]
+    raise LookupError(f"neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
+    if Path(name).is_file():
+        return Path(name)
+    try:
+        return find_shipped(str(name))
+    except LookupError as error:
+        raise UserError(f"no recipe {name}: {error}") from None

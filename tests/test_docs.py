@@ -1,0 +1,58 @@
+"""What the documentation shows is what the code does."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hookflat.plugins import HOOKS
+from hookflat.recipe import load
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_hooks_page_is_made_from_the_specifications():
+    spec = importlib.util.spec_from_file_location("make_hooks", ROOT / "docs" / "make_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "hooks.md").read_text()
+    assert page == module.page(), "run python docs/make_hooks.py"
+    for hook in HOOKS:
+        assert f"### `{hook}(" in page
+
+
+def blocks(language):
+    return [
+        pytest.param(page, text, id=f"{page.name}-{i}")
+        for page in PAGES
+        for i, text in enumerate(re.findall(rf"```{language}[^\n]*\n(.*?)```", page.read_text(), re.S))
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("toml"))
+def test_toml_blocks_are_toml_and_recipes_among_them_load(page, text, tmp_path):
+    tables = tomllib.loads(text)
+    if "extends" in tables and "alp" not in text:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        load(path)
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_blocks_compile(page, text):
+    compile(text, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_recipes_named_in_commands_exist(page):
+    for name in re.findall(r"hookflat run (recipes/\S+\.toml)", page.read_text()):
+        assert (ROOT / name).is_file(), name
