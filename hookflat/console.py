@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Console:
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         self._bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.rich, transient=True)
         self._live = self.rich.is_terminal and not self.silent
+        self._busy = Status("measuring the final network", console=self.rich)
         self._task: Any = None
         self._began = time.perf_counter()
 
@@ -81,12 +83,16 @@ class Console:
     def measuring(self) -> None:
         """The training is over; the final measures begin."""
         self.close()
-        self.say("measuring the final network" + " ..." * (not self.silent))
+        if self._live:
+            self._busy.start()
+        else:
+            self.say("measuring the final network ...")
 
     def close(self) -> None:
         """End the live display."""
         if self._live:
             self._bar.stop()
+            self._busy.stop()
 
     def results(self, results: dict[str, Any]) -> None:
         """The final table."""

@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -7,7 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
+from hookflat import seeds
 from hookflat.data import Examples, Images
+from hookflat.neighborhood import layers
 from hookflat.testing import Found
 from hookflat_plugins.resnet_small import small_image_resnet
 
@@ -105,6 +108,28 @@ def test_average_flatness_of_a_quadratic_expectation_by_hand():
     expected = ce(direction / direction.norm(dim=1, keepdim=True)) - math.log1p(math.exp(-2))
     assert f.flatness == pytest.approx(expected, abs=4 * f.standard_error + 2e-3)
     assert f.standard_error < 0.01
+
+
+def test_average_flatness_equals_the_definition_written_out(net):
+    """Eq. 1 on a network with batch norm, without views: perturb a copy, attack it, average, subtract."""
+    x, y = pair(30)
+    options = {**ATTACK, "start": "zero"}
+    ours = hookflat.average_flatness(net, (x, y), xi=0.3, samples=3, reference_restarts=1, seed=5, **options)
+
+    def rloss(model):
+        x_adv = hookflat.pgd(model, x, y, **options)
+        return nn.functional.cross_entropy(model.eval()(x_adv), y).item()
+
+    losses = []
+    for sample in range(3):
+        copied = copy.deepcopy(net)
+        generator = seeds.generator(5, "average_flatness", sample)
+        for w in layers(copied).values():
+            direction = torch.randn(w.shape, generator=generator)
+            w.data += 0.3 * w.norm() * direction / direction.norm().clamp_min(1e-12)
+        losses.append(rloss(copied))
+    assert ours.losses == pytest.approx(losses, rel=1e-3)
+    assert ours.flatness == pytest.approx(sum(losses) / 3 - rloss(copy.deepcopy(net)), abs=1e-3)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])

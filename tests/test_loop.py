@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import hookflat
@@ -130,6 +131,22 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path
     assert "hook 'loss' (plugin 'explodes') in step 5 of 12 (epoch 2)" in str(caught.value)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert checkpoint.name == "step-000000003-epoch-000001"
+
+
+def test_weights_that_turn_nan_never_reach_a_checkpoint(tmp_path):
+    @dataclass(eq=False)
+    class Spoils:
+        @hookimpl
+        def after_step(self, run):
+            if run.step == 3:
+                next(run.network.parameters()).data.fill_(float("nan"))
+
+    tables = {"plugins": {"spoils": {}}, "run": {"checkpoint_steps": 1}}
+    with pytest.raises(TrainingFailed, match=r"the result of hook 'after_step' in step 3 "):
+        run_recipe(tables, tmp_path / "run", [Spoils])
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert checkpoint.name == "step-000000002-epoch-000000"
+    assert all(t.isfinite().all() for t in load_file(checkpoint / "model.safetensors").values())
 
 
 def test_a_plugin_that_raises_is_named_with_its_hook(tmp_path):

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from hookflat import UserError
-from hookflat.testing import run_recipe
+from hookflat import UserError, loop
+from hookflat.testing import run_recipe, tiny_run
 
 RECIPE = """
 data = { name = "digits", train = 64, test = 60 }
@@ -41,10 +41,14 @@ restarts = 1
 """
 
 
-def start(recipe, folder):
-    command = [sys.executable, "-m", "hookflat", "run", str(recipe), "--out", str(folder)]
+TWO = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def start(recipe, folder, launcher=()):
+    command = [sys.executable, "-m", *launcher, "hookflat", "run", str(recipe), "--out", str(folder)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, env=env, start_new_session=True, **quiet)
 
 
 def steps_done(folder):
@@ -77,6 +81,36 @@ def test_killed_and_started_again_a_run_ends_as_if_never_stopped(tmp_path):
     for model in ("last", "best"):
         assert a[model]["test"] == b[model]["test"]
         assert a[model]["epoch"] == b[model]["epoch"]
+
+
+def test_two_processes_resume_as_exactly(tmp_path):
+    """With batch norm: the running statistics of every process must come back."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace("epochs = 6", "epochs = 2"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = start(recipe, killed, TWO)
+    while first.poll() is None and steps_done(killed) < 3:
+        time.sleep(0.005)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert 0 < steps_done(killed) < 16
+    for folder in (whole, killed):
+        process = start(recipe, folder, TWO)
+        assert process.wait(timeout=200) == 0, process.stderr.read().decode()[-2000:]
+    for name in ("model.safetensors", "model_in_training.safetensors", "metrics.jsonl"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+def test_lines_after_the_checkpoint_are_written_again(tmp_path):
+    whole = run_recipe({}, tmp_path / "whole")
+    with tiny_run({}) as stopped:
+        for batch in stopped.batches():
+            loop.step(stopped, batch)
+        stopped.end_epoch()
+        stopped.save()
+        stopped.folder.append({"epoch": 2, "step": 5, "stage": "curves", "split": "test", "rloss": 0.0})
+        resumed = run_recipe({}, stopped.folder.path)
+        assert (resumed.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
