@@ -40,10 +40,10 @@ steps = 2
 """
 
 
-def start(launcher, recipe, folder, **environment):
+def start(launcher, recipe, folder, *arguments, **environment):
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
-        [*launcher, "run", str(recipe), "--out", str(folder)],
+        [*launcher, "run", str(recipe), "--out", str(folder), *map(str, arguments)],
         env={k: v for k, v in env.items() if v is not None},
         capture_output=True,
         text=True,
@@ -95,6 +95,29 @@ def test_two_processes_give_the_weights_and_measures_of_one(tmp_path, launcher, 
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-4, rel=1e-4)), (a, b)
     a, b = (r["models"]["last"]["test"]["average_flatness"] for r in results)
     assert b == pytest.approx(a, abs=1e-3)
+
+
+def test_processes_keep_the_same_weights_and_running_statistics(tmp_path):
+    plugin = tmp_path / "keeps.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from hookflat import hookimpl\n"
+        "from safetensors.torch import save_file\n"
+        "@dataclass(eq=False)\n"
+        "class Keeps:\n"
+        "    @hookimpl\n"
+        "    def after_step(self, run):\n"
+        "        state = {k: v.contiguous() for k, v in run.network.state_dict().items()}\n"
+        "        save_file(state, run.folder.path / f'{run.rank}-{run.step}')\n"
+    )
+    recipe = write(tmp_path, "trades", plugins="[plugins.awp]\n[plugins.keeps]\n")
+    recipe.write_text(recipe.read_text().replace('norm = "group"', 'norm = "rebn"'))
+    done = start(TORCHRUN, recipe, tmp_path / "run", "--plugin", plugin)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for step in range(1, 7):
+        one, two = (load_file(tmp_path / "run" / f"{rank}-{step}") for rank in (0, 1))
+        different = [name for name in one if not torch.equal(one[name], two[name])]
+        assert not different, (step, different)
 
 
 def test_a_launch_of_fewer_processes_than_announced_is_refused(tmp_path):
