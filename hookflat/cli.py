@@ -140,7 +140,7 @@ def recipes(
 
     folders = recipe_folders()
     if name is None:
-        for package, folder in folders.items():
+        for package, folder in folders:
             for path in sorted(folder.rglob("*.toml")):
                 first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
                 origin = "" if package == "hookflat" else f" ({package})"
@@ -148,7 +148,7 @@ def recipes(
         return
     to.mkdir(parents=True, exist_ok=True)
     for path in _with_bases(find_recipe(name)):
-        home = next((f for f in folders.values() if path.is_relative_to(f)), path.parent)
+        home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)
         target = to / path.relative_to(home)
         if target.exists():
             raise UserError(f"{target} exists already: remove it, or choose another folder with --to")

@@ -60,14 +60,16 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
         if done := run.folder.load_results():
             console.say(f"{path} is complete already; its results:")
             console.results(done)
+            if not (path / "figures").exists():
+                draw(run)
             return Result(path, done)
         run.build()
         console.starting(run, run.resume())
         loop.train(run, console)
         console.measuring()
         results = run.finish()
-        draw(run)
         run.folder.save_results(results)
+        draw(run)
         run.accelerator.wait_for_everyone()
     except (UserError, TrainingFailed):
         raise
@@ -86,9 +88,10 @@ def draw(run: Run) -> None:
     """Figures of every plugin that draws, as PNG files in `figures/`."""
     if not run.main:
         return
+    drawn = run.hook.draw(run=run, records=run.folder.records())
     folder = run.folder.path / "figures"
     folder.mkdir(exist_ok=True)
-    for figures in run.hook.draw(run=run, records=run.folder.records()):
+    for figures in drawn:
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
 

@@ -17,31 +17,30 @@ def recipes_folder() -> Path:
     return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
 
 
-def recipe_folders() -> dict[str, Path]:
-    """Package to the folder of the recipes that it ships: hookflat's, and the entry points of `hookflat.recipes`.
+def recipe_folders() -> list[tuple[str, Path]]:
+    """(package, folder) of shipped recipes: hookflat's, and those of the entry points `hookflat.recipes`.
 
-    Such an entry point names a package (a folder with an `__init__.py`) whose TOML files are the recipes.
+    Such an entry point names a package (a folder) whose TOML files are the recipes; it is looked up, not imported.
     """
-    folders = {"hookflat": recipes_folder()}
+    folders = [("hookflat", recipes_folder())]
     for point in entry_points(group="hookflat.recipes"):
-        try:
-            found = importlib.util.find_spec(point.value)
-        except ImportError:
-            found = None
-        for place in (found.submodule_search_locations if found else None) or []:
-            folders[point.dist.name if point.dist else point.name] = Path(place)
+        top, *inner = point.value.split(".")
+        spec = importlib.util.find_spec(top)
+        for place in (spec.submodule_search_locations if spec else None) or []:
+            folders.append((point.dist.name if point.dist else point.name, Path(place, *inner)))
     return folders
 
 
 def find_shipped(name: str) -> Path:
     """A recipe that comes with a package, by name: "trades", "scales/cifar10". Raises LookupError where none is."""
-    inside = name.removeprefix("recipes/").removesuffix(".toml") + ".toml"
+    given = name.removesuffix(".toml") + ".toml"
     folders = recipe_folders()
-    for folder in folders.values():
-        if (folder / inside).is_file():
-            return folder / inside
-    known = [str(p.relative_to(f).with_suffix("")) for f in folders.values() for p in f.rglob("*.toml")]
-    raise LookupError(f"neither a file nor a shipped recipe{nearest(inside[:-5], known)}")
+    for inside in (given, given.removeprefix("recipes/")):
+        for _, folder in folders:
+            if (folder / inside).is_file():
+                return folder / inside
+    known = [str(p.relative_to(f).with_suffix("")) for _, f in folders for p in f.rglob("*.toml")]
+    raise LookupError(f"neither a file nor a shipped recipe{nearest(given.removeprefix('recipes/')[:-5], known)}")
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -56,3 +56,17 @@ def test_links_to_files_lead_somewhere(page):
 def test_recipes_named_in_commands_exist(page):
     for name in re.findall(r"hookflat run (recipes/\S+\.toml)", page.read_text()):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_recipes_page_lists_every_key_and_its_default():
+    from hookflat.options import describe
+    from hookflat.recipe import EvalOptions, RunOptions, Stage
+
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = dict.fromkeys(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M))
+    for cls in (RunOptions, EvalOptions, Stage):
+        for option in describe(cls):
+            default = option.default.replace("'", '"').replace(str(8 / 255), "8/255").replace("None", "none")
+            assert (option.name, default.removesuffix(".0")) in {(n, shown.strip("`")) for n, shown in rows}, (
+                option.name
+            )

@@ -154,6 +154,23 @@ def test_a_plugin_that_raises_is_named_with_its_hook(tmp_path):
         run_recipe({"plugins": {"raises": {}}}, tmp_path / "run", [Raises])
 
 
+def test_a_drawing_that_fails_loses_no_result(tmp_path):
+    @dataclass(eq=False)
+    class Smears:
+        @hookimpl
+        def draw(self):
+            if not (tmp_path / "mended").exists():
+                raise OSError("no ink")
+
+    tables = {"plugins": {"smears": {}, "figures": {}}}
+    with pytest.raises(TrainingFailed, match="plugin 'smears' failed in hook 'draw'"):
+        run_recipe(tables, tmp_path / "run", [Smears])
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["models"]
+    (tmp_path / "mended").touch()
+    run_recipe(tables, tmp_path / "run", [Smears])
+    assert (tmp_path / "run" / "figures" / "overfitting.png").exists()
+
+
 def test_a_wrapper_that_forgets_its_result_is_told(tmp_path):
     @dataclass(eq=False)
     class Forgets:

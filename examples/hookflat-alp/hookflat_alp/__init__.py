@@ -1,0 +1,1 @@
+"""Adversarial logit pairing and the local Lipschitz constant, as hookflat plugins."""

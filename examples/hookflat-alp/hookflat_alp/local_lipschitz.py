@@ -1,0 +1,65 @@
+"""The empirical local Lipschitz constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from hookflat import hookimpl, pgd
+from hookflat.attacks import Objective
+from hookflat.brackets import frozen
+from hookflat.measuring import Subject
+from pydantic import Field
+from torch import Tensor, nn
+
+
+def stretch(x: Tensor, logits: Tensor) -> Objective:
+    """||f(x) - f(x')||_1 / ||x - x'||_inf of each example, (n,), as an objective for PGD; `logits` = f(x).
+
+    No gradient flows through the denominator: it would keep signed steps away from the corners of the ball.
+    """
+
+    def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
+        distance = (x_adv.detach() - x).flatten(1).abs().amax(dim=1)
+        return (model(x_adv) - logits).abs().sum(dim=1) / distance.clamp_min(1e-12)
+
+    return objective
+
+
+@dataclass(eq=False)
+class LocalLipschitz:
+    """Local Lipschitz constant: mean over examples of max ||f(x) - f(x')||_1 / ||x - x'||_inf in the ball around x.
+
+    f are the logits in evaluation mode, the ball has the radius `[eval] eps`, and PGD maximises: a lower bound. The
+    start is uniform in the ball, where the ratio is free of rounding errors (the authors start at N(0, 0.001^2) and
+    take the last iterate).
+    """
+
+    paper: ClassVar[str] = "Yang et al. 2020, arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz"
+
+    steps: Annotated[int, Field(ge=1, description="of PGD")] = 10
+    restarts: Annotated[int, Field(ge=1, description="random starts")] = 1
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
+        """One number for a split: every process adds its examples' values, `gather` makes them everyone's."""
+        model, found = subject.model, []
+        with frozen(model), torch.no_grad():
+            for x, _, keys in subject.examples:
+                objective = stretch(x, model(x))
+                x_adv = pgd(
+                    model,
+                    x,
+                    eps=subject.eps,
+                    step_size=subject.step_size,
+                    steps=self.steps,
+                    restarts=self.restarts,
+                    start="uniform",
+                    objective=objective,
+                    seed=subject.seed,
+                    keys=keys,
+                )
+                found.append(objective(model, x_adv))
+        every = subject.examples.gather(torch.cat(found))
+        return {"local_lipschitz": every.double().mean().item()}
