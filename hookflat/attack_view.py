@@ -114,11 +114,15 @@ class _Tracer(fx.Tracer):
 
 def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
     """Trace `plain` and fold every batch norm that directly follows a convolution used once."""
+    if any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules()):
+        return plain, []  # tracing would lose them
     try:
         graph = _Tracer().trace(plain)
         traced = fx.GraphModule(plain, graph)
     except Exception:  # networks that fx cannot trace are attacked unfolded
         return plain, []
+    if any("_tensor_constant" in str(n.target) for n in graph.nodes):
+        return plain, []  # made inside forward, perhaps at random: a trace would fix it
     calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     folds = []
     for node in list(graph.nodes):

@@ -71,7 +71,10 @@ def pgd(
         if y is None:
             raise ValueError("pgd needs the labels y, or an objective")
         objective = _cross_entropy_with(y)
-    if keys is None:
+    if restarts < 1 or steps < 0:
+        raise ValueError(f"pgd needs restarts >= 1 and steps >= 0, not {restarts} and {steps}")
+    if keys is None:  # keys come with examples that were looked at already; looking makes a device wait
+        check_images(x)
         keys = torch.arange(len(x), device=x.device)
     x = x.detach()
     low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
@@ -90,6 +93,15 @@ def pgd(
                 with torch.no_grad():
                     best_x, best = _better(best_x, best, x_adv, objective(model, x_adv))
     return best_x if keep == "best" else x_adv
+
+
+def check_images(x: Tensor) -> None:
+    """Raises ValueError for images that are not floats in [0, 1]."""
+    if not x.is_floating_point():
+        raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
+    low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")
 
 
 def _cross_entropy_with(y: Tensor) -> Objective:

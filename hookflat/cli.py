@@ -146,14 +146,18 @@ def recipes(
                 origin = "" if package == "hookflat" else f" ({package})"
                 _out.print(f"{path.relative_to(folder).with_suffix('')!s:<24} {first}{origin}", markup=False)
         return
-    to.mkdir(parents=True, exist_ok=True)
     for path in _with_bases(find_recipe(name)):
         home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)
         target = to / path.relative_to(home)
         if target.exists():
             raise UserError(f"{target} exists already: remove it, or choose another folder with --to")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise UserError(
+                f"{target} cannot be written: {error.strerror} (choose another folder with --to)"
+            ) from error
         _out.print(str(target), markup=False)
 
 

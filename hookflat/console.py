@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 from rich.table import Table
 
+from hookflat.options import as_table
+
 if TYPE_CHECKING:
     from hookflat.running import Run
 
@@ -46,13 +48,15 @@ class Console:
         x = data.train.x.shape
         options = recipe.run
         held = f", {len(data.holdout)} held out" if data.holdout else ""
-        attack = recipe.tables["attack"]
+        attack = recipe.slots["attack"]
+        chosen = _chosen(attack)
         say = self.say
         say(f"{recipe.name}: {_listed(recipe)}")
         say(f"  data     {len(data.train)} training, {len(data.test)} test images{held}, {'x'.join(map(str, x[1:]))}, "
             f"{data.num_classes} classes")  # fmt: skip
         say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters")
-        say(f"  attack   {', '.join(f'{k} {_short(v)}' for k, v in attack.items())}")
+        say(f"  attack   {', '.join([recipe.slot_names['attack'], *(f'{k} {_short(v)}' for k, v in chosen.items())])}")
+        say(f"  measures eps {_short(recipe.eval.eps)}, step_size {_short(recipe.eval.step_size)}")
         say(f"  training {run.epochs} epochs of {run.steps_per_epoch} steps, batch {options.batch_size}, "
             f"{options.precision}, seed {options.seed}")  # fmt: skip
         threads = "" if run.device.type != "cpu" else f", {_threads()} thread(s) each"
@@ -105,6 +109,14 @@ class Console:
         for label, key, split, kind in _rows(models):
             values = [entry.get(split, {}).get(key) for entry in models.values()]
             table.add_row(label, *("-" if v is None else _shown(v, kind) for v in values))
+        protocol = results["protocol"]
+        measures = {m: (s["examples"], o) for s in protocol["stages"].values() for m, o in s["measures"].items()}
+        for name, (examples, options) in measures.items():
+            shown = [f"{k} {_short(v)}" for k, v in options.items()]
+            sizes = [f"{n} {split}" for split, n in examples.items()]
+            table.caption = f"{table.caption or ''}{name}: {', '.join([*shown, *sizes])} examples\n"
+        table.caption = f"{table.caption or ''}eps {_short(protocol['eps'])}, step_size {_short(protocol['step_size'])}"
+        table.caption_justify = "left"
         self.rich.print(table)
 
     def took(self) -> str:
@@ -124,6 +136,12 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             if any(key in entry.get(split, {}) for entry in models.values()):
                 rows.append((label, key, split, kind))
     return rows
+
+
+def _chosen(plugin: Any) -> dict[str, Any]:
+    """The options of a plugin that are not its defaults."""
+    defaults = as_table(type(plugin)())
+    return {k: v for k, v in as_table(plugin).items() if v != defaults.get(k)}
 
 
 def _listed(recipe: Any) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hookflat import seeds
 from hookflat.attack_view import AttackView
-from hookflat.attacks import Start, pgd
+from hookflat.attacks import Start, check_images, pgd
 from hookflat.brackets import frozen
 from hookflat.data import Examples
 from hookflat.losses import cross_entropy
@@ -136,7 +136,7 @@ def _attacked(
         rows.append([clean_loss, clean_wrong, loss, wrong])
     shared = isinstance(loader, Examples) and len(loader) > 0
     if not rows and not shared:
-        raise ValueError("no examples to measure on: the loader gave no batch")
+        raise ValueError("no examples to measure on: the loader gave no batch (it must be iterable more than once)")
     if not rows:  # fewer examples than processes
         none = torch.zeros(0, device=device)
         rows = [[none, none.bool(), none, none.bool()]]
@@ -158,6 +158,7 @@ def _batches(loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Ten
         return
     seen = 0
     for x, y in _pairs(loader):
+        check_images(x)
         yield x.to(device), y.to(device), torch.arange(seen, seen + len(y), device=device)
         seen += len(y)
 

@@ -38,7 +38,13 @@ def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | No
         if best_epoch is not None:
             axes.axvline(best_epoch / epochs, color=_STOP, ls=":", lw=1.5, label="early stopping")
             axes.plot(best_epoch / epochs, factor * np.interp(best_epoch, at, values), "o", color=_STOP, ms=6)
-        axes.set(xlabel="epoch / epochs", ylabel=label, xlim=(0, 1), ylim=(0, None))
+        settled = [
+            factor * v
+            for s in ("train", "test")
+            for e, v in zip(*curve(records, s, key), strict=True)
+            if e >= 0.1 * epochs
+        ]
+        axes.set(xlabel="share of the training", ylabel=label, xlim=(0, 1.01), ylim=(0, 1.25 * max(settled, default=1)))
         _tidy(axes)
         axes.legend(frameon=False)
     return figure
@@ -59,14 +65,17 @@ def flatness_through_training(
     norm = Normalize(0, 1)
     axes.plot(x, y, color="0.8", lw=1, zorder=1)
     axes.scatter(x, y, c=[e / epochs for e in at], cmap="RdYlBu_r", norm=norm, s=55, edgecolor="0.2", lw=0.6, zorder=2)
-    if best_epoch in flat:
-        axes.scatter(flat[best_epoch], robust[best_epoch], s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3)
-        axes.annotate("early stopping", (flat[best_epoch], robust[best_epoch]), xytext=(10, -14),
+    if best_epoch is not None:
+        near = min(at, key=lambda epoch: abs(epoch - best_epoch))
+        axes.scatter(flat[near], robust[near], s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3)
+        axes.annotate(
+            "early stopping" if near == best_epoch else f"near early stopping (epoch {best_epoch})",
+            (flat[near], robust[near]), xytext=(10, -14),
                       textcoords="offset points", color=_STOP, fontsize=9)  # fmt: skip
     axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
     axes.margins(0.12)
     _tidy(axes)
-    figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="epoch / epochs")
+    figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="share of the training")
     return figure
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hookflat.errors import TrainingFailed
+from hookflat.first_step import watched
 
 if TYPE_CHECKING:
     from hookflat.console import Console
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
 
 def train(run: Run, console: Console) -> None:
     """Train to the end, from wherever `run` stands."""
+    first = True
     while run.epoch < run.epochs:
         for batch in run.batches():
-            step(run, batch)
+            with watched(run) if first else nullcontext():  # results of the wrong shape or range are told at once
+                step(run, batch)
+            first = False
             console.stepped(run)
             if run.step % run.recipe.run.checkpoint_steps == 0:
                 run.save()

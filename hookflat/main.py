@@ -76,6 +76,12 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
     except Exception as error:
         if told := run.blame(error):
             raise told from error
+        if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
+            raise TrainingFailed(f"a hook wrapper must yield exactly once: {error}") from error
+        raise
+    except KeyboardInterrupt:
+        console.close()
+        console.say(f"stopped after step {run.step}; the same command goes on from the last checkpoint")
         raise
     finally:
         console.close()

@@ -33,9 +33,15 @@ class Merged:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from error
         except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{file}: not valid TOML: {error}") from error
+            line = re.search(r"at line (\d+)", str(error))
+            place = f"{file}:{line[1]}" if line else str(file)
+            raise UserError(f"{place}: not valid TOML (is text in quotes?): {error}") from error
         lines = _lines(text)
         bases = tables.pop("extends", [])
+        if not isinstance(bases, str) and not (isinstance(bases, list) and all(isinstance(b, str) for b in bases)):
+            raise UserError(
+                f"{file}:{lines.get(('extends',), 1)}: extends should be a recipe or a list of them, in quotes"
+            )
         for base in [bases] if isinstance(bases, str) else bases:
             try:
                 below = file.parent / base

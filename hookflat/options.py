@@ -65,6 +65,8 @@ def build(cls: Any, table: dict[str, Any]) -> Any:
         raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)]) from None
     except ValueError as error:
         raise InvalidOptions([((), str(error))]) from None
+    except Exception as error:
+        raise InvalidOptions([((), f"{cls.__name__} cannot be made: {type(error).__name__}: {error}")]) from error
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -81,7 +83,8 @@ def _explain(cls: Any, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return path, "required, but not set"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return path, f"should be {message}, not {error['input']!r}" if message != error["msg"] else message
+    expected = error["msg"].startswith("Input should be ")
+    return path, f"should be {message}, not {error['input']!r}" if expected else message
 
 
 def nearest(name: str, names: list[str]) -> str:

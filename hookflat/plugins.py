@@ -210,11 +210,17 @@ class Hooks:
             for impl in caller.get_hookimpls()
             if impl.plugin is plugin
         }
-        culprit, frame = None, error.__traceback__
+        culprit, place, frame = None, "", error.__traceback__
         while frame is not None:
-            culprit = owners.get(frame.tb_frame.f_code, culprit)
+            code = frame.tb_frame.f_code
+            culprit = owners.get(code, culprit)
+            if owners.get(code):
+                place = f"{code.co_filename}:{frame.tb_lineno}"
             frame = frame.tb_next
         if culprit is None:
             return None
         name, hook = culprit
-        return TrainingFailed(f"plugin {name!r} failed in hook {hook!r}: {type(error).__name__}: {error}")
+        return TrainingFailed(
+            f"plugin {name!r} failed in hook {hook!r}: {type(error).__name__}: {error} "
+            f"({place}; --debug shows the traceback)"
+        )

@@ -7,8 +7,8 @@ whose
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +35,11 @@ class RunOptions:
     threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: torch's choice")] = 0
     checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
     folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"
+
+    def __post_init__(self) -> None:
+        unknown = set(re.findall(r"{(.*?)}", self.folder)) - {"recipe", "seed"}
+        if unknown:
+            raise ValueError(f"folder fills in {{recipe}} and {{seed}} only, not {{{unknown.pop()}}}")
 
     @property
     def total_epochs(self) -> int:
@@ -140,7 +145,10 @@ class _Checker:
     def recipe(self, name: str) -> Recipe:
         known = [*SLOTS, "plugins", "run", "eval"]
         for table in self.tables.keys() - set(known):
-            self._fault((table,), f"unknown table{nearest(table, known)}")
+            self._fault((table,), f"unknown table{nearest(table, [*known, 'extends'])}")
+        if not self.tables.keys() & SLOTS.keys():
+            self._fault((), 'names no plugin: begin with extends = "at", or another of `hookflat recipes`')
+            raise UserError("\n".join(self.faults))
         run = self._options(("run",), RunOptions, self._table("run"))
         slots, slot_names = self._slots()
         plugins = self._plugins()
@@ -158,7 +166,7 @@ class _Checker:
 
     def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")
-        self.faults.append(f"{where}: {'.'.join(path)}: {message}")
+        self.faults.append(": ".join(part for part in (where, ".".join(path), message) if part))
 
     def _table(self, *path: str) -> dict[str, Any]:
         table: Any = self.tables
@@ -169,12 +177,13 @@ class _Checker:
             return {}
         return table
 
-    def _options(self, path: Place, cls: type, table: dict[str, Any]) -> Any:
+    def _options(self, path: Place, cls: type, table: dict[str, Any], plugin: str = "") -> Any:
         try:
             return build(cls, table)
         except InvalidOptions as error:
             for inner, message in error.faults:
-                self._fault((*path, *inner), message)
+                named = f"unknown option of {plugin!r}" if plugin else "unknown option"
+                self._fault((*path, *inner), message.replace("unknown option", named, 1))
 
     def _load(self, path: Place, name: Any, fits: str) -> type | None:
         """The class of a plugin for a place where only the kind `fits` may stand."""
@@ -187,7 +196,8 @@ class _Checker:
         kind = kind if kind in SLOTS or kind == "measure" else "plugin"
         if kind != fits:
             places = {"measure": "[eval.STAGE.NAME]", "plugin": "[plugins.NAME]"}
-            self._fault(path, f"plugin {name!r} is a {kind}: it belongs in {places.get(kind, f'[{kind}]')}")
+            what = "no slot's and no measure" if kind == "plugin" else f"a {kind}"
+            self._fault(path, f"plugin {name!r} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
             return None
         return cls
 
@@ -199,18 +209,23 @@ class _Checker:
             if name is None:
                 self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
             elif cls := self._load((slot, "name"), name, slot):
-                slots[slot], names[slot] = self._options((slot,), cls, table), str(name)
+                slots[slot], names[slot] = self._options((slot,), cls, table, str(name)), str(name)
         return slots, names
+
+    def _enabled(self, path: Place, table: dict[str, Any]) -> bool:
+        """Take `enabled` out of a table."""
+        enabled = table.pop("enabled", True)
+        if not isinstance(enabled, bool):
+            self._fault((*path, "enabled"), f"should be true or false, not {enabled!r}")
+        return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
         found = {}
         for name in self._table("plugins"):
             table = dict(self._table("plugins", name))
-            enabled = table.pop("enabled", True)
-            if not isinstance(enabled, bool):
-                self._fault(("plugins", name, "enabled"), f"should be true or false, not {enabled!r}")
-            if enabled and (cls := self._load(("plugins", name), name, "plugin")):
-                found[name] = self._options(("plugins", name), cls, table)
+            path = ("plugins", name)
+            if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
+                found[name] = self._options(path, cls, table, name)
         return found
 
     def _eval(self) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]]:
@@ -219,14 +234,16 @@ class _Checker:
         stages, measures = {}, {}
         for stage in [k for k, v in table.items() if isinstance(v, dict)]:
             keys = {k: v for k, v in table[stage].items() if not isinstance(v, dict)}
+            if not self._enabled(("eval", stage), keys):
+                continue
             stages[stage] = self._options(("eval", stage), Stage, keys)
             measures[stage] = {}
             if not any(isinstance(v, dict) for v in table[stage].values()):
                 self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
             for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
-                path = ("eval", stage, name)
-                if cls := self._load(path, name, "measure"):
-                    measures[stage][name] = self._options(path, cls, table[stage][name])
+                path, inner = ("eval", stage, name), dict(table[stage][name])
+                if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):
+                    measures[stage][name] = self._options(path, cls, inner, name)
         self._measured_twice(stages, measures)
         return options, stages, measures
 
@@ -252,7 +269,19 @@ class _Checker:
                 self._fault(place, f"{name!r} does not go with {other!r}: {excludes[other]}")
 
 
-def differences(old: str, new: str) -> list[str]:
-    """The lines that differ between two recipes, as "- old" and "+ new"."""
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
-    return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The values that differ between a folder's resolved recipe and this one, "key: 5 in the folder, 1 now"."""
+    old, new = (dict(_flat(tables)) for tables in (there, here))
+    return [
+        f"{'.'.join(key)}: {old.get(key, 'nothing')} in the folder, {new.get(key, 'nothing')} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, (*at, key))
+        else:
+            yield (*at, key), value

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class RunFolder:
             return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "recipe.toml").exists():
+            if self.last_checkpoint() is None:
                 self._replace("recipe.toml", recipe.to_toml())
             self._replace("environment.json", json.dumps(environment(plugin_files), indent=2))
         except OSError as error:
@@ -52,11 +53,11 @@ class RunFolder:
             ) from error
 
     def same_recipe(self, recipe: Recipe) -> None:
-        """Raises UserError when the folder holds the run of another recipe, with the lines that differ."""
+        """Raises UserError when the folder holds a begun run of another recipe, with the values that differ."""
         there = self.path / "recipe.toml"
-        if not there.exists():
+        if self.last_checkpoint() is None or not there.exists():
             return
-        changed = differences(there.read_text(encoding="utf-8"), recipe.to_toml())
+        changed = differences(tomllib.loads(there.read_text(encoding="utf-8")), recipe.tables)
         if changed:
             shown = "; ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
             raise UserError(

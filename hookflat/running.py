@@ -240,8 +240,8 @@ class Run:
             culprit = f" (plugin {self.recipe.slot_names[name]!r})" if name else ""
             raise TrainingFailed(
                 f"not finite: the result of hook {hook!r}{culprit} in step {step + 1} of {self.total_steps} "
-                f"(epoch {step // self.steps_per_epoch + 1}); "
-                f"the last good checkpoint stays in {self.folder.checkpoints}"
+                f"(epoch {step // self.steps_per_epoch + 1})"
+                + (f"; the last good checkpoint stays: {kept}" if (kept := self.folder.last_checkpoint()) else "")
             )
 
     # --- checkpoints --------------------------------------------------------------------------------------------------

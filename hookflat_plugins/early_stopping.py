@@ -42,7 +42,7 @@ class EarlyStopping:
         try:
             return data.hold_out(self.holdout, self.source)
         except ValueError as error:
-            raise UserError(f"plugins.early_stopping.holdout: {error}") from error
+            raise UserError(f"plugins.early_stopping.holdout: {error} (set fewer, or enabled = false)") from error
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,8 @@ class ImageFiles:
         folder = Path(self.path).expanduser()
         try:
             if not folder.exists():
+                if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.path):
+                    raise FileNotFoundError("no such folder")
                 return datasets.load_dataset(self.path)
             files = {s: sorted(map(str, folder.rglob(f"{s}*.parquet"))) for s in (self.train_split, self.test_split)}
             if any(files.values()):

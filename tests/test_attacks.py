@@ -139,3 +139,21 @@ def test_leaves_the_model_as_found_when_interrupted(mode):
 def test_needs_labels_or_an_objective():
     with pytest.raises(ValueError, match="labels y, or an objective"):
         hookflat.pgd(network(), images(2)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: 2 * x - 1, r"lie in \[0, 1\], not -"),
+        (lambda x: 255 * x, "put normalisation into the model"),
+        (lambda x: (255 * x).to(torch.uint8), "floats"),
+    ],
+)
+def test_images_outside_the_box_are_refused(change, message):
+    x, y = images(4)
+    with pytest.raises(ValueError, match=message):
+        hookflat.pgd(network(), change(x), y)
+    with pytest.raises(ValueError, match=message):
+        hookflat.robust_loss(network(), (change(x), y))
+    with pytest.raises(ValueError, match="restarts >= 1"):
+        hookflat.pgd(network(), x, y, restarts=0)

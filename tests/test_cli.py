@@ -117,6 +117,8 @@ def test_a_plugin_file_needs_no_package(tmp_path):
         (["show", "at", "--set", "run.epochs=many"], "valid integer"),
         (["run", "at", "--set", "plugins.early_stopping.holdout=700"], "cannot hold out 700 of 700"),
         (["run", "at", "--with", "scales/images", "--set", "data.path=nowhere/at-all"], "cannot be loaded"),
+        (["run", "at", "--with", "scales/images", "--set", "data.path=./nowhere"], "no such folder"),
+        (["recipes", "trades", "--to", "/proc/nowhere"], "cannot be written"),
     ],
 )
 def test_wrong_input_is_one_clear_message_and_exit_code_2(arguments, message, tmp_path):
@@ -148,7 +150,7 @@ def test_a_failed_training_is_exit_code_3_and_debug_shows_the_traceback(tmp_path
     )
     used = ("--plugin", file, "--set", "plugins.bad.enabled=true", "--out", tmp_path / "run")
     arguments = ("run", "at", *TINY, *used)
-    assert "plugin 'bad' failed in hook 'after_step': ZeroDivisionError: oh" in fails(3, *arguments)
+    assert f"plugin 'bad' failed in hook 'after_step': ZeroDivisionError: oh ({file}:6" in fails(3, *arguments)
     debug = hookflat(*arguments, "--debug")
     assert debug.returncode != 0
     assert "Traceback" in debug.stderr

@@ -122,7 +122,7 @@ def test_overlays_of_a_method_do_not_lose_its_order():
 
 WRONG = {
     "unknown table": ("[los]\nbeta = 1\n", ":2: los: unknown table (did you mean 'loss'?)"),
-    "unknown key": ("[loss]\nfractoin = 1\n", ":3: loss.fractoin: unknown option (did you mean 'fraction'?)"),
+    "unknown key": ("[loss]\nfractoin = 1\n", ":3: loss.fractoin: unknown option of 'at' (did you mean 'fraction'?)"),
     "wrong type": ("[run]\nepochs = 2.5\n", ":3: run.epochs: should be a valid integer"),
     "string for number": ('[run]\nepochs = "ten"\n', ":3: run.epochs: should be a valid integer"),
     "bool for int": ("[run]\nepochs = true\n", ":3: run.epochs: should be a valid integer"),
@@ -134,13 +134,21 @@ WRONG = {
     "unknown plugin": ("[plugins.apw]\n", ":2: plugins.apw: no plugin is called 'apw' (did you mean 'awp'?)"),
     "unknown slot plugin": ('[loss]\nname = "trade"\n', "no plugin is called 'trade' (did you mean 'trades'?)"),
     "loss as plugin": ("[plugins.trades]\n", "plugin 'trades' is a loss: it belongs in [loss]"),
-    "plugin as loss": ('[loss]\nname = "awp"\n', "plugin 'awp' is a plugin: it belongs in [plugins.NAME]"),
+    "plugin as loss": (
+        '[loss]\nname = "awp"\n',
+        "plugin 'awp' is no slot's and no measure: it belongs in [plugins.NAME]",
+    ),
     "measure as plugin": ("[plugins.robust_loss]\n", "is a measure: it belongs in [eval.STAGE.NAME]"),
     "key for table": ("plugins = 3\n", "plugins: should be a table"),
-    "measure option": ("[eval.final.robust_loss]\nstesp = 1\n", ":3: eval.final.robust_loss.stesp: unknown option"),
+    "measure option": (
+        "[eval.final.robust_loss]\nstesp = 1\n",
+        ":3: eval.final.robust_loss.stesp: unknown option of 'robust_loss'",
+    ),
     "unknown split": ('[eval.final]\nsplits = ["tset"]\n', "eval.final.splits.0: should be 'train' or 'test'"),
     "options that contradict": ("[optimizer]\nmomentum = 0\n", "optimizer: nesterov needs momentum > 0"),
     "data overlap": ("[data]\ntrain = 1700\n", "data: train = 1700 and test = 700 overlap"),
+    "unknown folder key": ('[run]\nfolder = "runs/{nope}"\n', ":2: run: folder fills in {recipe} and {seed} only"),
+    "misspelt extends": ("[extend]\nx = 1\n", ":2: extend: unknown table (did you mean 'extends'?)"),
     "stage without measures": ("[eval.more]\nevery = 2\n", ":2: eval.more: a stage without measures"),
     "enabled": ("[plugins.awp]\nenabled = 1\n", ":3: plugins.awp.enabled: should be true or false"),
 }
@@ -153,6 +161,17 @@ def test_wrong_recipes_name_file_line_key_and_the_nearest_right_spelling(tmp_pat
     said = fails(message, path)
     assert str(path) in said
     assert len(said.splitlines()) <= 2
+
+
+def test_an_empty_recipe_and_a_wrong_extends_are_told_in_one_line(tmp_path):
+    assert len(fails('begin with extends = "at"', write(tmp_path, "a.toml", "[run]\nseed = 1\n")).splitlines()) == 1
+    fails(":2: extends should be a recipe or a list of them", write(tmp_path, "b.toml", "# b\nextends = 3\n"))
+
+
+def test_stages_and_measures_can_be_left_out():
+    loaded = load("at", overrides={"eval.final_flatness.enabled": False, "eval.curves.clean_error.enabled": False})
+    assert "final_flatness" not in loaded.stages
+    assert list(loaded.measures["curves"]) == ["robust_loss"]
 
 
 def test_all_faults_are_told_at_once(tmp_path):

@@ -126,8 +126,14 @@ def test_another_recipe_does_not_touch_the_folder(tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with pytest.raises(UserError) as caught:
         run_recipe({"optimizer": {"lr": 0.2}}, tmp_path / "run")
-    assert "holds the run of another recipe (-lr = 0.1; +lr = 0.2)" in str(caught.value)
+    assert "holds the run of another recipe (optimizer.lr: 0.1 in the folder, 0.2 now)" in str(caught.value)
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_run_that_never_began_does_not_keep_its_folder(tmp_path):
+    with pytest.raises(UserError, match="cannot hold out"):
+        run_recipe({"plugins": {"early_stopping": {"holdout": 12}}}, tmp_path / "run")
+    run_recipe({"plugins": {"early_stopping": {"holdout": 3}}}, tmp_path / "run")
 
 
 def test_a_checkpoint_that_was_being_written_is_ignored(tmp_path):
