@@ -67,11 +67,10 @@ def flatness_through_training(
     axes.scatter(x, y, c=[e / epochs for e in at], cmap="RdYlBu_r", norm=norm, s=55, edgecolor="0.2", lw=0.6, zorder=2)
     if best_epoch is not None:
         near = min(at, key=lambda epoch: abs(epoch - best_epoch))
-        axes.scatter(flat[near], robust[near], s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3)
-        axes.annotate(
-            "early stopping" if near == best_epoch else f"near early stopping (epoch {best_epoch})",
-            (flat[near], robust[near]), xytext=(10, -14),
-                      textcoords="offset points", color=_STOP, fontsize=9)  # fmt: skip
+        label = "early stopping" if near == best_epoch else f"near early stopping (epoch {best_epoch})"
+        ring = {"s": 170, "facecolor": "none", "edgecolor": _STOP, "lw": 1.8}
+        axes.scatter(flat[near], robust[near], zorder=3, label=label, **ring)
+        axes.legend(frameon=False)
     axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
     axes.margins(0.12)
     _tidy(axes)
