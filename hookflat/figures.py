@@ -68,8 +68,8 @@ def flatness_through_training(
     if best_epoch is not None:
         near = min(at, key=lambda epoch: abs(epoch - best_epoch))
         label = "early stopping" if near == best_epoch else f"near early stopping (epoch {best_epoch})"
-        ring = {"s": 170, "facecolor": "none", "edgecolor": _STOP, "lw": 1.8}
-        axes.scatter(flat[near], robust[near], zorder=3, label=label, **ring)
+        x, y = flat[near], robust[near]
+        axes.scatter(x, y, s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3, label=label)
         axes.legend(frameon=False)
     axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
     axes.margins(0.12)

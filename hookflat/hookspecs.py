@@ -14,6 +14,8 @@ The order is: `[plugins.*]` as written in the recipe, then the slots in the orde
 A method marked `@hookimpl(wrapper=True)` brackets all that answer after it: it `yield`s once, in `try`/`finally` where
 it has something to put back, and returns the result.
 
+In the first step of every session the shapes and ranges of results are checked, and that the weights are back.
+
 State that must survive a restart goes through `state_dict()` and `load_state_dict(state)`, plain methods of the plugin,
 as in torch: tensors, numbers, strings and containers of them. Random numbers come from `run.rng` and `run.uniform`,
 which need no saving.
