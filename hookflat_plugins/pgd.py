@@ -28,6 +28,7 @@ class Pgd:
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"
 
     eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius, images in [0, 1]")] = 8 / 255
+    eps_factor: Annotated[Number, Field(gt=0, description="multiplies eps, at every scale; measures keep theirs")] = 1.0
     step_size: Annotated[Number, Field(gt=0, description="length of a step in every pixel")] = 0.007
     steps: Annotated[int, Field(ge=0, description="iterations")] = 7
     restarts: Annotated[int, Field(ge=1, description="random starts")] = 1
@@ -46,7 +47,7 @@ class Pgd:
         return attacks.pgd(
             run.network if self.mode == "train" else self._view(run),
             batch.x,
-            eps=self.eps,
+            eps=self.eps * self.eps_factor,
             step_size=self.step_size,
             steps=self.steps,
             restarts=self.restarts,

@@ -82,3 +82,21 @@ def test_losses_use_the_target_and_attacks_the_label():
         run.network.eval()
         attacked = nn.functional.cross_entropy(run.network(batch.x), batch.y)
         assert objective(run.attack_model, batch.x).mean().item() == pytest.approx(attacked.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 6.0])
+def test_mart_loss_and_gradient(beta):
+    """Wang et al. (2020), Eq. 6 and 11, as the official repository computes them."""
+    with tiny_run({"loss": {"name": "mart", "beta": beta}}) as run:
+        batch, x_adv = in_float64(run)
+        ours = run.loss(batch, x_adv)
+        p, q = softmax(run.network(batch.x)), softmax(run.network(x_adv))
+        rows = torch.arange(len(p))
+        order = q.argsort(dim=1)
+        runner_up = torch.where(order[:, -1] == batch.y, order[:, -2], order[:, -1])
+        boosted = -torch.log(q[rows, batch.y]) - torch.log(1.0001 - q[rows, runner_up] + 1e-12)
+        weighted = (p * torch.log(p / q)).sum(1) * (1.0000001 - p[rows, batch.y])
+        expected = boosted.mean() + beta * weighted.mean()
+        assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+        for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
+            assert torch.allclose(a, b, atol=1e-10)

@@ -74,3 +74,28 @@ def test_what_timm_cannot_make_is_said(model, message):
     with pytest.raises(UserError) as caught:
         built(name="timm", **model)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("act", "function"),
+    [
+        ("mish", lambda x: x * torch.tanh(torch.log1p(torch.exp(x)))),
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+        ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+    ],
+)
+def test_activations_replace_every_relu_by_their_formula_and_keep_the_weights(act, function):
+    with tiny_run({"model": {"name": "resnet_small"}}) as run:
+        plain = run.network
+    with tiny_run({"model": {"name": "resnet_small"}, "plugins": {"activation": {"act": act}}}) as run:
+        net = run.network
+    assert not any(isinstance(m, nn.ReLU) for m in net.modules())
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), net.parameters(), strict=True))
+    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    assert torch.allclose(net.net.act1(x), function(x), atol=1e-10)
+
+
+def test_a_network_without_relu_is_told():
+    tables = {"model": {"name": "resnet_small", "act": "gelu"}, "plugins": {"activation": {}}}
+    with pytest.raises(UserError, match=r"no nn\.ReLU to replace"), tiny_run(tables):
+        pass

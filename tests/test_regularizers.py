@@ -179,3 +179,17 @@ def test_optimizers_are_torchs_with_the_papers_settings():
     with tiny_run({"optimizer": {"name": "adam", "lr": 0.01}}) as run:
         assert isinstance(run.optimizer.optimizer, torch.optim.Adam)
         assert math.isclose(run.optimizer.param_groups[0]["lr"], 0.01)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
+def test_label_smoothing_is_the_cross_entropy_with_the_smoothed_label(tau):
+    with tiny_run({"plugins": {"label_smoothing": {"tau": tau}}}) as run:
+        logits = torch.randn(8, 3, dtype=torch.float64)
+        y = torch.arange(8) % 3
+        smoothed = (1 - tau) * torch.eye(3, dtype=torch.float64)[y] + tau / 3
+        expected = -(smoothed * logits.log_softmax(1)).sum(1)
+        assert torch.allclose(run.criterion(logits, y), expected, atol=1e-12)
+        batch = next(run.batches())
+        value = run.hook.attack_objective(run=run, batch=batch)(run.attack_model, batch.x)
+        plain = torch.nn.functional.cross_entropy(run.attack_model(batch.x), batch.y, reduction="none")
+        assert torch.allclose(value, plain)

@@ -1,0 +1,40 @@
+"""MART."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.data import Batch
+from hookflat.losses import kl_divergence
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class Mart:
+    """MART: boosted cross-entropy on x_adv, plus beta times KL(p(x) || p(x_adv)) weighted by 1 - p_y(x).
+
+    Boosted: CE(f(x_adv), y) - log(1.0001 - max_{k != y} p_k(x_adv)). Clean and adversarial examples are forwarded
+    separately and the gradient flows through all of it, the weights too, as in the official repository. The attack
+    maximises the cross-entropy.
+    """
+
+    paper: ClassVar[str] = "Wang et al. 2020, openreview rklOg6EFwS, Eq. 6 and 11; github.com/YisenWang/MART"
+
+    beta: Annotated[Number, Field(ge=0, description="weight of the KL term (lambda in the paper)")] = 6.0
+
+    @hookimpl
+    def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+        logits, logits_adv = run.model(batch.x), run.model(x_adv)
+        label = F.one_hot(batch.y, logits.shape[1]).bool()
+        p_other = logits_adv.softmax(dim=1).masked_fill(label, 0).amax(dim=1)
+        boosted = run.criterion(logits_adv, batch.target) - torch.log(1.0001 - p_other + 1e-12)
+        doubt = 1.0000001 - logits.softmax(dim=1)[label]
+        return (boosted + self.beta * doubt * kl_divergence(logits, logits_adv)).mean()
