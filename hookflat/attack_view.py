@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor, fx, nn
 
-from hookflat.layers import Bfloat16, RecenteredBatchNorm2d
+from hookflat.layers import AuxiliaryHead, Bfloat16, RecenteredBatchNorm2d
 
 
 @cache
@@ -109,7 +109,7 @@ class _Fold:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _foldable()) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*_foldable(), AuxiliaryHead)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:

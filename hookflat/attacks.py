@@ -95,6 +95,74 @@ def pgd(
     return best_x if keep == "best" else x_adv
 
 
+def pgd_tau(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    tau: int,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 10,
+    start: Start = "uniform",
+    objective: Objective | None = None,
+    noise: float = 0.0,
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """Friendly adversarial examples (n, C, H, W): PGD in which each example stops once it is wrong often enough.
+
+    Before each of the `steps`, an example whose iterate is misclassified stops if it has used up `tau`, and otherwise
+    uses up one of it. Returned is where each stopped, or its last iterate (Zhang et al. 2020, Alg. 1, and its official
+    repository). `noise`: standard deviation of a Gaussian added to each step. The other arguments are those of `pgd`.
+    """
+    objective = objective or _cross_entropy_with(y)
+    if keys is None:
+        check_images(x)
+        keys = torch.arange(len(x), device=x.device)
+    x = x.detach()
+    low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+    x_adv = torch.clamp(x + initial_delta(x, eps, start, keys, seeds.derive(seed, "start", 0)), low, high)
+    left = torch.full((len(x),), tau, device=x.device)
+    moving = torch.ones_like(y, dtype=torch.bool)
+    observed = _Observed(model)
+    with frozen(model, train=mode == "train"), torch.enable_grad():
+        for step in range(steps):
+            x_adv.requires_grad_()
+            value = objective(observed, x_adv)
+            (gradient,) = torch.autograd.grad(value.sum(), x_adv)
+            wrong = observed.logits_of(x_adv).argmax(dim=1) != y
+            moving = moving & ~(wrong & (left == 0))
+            left = left - (wrong & moving).long()
+            change = step_size * gradient.sign()
+            if noise:
+                change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive(seed, "noise", step))
+            mask = moving.view(-1, *[1] * (x.dim() - 1))
+            x_adv = torch.where(mask, torch.clamp(x_adv.detach() + change, low, high), x_adv.detach())
+    return x_adv.detach()
+
+
+class _Observed(nn.Module):
+    """A network that remembers what it said of its last input, so that an attack need not ask twice."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        self._last = (x, logits.detach())
+        return logits
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not x:
+            with torch.no_grad():
+                return self.model(x)
+        return self._last[1]
+
+
 def check_images(x: Tensor) -> None:
     """Raises ValueError for images that are not floats in [0, 1]."""
     if not x.is_floating_point():

@@ -23,21 +23,26 @@ def restored(tensors: Iterable[Tensor]) -> Generator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
-    """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside."""
+def in_mode(model: nn.Module, train: bool) -> Generator[None]:
+    """Training or evaluation mode inside; every module's mode as found outside."""
     modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         model.train(train)
-        for p, _ in flags:
-            p.requires_grad_(False)
-        if train:
-            with restored(model.buffers()):
-                yield
-        else:
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
+    """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(False)
+        with in_mode(model, train), restored(model.buffers() if train else ()):
+            yield
+    finally:
         for p, flag in flags:
             p.requires_grad_(flag)

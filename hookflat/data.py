@@ -96,7 +96,8 @@ class Batch:
     x: (n, C, H, W) float32 in [0, 1].
     y: (n,) int64, the true labels: what attacks use.
     target: what the loss fits: labels (n,) int64 (the same as `y` at first) or distributions (n, K).
-    index: (n,) int64, where the examples stand in the training set.
+    index: (n,) int64, where the examples stand in the training set; -1 for images from elsewhere.
+    labeled: (n,) bool, whether `y` is a true label of the class; False for pseudo-labels and other tasks' labels.
     row: (n,) int64, the position of each example in the global batch, the same however many processes share it.
     global_size: the number of examples in the global batch.
     """
@@ -105,8 +106,13 @@ class Batch:
     y: Tensor
     target: Tensor
     index: Tensor
+    labeled: Tensor
     row: Tensor
     global_size: int
+
+    def interleaved(self, count: int) -> Tensor:
+        """(n,) bool: whether an example is one of `count` that are spread evenly over the rows of the global batch."""
+        return (self.row + 1) * count // self.global_size > self.row * count // self.global_size
 
 
 class Examples:

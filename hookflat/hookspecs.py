@@ -10,9 +10,9 @@ How several answers combine is said for each hook:
 - *first*: the first plugin that returns something other than None answers;
 - *all*: every plugin is called.
 
-The order is: `[plugins.*]` as written in the recipe, then the slots in the order above, then the core's own defaults.
-A method marked `@hookimpl(wrapper=True)` brackets all that answer after it: it `yield`s once, in `try`/`finally` where
-it has something to put back, and returns the result.
+The order is: `[plugins.*]` as written in the recipe, then the slots in the order above, then the core's own defaults;
+a method marked `@hookimpl(tryfirst=True)` comes before all. One marked `@hookimpl(wrapper=True)` brackets all that
+answer after it: it `yield`s once, in `try`/`finally` where it has something to put back, and returns the result.
 
 In the first step of every session the shapes and ranges of results are checked, and that the weights are back.
 
@@ -107,8 +107,9 @@ def gradients(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
     that loss.
 
     Wrap it to compute them at other weights: perturb, `yield`, restore in `finally` (`hookflat.brackets.restored`,
-    `hookflat.neighborhood.moved`). Perturbations that follow gradients call `run.backward`, whose gradients are already
-    averaged over processes. Wrappers nest in recipe order, the first outermost.
+    `hookflat.neighborhood.moved`). Perturbations that follow gradients get them from `run.gradients_at`, averaged over
+    processes. Wrappers nest in recipe order, the first outermost. A plugin that needs gradients at several weights
+    answers instead of wrapping.
     """
 
 

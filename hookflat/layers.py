@@ -29,6 +29,37 @@ class Normalized(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
+class AuxiliaryHead(nn.Module):
+    """A classifier with a second head on the same features, for an auxiliary task.
+
+    It answers with the classifier's logits alone; `auxiliary_logits` asks for the other's.
+    """
+
+    def __init__(self, classifier: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.classifier, self.head = classifier, head
+        self.heard: list[Tensor] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The classifier's logits of features (n, F), or (n, F, 1, 1) where the classifier is a convolution."""
+        if self.heard is not None:
+            self.heard.append(self.head(features.flatten(1)))
+        return self.classifier(features)
+
+
+def auxiliary_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits of the `AuxiliaryHead` inside `model` (also an attack view, also distributed) for images (n, C, H, W)."""
+    heads = [m for m in model.modules() if isinstance(m, AuxiliaryHead)]
+    try:
+        for head in heads:
+            head.heard = []
+        model(x)
+        return [logits for head in heads for logits in head.heard or ()][-1].float()
+    finally:
+        for head in heads:
+            head.heard = None
+
+
 class RecenteredBatchNorm2d(nn.BatchNorm2d):
     """Batch norm computing (1 + weight) x_hat + bias with weight = bias = 0 at the start ("rebn" in the paper's code).
 

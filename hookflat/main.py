@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hookflat import loop
-from hookflat.console import Console
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.plugins import Catalogue
 from hookflat.recipe import Recipe, load
+from hookflat.records import load_weights
 from hookflat.running import Run
 
 
@@ -52,8 +53,8 @@ def run(
 
 
 def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Result:
-    run = Run(recipe, path)
-    console = Console(main=run.main, quiet=quiet)
+    run = Run(recipe, path, quiet=quiet)
+    console = run.console
     try:
         run.folder.prepare(recipe, files)
         run.accelerator.wait_for_everyone()
@@ -88,6 +89,15 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
     console.results(results)
     console.say(f"{console.took()}, everything is in {path}")
     return Result(path, results)
+
+
+def network_of(recipe: Recipe, folder: Path) -> nn.Module:
+    """The network that a complete run folder saved, on the run's device, in training mode."""
+    run = Run(recipe, folder)
+    with _global_generators_restored():
+        run.build()
+    run.network.load_state_dict(load_weights(folder / "model.safetensors")[0])
+    return run.network
 
 
 def draw(run: Run) -> None:

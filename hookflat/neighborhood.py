@@ -2,7 +2,7 @@
 
 B_xi(w) = {w + nu : ||nu_l||_2 <= xi ||w_l||_2 for every layer l} (Stutz, Hein, Schiele 2021, Eq. 2). A layer is one
 parameter tensor of a convolution or a linear layer. Normalisation layers are left out by construction, as are
-parameters with `requires_grad=False` (protocol, section 1.5).
+auxiliary heads and parameters with `requires_grad=False` (protocol, section 1.5).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hookflat.brackets import restored
+from hookflat.layers import AuxiliaryHead
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 
@@ -28,8 +29,9 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     network whose parameters are all frozen.
     """
     found: dict[str, nn.Parameter] = {}
+    auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
     for prefix, module in model.named_modules():
-        if isinstance(module, _LAYERS):
+        if isinstance(module, _LAYERS) and module not in auxiliary:
             if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
                 raise ValueError(f"layer {prefix!r} is parametrized (weight norm?): make its weight a parameter first")
             for name, p in module.named_parameters(prefix, recurse=False):
@@ -54,6 +56,12 @@ def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> 
     """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`)."""
     directions = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
     return scaled_to(directions, weights, xi)
+
+
+def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> list[Tensor]:
+    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2] (CPU `generator`)."""
+    radii = torch.rand(len(weights), generator=generator)
+    return [r.to(nu) * nu for r, nu in zip(radii.unbind(), sphere(weights, xi, generator), strict=True)]
 
 
 def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[Tensor]:

@@ -87,6 +87,8 @@ class Recipe:
     """Path of a value to "file:line" or "--set"."""
     tables: dict[str, Any] = field(repr=False)
     """The resolved recipe with every default filled in."""
+    catalogue: Catalogue = field(repr=False)
+    """Where its plugins were found."""
 
     @property
     def folder(self) -> Path:
@@ -162,7 +164,8 @@ class _Checker:
         resolved["eval"] = as_table(options) | {
             stage: as_table(s) | {n: as_table(m) for n, m in measures[stage].items()} for stage, s in stages.items()
         }
-        return Recipe(name, run, options, slots, slot_names, plugins, stages, measures, self.origins, resolved)
+        parts = (run, options, slots, slot_names, plugins, stages, measures)
+        return Recipe(name, *parts, self.origins, resolved, self.catalogue)
 
     def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hookflat import seeds
 from hookflat.attack_view import AttackView
 from hookflat.brackets import restored
+from hookflat.console import Console
 from hookflat.data import Batch, Data
 from hookflat.defaults import Core
 from hookflat.errors import TrainingFailed, UserError
@@ -37,6 +38,7 @@ class Run:
     optimizer, schedule: as built by their plugins, prepared by accelerate.
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
     device, rank, processes: this process's place.
+    console: `console.say(text)` tells the user something.
     """
 
     data: Data
@@ -45,12 +47,13 @@ class Run:
     optimizer: Any
     schedule: Any
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, *, quiet: bool = True) -> None:
         self.recipe = recipe
         self.accelerator = _accelerator()
         self.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        self.console = Console(main=self.main, quiet=quiet)
         if recipe.run.batch_size % self.processes:
             raise UserError(
                 f"run.batch_size = {recipe.run.batch_size} does not divide by the {self.processes} processes"
@@ -141,7 +144,8 @@ class Run:
             row = torch.arange(self.rank * share, (self.rank + 1) * share)
             x, y = (t.to(self.device) for t in train.__getitems__(members[row]))
             index, row = members[row].to(self.device), row.to(self.device)
-            yield Batch(x, y, target=y, index=index, row=row, global_size=share * self.processes)
+            labeled = torch.ones_like(y, dtype=torch.bool)
+            yield Batch(x, y, y, index, labeled, row, global_size=share * self.processes)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
@@ -159,8 +163,19 @@ class Run:
         """Add the gradients of `loss`, averaged over processes, to the parameters' `.grad`."""
         self.accelerator.backward(loss)
 
+    def gradients_at(self, batch: Batch, x_adv: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the whole training loss for `weights` (zeros where none flow), averaged over processes.
+
+        For weight perturbations that follow gradients: running statistics stay, and `.grad` is empty again after it.
+        """
+        with restored(self.network.buffers()):
+            self.backward(self.loss(batch, x_adv))
+        found = [w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights]
+        self.zero_grad()
+        return found
+
     def zero_grad(self) -> None:
-        """Forget the gradients, as after an ascent step."""
+        """Forget the gradients."""
         self.optimizer.zero_grad()
 
     def update(self, loss: Tensor) -> None:

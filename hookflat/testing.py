@@ -121,7 +121,7 @@ def tiny_run(tables: dict[str, Any] | None = None, plugins: Iterable[type] = ())
     """A built `Run` of `recipe(tables)` in a temporary folder, before its first step."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         catalogue = Catalogue([TinyData, TinyModel, *plugins])
-        built = Run(load(recipe(tables), catalogue=catalogue), Path(folder))
+        built = Run(load(recipe(tables), catalogue=catalogue), Path(folder, "run"))
         built.folder.prepare(built.recipe)
         built.build()
         yield built

@@ -65,11 +65,7 @@ class Averaging:
         average = self._started(run).module
         if self.statistics != "recalibrate":
             return average
-        recalibrated = copy.deepcopy(average)
-        examples = Examples(run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
-        with torch.random.fork_rng():
-            update_bn(((x, y) for x, y, _ in examples), recalibrated)
-        return recalibrated
+        return recalibrated(average, run)
 
     def state_dict(self) -> dict[str, Any]:
         assert self._average is not None
@@ -77,3 +73,12 @@ class Averaging:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
+
+
+def recalibrated(model: nn.Module, run: Run) -> nn.Module:
+    """A copy of `model` whose batch statistics are those of the clean training set, without augmentation."""
+    copied = copy.deepcopy(model)
+    examples = Examples(run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
+    with torch.random.fork_rng():
+        update_bn(((x, y) for x, y, _ in examples), copied)
+    return copied

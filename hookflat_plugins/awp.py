@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.brackets import restored
 from hookflat.data import Batch
 from hookflat.neighborhood import layers, moved, scaled_to
 from hookflat.options import Number, Share
@@ -38,13 +37,6 @@ class AdversarialWeightPerturbation:
         if self.xi == 0 or run.step < self.warmup * run.total_steps:
             return (yield)
         weights = list(layers(run.network, biases=False).values())
-        with moved(weights, self.ascent(run, batch, x_adv, weights)):
+        nu = scaled_to(run.gradients_at(batch, x_adv, weights), weights, self.xi)
+        with moved(weights, nu):
             return (yield)
-
-    def ascent(self, run: Run, batch: Batch, x_adv: Tensor, weights: list) -> list[Tensor]:
-        """The perturbation: the gradient of the loss at w, each layer scaled to norm xi ||w_l||."""
-        with restored(run.network.buffers()):
-            run.backward(run.loss(batch, x_adv))
-        directions = [w.grad.clone() if w.grad is not None else w.new_zeros(w.shape) for w in weights]
-        run.zero_grad()
-        return scaled_to(directions, weights, self.xi)

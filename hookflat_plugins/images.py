@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from hookflat import UserError, hookimpl
 from hookflat.data import Data, Images
@@ -44,24 +45,7 @@ class ImageFiles:
         return Data(train, test, classes)
 
     def _load(self) -> Any:
-        import datasets  # here, so that a look at the options stays fast
-
-        folder = Path(self.path).expanduser()
-        try:
-            if not folder.exists():
-                if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.path):
-                    raise FileNotFoundError("no such folder")
-                return datasets.load_dataset(self.path)
-            files = {s: sorted(map(str, folder.rglob(f"{s}*.parquet"))) for s in (self.train_split, self.test_split)}
-            if any(files.values()):
-                return datasets.load_dataset("parquet", data_files={s: f for s, f in files.items() if f})
-            return datasets.load_dataset("imagefolder", data_dir=str(folder))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"data.path = {self.path!r} cannot be loaded: {reason} "
-                "(give a local folder of parquet or image files, or a hub id that can be reached)"
-            ) from error
+        return load_sets(self.path, (self.train_split, self.test_split), "data.path")
 
     def _columns(self, features: Any) -> tuple[str, str]:
         from datasets import ClassLabel, Image, Value
@@ -79,14 +63,47 @@ class ImageFiles:
         return images[0], labels[0]
 
     def _decode(self, split: Any, image: str, label: str) -> Images:
-        if self.size:
-            split = split.map(lambda row: {image: row[image].resize((self.size, self.size))})
-        pixels, labels = [], []
-        for rows in split.with_format("numpy").iter(batch_size=5000):
-            stack = rows[image]
-            if stack.dtype == object:
-                raise UserError(f"data.path = {self.path!r} has images of several sizes or modes: set data.size")
-            pixels.append(torch.from_numpy(stack.copy()))
-            labels.append(torch.from_numpy(rows[label].copy()).long())
-        x = torch.cat(pixels)
-        return Images(x[:, None] if x.dim() == 3 else x.movedim(3, 1).contiguous(), torch.cat(labels))
+        x = decoded(split, image, self.size, f"data.path = {self.path!r}", "data.size")
+        return Images(x, torch.as_tensor(split.with_format("numpy")[label][:]).long())
+
+
+def load_sets(path: str, splits: tuple[str, ...], option: str) -> Any:
+    """The splits of a folder of parquet files named after them, of an image folder, or of a hub id.
+
+    Raises UserError, naming `option`, where it cannot be loaded.
+    """
+    import datasets  # here, so that a look at the options stays fast
+
+    folder = Path(path).expanduser()
+    try:
+        if not folder.exists():
+            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+                raise FileNotFoundError("no such folder")
+            return datasets.load_dataset(path)
+        files = {s: sorted(map(str, folder.rglob(f"{s}*.parquet"))) for s in splits}
+        if any(files.values()):
+            return datasets.load_dataset("parquet", data_files={s: f for s, f in files.items() if f})
+        return datasets.load_dataset("imagefolder", data_dir=str(folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{option} = {path!r} cannot be loaded: {reason} "
+            "(give a local folder of parquet or image files, or a hub id that can be reached)"
+        ) from error
+
+
+def decoded(split: Any, image: str, size: int, source: str, option: str) -> Tensor:
+    """All images of a column: (N, C, H, W) uint8, resized to `size` pixels a side unless that is 0.
+
+    Raises UserError, naming `source` and the `option` to set, where they differ in size or mode.
+    """
+    if size:
+        split = split.map(lambda row: {image: row[image].resize((size, size))})
+    pixels = []
+    for rows in split.select_columns([image]).with_format("numpy").iter(batch_size=5000):
+        stack = rows[image]
+        if stack.dtype == object:
+            raise UserError(f"{source} has images of several sizes or modes: set {option}")
+        pixels.append(torch.from_numpy(stack.copy()))
+    x = torch.cat(pixels)
+    return x[:, None] if x.dim() == 3 else x.movedim(3, 1).contiguous()

@@ -26,7 +26,7 @@ class WeightClipping:
 
     w_max: Annotated[Number, Field(gt=0, description="largest absolute value of a parameter")] = 0.005
 
-    @hookimpl
+    @hookimpl(tryfirst=True)  # averages see clipped weights
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         for p in run.network.parameters():

@@ -38,7 +38,8 @@ class FakeRun:
 
 def batch_of(x, y=None):
     y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
-    return Batch(x, y, y, torch.arange(len(x)), torch.arange(len(x)), len(x))
+    everywhere = torch.ones(len(x), dtype=torch.bool)
+    return Batch(x, y, y, torch.arange(len(x)), everywhere, torch.arange(len(x)), len(x))
 
 
 def test_label_noise_has_the_protocols_distribution():

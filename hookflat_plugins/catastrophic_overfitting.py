@@ -1,0 +1,50 @@
+"""A warning when fast adversarial training breaks down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from hookflat import hookimpl
+from hookflat.options import Share
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class CatastrophicOverfitting:
+    """Catastrophic overfitting: warns when robust accuracy under PGD on training images falls within few epochs.
+
+    Networks trained on one-step attacks may suddenly resist those alone. After every epoch RErr is measured by PGD on
+    the first `examples` training images; the warning comes when it rises by more than `rise` above the lowest so far.
+    """
+
+    paper: ClassVar[str] = "Wong et al. 2020, arXiv 2001.03994, section 5.4; github.com/locuslab/fast_adversarial"
+    kind: ClassVar[str] = "diagnostic"
+
+    examples: Annotated[int, Field(ge=1, description="the first training images")] = 128
+    steps: Annotated[int, Field(ge=1, description="of PGD (5 in the official code)")] = 5
+    rise: Annotated[Share, Field(gt=0, description="of RErr, above the lowest so far")] = 0.2
+
+    def __post_init__(self) -> None:
+        self._lowest = 1.0
+
+    @hookimpl
+    def epoch_end(self, run: Run) -> None:
+        subject = run.measurements.subject(run.eval_model(), "train", self.examples)
+        error = subject.robust(self.steps, 1).error
+        line = {"epoch": run.epoch, "step": run.step, "stage": "catastrophic_overfitting", "split": "train"}
+        run.folder.append(line | {"rerr_pgd": error})
+        if error > self._lowest + self.rise:
+            run.console.say(
+                f"warning: catastrophic overfitting? RErr by PGD-{self.steps} on training images rose from "
+                f"{100 * self._lowest:.0f} % to {100 * error:.0f} %: the network may resist its one-step attack alone"
+            )
+        self._lowest = min(self._lowest, error)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self._lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._lowest = state["lowest"]

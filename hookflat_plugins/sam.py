@@ -1,0 +1,57 @@
+"""Sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import hookimpl
+from hookflat.data import Batch
+from hookflat.neighborhood import moved
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class SharpnessAware:
+    """SAM on the robust loss: take the gradient at w + rho g / ||g||, over all weights at once.
+
+    `adaptive` is ASAM, invariant to rescaling: w + rho T^2 g / ||T g|| with T = |w| + eta for weights of two or more
+    dimensions and 1 for the others. One ascent step on the whole loss of the global batch in training mode (not of each
+    process's part, "m-sharpness"); running statistics follow the pass at the perturbed weights only.
+    """
+
+    paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412, Eq. 2; Kwon et al. 2021, arXiv 2102.11600, Eq. 4"
+    off: ClassVar[dict[str, Any]] = {"rho": 0}
+    excludes: ClassVar[dict[str, str]] = {
+        "entropy_sgd": "its inner steps search the neighbourhood themselves; with SAM at each it is neither"
+    }
+
+    rho: Annotated[Number, Field(ge=0, description="L2 radius (SAM: 0.05; ASAM: 0.5 to 1)")] = 0.05
+    adaptive: Annotated[bool, Field(description="ASAM")] = False
+    eta: Annotated[Number, Field(ge=0, description="added to |w| in ASAM")] = 0.01
+
+    @hookimpl(wrapper=True)
+    def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:
+        if self.rho == 0:
+            return (yield)
+        weights = [p for p in run.network.parameters() if p.requires_grad]
+        nu = self.ascent(weights, run.gradients_at(batch, x_adv, weights))
+        with moved(weights, nu):
+            return (yield)
+
+    @torch.no_grad()
+    def ascent(self, weights: list, gradients: list[Tensor]) -> list[Tensor]:
+        """The perturbation of every weight."""
+        scales = [self._scale(w) for w in weights]
+        stretched = [t * g for t, g in zip(scales, gradients, strict=True)]
+        factor = self.rho / torch.nn.utils.get_total_norm(stretched).clamp_min(1e-12)
+        return [factor * t * g for t, g in zip(scales, stretched, strict=True)]
+
+    def _scale(self, weight: Tensor) -> Tensor:
+        return weight.abs() + self.eta if self.adaptive and weight.dim() > 1 else torch.ones_like(weight)

@@ -1,0 +1,116 @@
+"""Rotation prediction beside the classification."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hookflat import UserError, hookimpl
+from hookflat.attacks import Objective
+from hookflat.data import Batch
+from hookflat.layers import AuxiliaryHead, auxiliary_logits, he_initialised
+from hookflat.losses import cross_entropy
+from hookflat.options import Number, Share
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class SelfSupervision:
+    """Self-supervision: plus weight CE(r(x_adv), rotation) on images turned by 0, 90, 180 or 270 degrees.
+
+    r is a second head on the features under the classifier. `share` of every batch gives way to training images drawn
+    with replacement and turned by a random angle before any augmentation; the [attack] maximises the rotation loss on
+    them. The classifier's loss sees the rest of the batch. The head takes no part in evaluation, flatness or AWP.
+    """
+
+    paper: ClassVar[str] = "Hendrycks et al. 2019, arXiv 1906.12340; protocol of Stutz et al. 2021, section 4.3"
+
+    weight: Annotated[Number, Field(ge=0, description="of the rotation loss (lambda; grid 0.5, 1, 2, 4, 8)")] = 4.0
+    share: Annotated[Share, Field(gt=0, lt=1, description="of a batch, turned images")] = 0.5
+    hidden: Annotated[int, Field(ge=0, description="units of the head's hidden layer; 0: a linear head")] = 256
+
+    def __post_init__(self) -> None:
+        self._turned: Batch | None = None
+        self._turned_adv: Tensor | None = None
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        net = yield
+        height, width = run.data.train.x.shape[2:]
+        if height != width:
+            raise UserError(f"plugins.self_supervision turns square images, not {height} x {width}")
+        parent, name, classifier = _classifier(net)
+        features = classifier.weight.shape[1]
+        setattr(parent, name, AuxiliaryHead(classifier, he_initialised(self._head(features))))
+        return net
+
+    def _head(self, features: int) -> nn.Module:
+        if not self.hidden:
+            return nn.Linear(features, 4)
+        layers = [nn.Linear(features, self.hidden), nn.ReLU(), nn.BatchNorm1d(self.hidden), nn.Linear(self.hidden, 4)]
+        return nn.Sequential(*layers)
+
+    @hookimpl(wrapper=True)
+    def transform_batch(self, run: Run, batch: Batch) -> Generator[None, Any, Any]:
+        turned = self._split(run, batch)
+        result = yield
+        others = run.hooks.manager.subset_hook_caller("transform_batch", [self])
+        others(run=run, batch=turned)  # augmentation
+        self._turned = turned
+        return result
+
+    def _split(self, run: Run, batch: Batch) -> Batch:
+        """Take the turned images out of the batch, which keeps the other rows."""
+        count = int(self.share * batch.global_size)
+        out = batch.interleaved(count)
+        draws = run.uniform("self_supervision", batch, (2,))[out]
+        index = (draws[:, 0] * len(run.data.train)).long()
+        x = run.data.train.__getitems__(index.cpu())[0].to(batch.x)
+        angle = (draws[:, 1] * 4).long()
+        x = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])[angle, torch.arange(len(x), device=x.device)]
+        row = batch.row[out] + batch.global_size  # draws of their own
+        turned = Batch(x, angle, angle, index, torch.zeros_like(angle, dtype=torch.bool), row, 2 * batch.global_size)
+        position = batch.row - batch.row * count // batch.global_size
+        for name in ("x", "y", "target", "index", "labeled"):
+            setattr(batch, name, getattr(batch, name)[~out])
+        batch.row, batch.global_size = position[~out], batch.global_size - count
+        return turned
+
+    @hookimpl(wrapper=True)
+    def craft(self, run: Run, batch: Batch) -> Generator[None, Tensor, Tensor]:
+        x_adv = yield
+        assert self._turned is not None
+        turned = self._turned
+        attack = run.recipe.slots["attack"]
+        others = [plugin for plugin in run.hooks.manager.get_plugins() if plugin is not attack]
+        craft = run.hooks.manager.subset_hook_caller("craft", others)
+        self._turned_adv = craft(run=run, batch=turned, objective=_rotation_loss(turned.y))
+        return x_adv
+
+    @hookimpl
+    def extra_loss(self, run: Run) -> Tensor:
+        assert self._turned is not None
+        assert self._turned_adv is not None
+        logits = auxiliary_logits(run.model, self._turned_adv)
+        return self.weight * cross_entropy(logits, self._turned.y).mean()
+
+
+def _rotation_loss(rotation: Tensor) -> Objective:
+    return lambda model, x_adv: cross_entropy(auxiliary_logits(model, x_adv), rotation)
+
+
+def _classifier(net: nn.Module) -> tuple[nn.Module, str, Any]:
+    """The layer that gives the logits, with its place: timm's `get_classifier`, else the last linear layer."""
+    known: Any = next((m for m in net.modules() if hasattr(m, "get_classifier")), None)
+    wanted: Any = known.get_classifier() if known is not None else None
+    places = [(m, n, c) for m in net.modules() for n, c in m.named_children()]
+    found = [place for place in places if isinstance(place[2], nn.Linear) and wanted in (None, place[2])]
+    found += [place for place in places if isinstance(place[2], nn.Conv2d) and place[2] is wanted]
+    if not found:
+        raise UserError("plugins.self_supervision: the network has no linear classifier to put a second head beside")
+    return found[-1]

@@ -1,0 +1,60 @@
+"""Unsupervised adversarial training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hookflat import hookimpl
+from hookflat.attacks import Objective
+from hookflat.data import Batch
+from hookflat.losses import cross_entropy, kl_divergence
+from hookflat.options import Number
+from hookflat.running import Run
+
+
+@dataclass(eq=False)
+class UnsupervisedAdversarialTraining:
+    """UAT: adversarial training on images without labels, beside those with labels; needs the plugin `unlabeled`.
+
+    "ft" (fixed targets): CE(f(x_adv), y) with labels and fixed pseudo-labels. "ot" (online targets): CE(f(x), y) on the
+    labelled images, plus weight KL(p(x) || p(x_adv)) on all, no gradient through p(x): no pseudo-label enters. "++":
+    "ft" plus weight times the KL of "ot". The attack maximises the terms with x_adv in them.
+    """
+
+    paper: ClassVar[str] = "Alayrac et al. 2019, arXiv 1905.13725, section 3"
+
+    targets: Annotated[Literal["ft", "ot", "++"], Field(description="fixed, online, or both")] = "++"
+    weight: Annotated[Number, Field(ge=0, description="of the KL term (lambda)")] = 5.0
+
+    @hookimpl
+    def attack_objective(self, batch: Batch) -> Objective | None:
+        if self.targets == "ft":
+            return None
+        clean: list[Tensor] = []
+
+        def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
+            if not clean:
+                with torch.no_grad():
+                    clean.append(model(batch.x))
+            logits_adv = model(x_adv)
+            divergence = kl_divergence(clean[0], logits_adv)
+            return divergence if self.targets == "ot" else cross_entropy(logits_adv, batch.y) + self.weight * divergence
+
+        return objective
+
+    @hookimpl
+    def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+        if self.targets == "ft":
+            return run.criterion(run.model(x_adv), batch.target).mean()
+        logits, logits_adv = run.model(batch.x), run.model(x_adv)
+        smoothness = self.weight * kl_divergence(logits.detach(), logits_adv).mean()
+        if self.targets == "++":
+            return run.criterion(logits_adv, batch.target).mean() + smoothness
+        # processes may hold more or fewer labelled images
+        counted = run.accelerator.reduce(batch.labeled.sum().float(), "mean").clamp_min(1)
+        return (run.criterion(logits, batch.target) * batch.labeled).sum() / counted + smoothness

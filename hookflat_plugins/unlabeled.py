@@ -1,0 +1,157 @@
+"""Images without labels beside the training set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from filelock import FileLock
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hookflat import UserError, hookimpl
+from hookflat.data import Batch, Data, Examples, Images
+from hookflat.main import Result, network_of
+from hookflat.main import run as run_recipe
+from hookflat.options import Share, as_table
+from hookflat.recipe import Recipe, load
+from hookflat.running import Run
+from hookflat.seeds import fingerprint
+
+_PLAIN = {"name": "pgd", "steps": 0, "start": "zero", "keep": "last"}
+_AUGMENTATIONS = ("augment", "autoaugment")
+
+
+@dataclass(eq=False)
+class Unlabeled:
+    """Unlabeled data: `fraction` of every batch is drawn from a pool of images with pseudo-labels.
+
+    The pool is every image at `path`, or else the last `share` of the training set, whose labels are set aside.
+    Pseudo-labels are the predictions of a standard network: the run's own data, model, optimizer and schedule, seed 0,
+    trained without attacks on the labelled images alone. It is trained before the first run that needs it and kept as a
+    run folder of its own in `pseudo_labels/` beside the run's folder. An epoch is as many steps as without the pool.
+    """
+
+    paper: ClassVar[str] = "Carmon et al. 2019, arXiv 1905.13736; protocol of Stutz et al. 2021, section 4.4"
+    kind: ClassVar[str] = "more data"
+
+    fraction: Annotated[Share, Field(description="of a batch, drawn from the pool with replacement")] = 0.7
+    path: Annotated[str, Field(description='folder or hub id, as for images; "": a share of the training set')] = ""
+    split: Annotated[str, Field(description="of the images at path")] = "train"
+    share: Annotated[Share, Field(lt=1, description="of the training set, without path")] = 0.5
+
+    def __post_init__(self) -> None:
+        self._pool: Tensor | None = None
+        self._images: Images | None = None
+
+    @hookimpl(wrapper=True)
+    def build_data(self, run: Run) -> Generator[None, Data, Data]:
+        data = yield
+        if self.path:
+            with run.accelerator.main_process_first():
+                self._pool = self._loaded(data.train.x)
+            return data
+        kept = len(data.train) - round(self.share * len(data.train))
+        self._pool = data.train.x[kept:]
+        return replace(data, train=data.train.part(0, kept))
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, Any, Any]:
+        if self.fraction:
+            assert self._pool is not None
+            if len(self._pool) == 0:
+                raise UserError("plugins.unlabeled: the pool is empty: set path, or share above 0")
+            labels = self._pseudo_labels(run, self._pool)
+            self._images = Images(self._pool.to(run.device), labels.to(run.device))
+        return (yield)
+
+    @hookimpl(tryfirst=True)
+    def transform_batch(self, run: Run, batch: Batch) -> None:
+        if self._images is None:
+            return
+        drawn = (run.uniform("unlabeled", batch) * len(self._images)).long()
+        x, y = self._images.__getitems__(drawn)
+        taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
+        batch.x = torch.where(taken[:, None, None, None], x, batch.x)
+        batch.y = torch.where(taken, y, batch.y)
+        batch.target = torch.where(taken, y, batch.target)
+        batch.index = torch.where(taken, -1, batch.index)
+        batch.labeled = batch.labeled & ~taken
+
+    # --- the pool and its labels --------------------------------------------------------------------------------------
+
+    def _loaded(self, like: Tensor) -> Tensor:
+        from datasets import Image
+
+        from hookflat_plugins.images import decoded, load_sets
+
+        sets = load_sets(self.path, (self.split,), "plugins.unlabeled.path")
+        source = f"plugins.unlabeled.path = {self.path!r}"
+        if self.split not in sets:
+            raise UserError(f"{source} has no split {self.split!r}, only {', '.join(map(repr, sets))}")
+        columns = [n for n, f in sets[self.split].features.items() if isinstance(f, Image)]
+        if len(columns) != 1:
+            raise UserError(f"{source} has {len(columns)} columns of images, not one")
+        pool = decoded(sets[self.split], columns[0], 0, source, "images of one size there")
+        if pool.shape[1:] != like.shape[1:]:
+            raise UserError(f"{source}: images are {tuple(pool.shape[1:])}, those of [data] {tuple(like.shape[1:])}")
+        return pool
+
+    def _labeler(self, run: Run) -> Recipe:
+        """The recipe of the network that gives the labels."""
+        tables = run.recipe.tables
+        asis = {name: tables[name] for name in ("data", "model", "optimizer", "schedule")}
+        plugins = {n: t for n, t in tables["plugins"].items() if n in _AUGMENTATIONS}
+        plugins["unlabeled"] = as_table(self) | {"fraction": 0.0}
+        recipe = asis | {
+            "attack": _PLAIN,
+            "loss": {"name": "at"},
+            "plugins": plugins,
+            "run": tables["run"] | {"seed": 0, "folder": "labeler"},
+            "eval": {"final": {"examples": 10_000, "clean_error": {}}},
+        }
+        return replace(load(recipe, catalogue=run.recipe.catalogue), name="pseudo-labels")
+
+    def _pseudo_labels(self, run: Run, pool: Tensor) -> Tensor:
+        """(N,) int64 labels of the pool, from the cache or from a network trained now."""
+        recipe = self._labeler(run)
+        key = fingerprint(recipe.to_toml(), run.data.train.x, run.data.train.y, pool)
+        folder = run.folder.path.parent / "pseudo_labels" / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder / "pseudo_labels.safetensors"
+        with FileLock(f"{folder}.lock") if run.main else nullcontext():
+            run.accelerator.wait_for_everyone()
+            if not file.exists():
+                run.console.say(f"pseudo-labels: training a standard network on {len(run.data.train)} labelled images")
+                result = run_recipe(recipe, folder=folder, quiet=run.console.silent)
+                self._predict(run, recipe, result, pool, file)
+            run.accelerator.wait_for_everyone()
+        with safe_open(file, framework="pt") as opened:
+            labels, about = opened.get_tensor("labels"), json.loads(opened.metadata()["hookflat"])
+        run.console.say(
+            f"pseudo-labels: {len(labels)} images, by the network in {folder} "
+            f"(clean error {100 * about['clean_error']:.1f} % on test images)"
+        )
+        return labels
+
+    def _predict(self, run: Run, recipe: Recipe, result: Result, pool: Tensor, file: Path) -> None:
+        network = network_of(recipe, result.folder).eval()
+        images = Images(pool, torch.zeros(len(pool), dtype=torch.int64))
+        with torch.no_grad():
+            batches = Examples(images, batch_size=run.recipe.eval.batch_size, device=run.device)
+            labels = torch.cat([network(x).argmax(dim=1).cpu() for x, _, _ in batches])
+        if run.main:
+            about = {
+                "clean_error": result.results["models"]["last"]["test"]["clean_error"],
+                "folder": result.folder.name,
+            }
+            beside = file.with_suffix(".writing")
+            save_file({"labels": labels}, beside, metadata={"hookflat": json.dumps(about)})
+            beside.replace(file)

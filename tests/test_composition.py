@@ -1,0 +1,271 @@
+"""Every method with every other: what makes sense trains, what does not is refused with the reason."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hookflat import UserError, loop
+from hookflat.options import describe
+from hookflat.plugins import Catalogue, kind_of
+from hookflat.recipe import load
+from hookflat.testing import Found, TinyData, TinyModel, recipe, run_recipe, tiny_run
+
+LOSSES = ("at", "trades", "mart", "uat")
+PERTURBATIONS = ("", "awp", "random_weights", "weight_attack", "sam", "amp")
+OPTIMIZERS = ("sgd", "adam", "entropy_sgd")
+REGULARIZERS = {
+    "activation": {},
+    "augment": {"padding": 1},
+    "averaging": {"decay": 0.5},
+    "catastrophic_overfitting": {"examples": 8},
+    "ignore_incorrect": {},
+    "label_noise": {},
+    "label_smoothing": {},
+    "prevent_label_leaking": {},
+    "self_supervision": {"hidden": 4},
+    "swa": {"start": 0.0},
+    "unlabeled": {"fraction": 0.5},
+    "weight_clipping": {"w_max": 0.1},
+}
+REFUSED = {
+    frozenset(pair)
+    for pair in [
+        ("amp", "entropy_sgd"),
+        ("amp", "sam"),
+        ("awp", "weight_attack"),
+        ("averaging", "swa"),
+        ("entropy_sgd", "sam"),
+        ("entropy_sgd", "swa"),
+        ("pgd_tau", "self_supervision"),
+        ("prevent_label_leaking", "trades"),
+        ("prevent_label_leaking", "uat"),
+        ("random_weights", "weight_attack"),
+    ]
+}
+
+
+def tables(loss="at", optimizer="sgd", plugins=None, attack="pgd"):
+    data = {"train": 16, "test": 6}
+    return {
+        "data": data,
+        "loss": {"name": loss},
+        "optimizer": {"name": optimizer},
+        "attack": {"name": attack, "eps": 0.1, "step_size": 0.05, "steps": 1},
+        "plugins": plugins or {},
+        "run": {"epochs": 1},
+    }
+
+
+def refused(names):
+    return any(frozenset(pair) in REFUSED for pair in itertools.combinations(names, 2))
+
+
+def checked(name, **where):
+    with pytest.raises(UserError, match="does not go with"):
+        load(recipe(tables(**where)), catalogue=Catalogue([TinyData, TinyModel]))
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_combination_trains_for_an_epoch_or_is_refused(loss, perturbation):
+    around = {perturbation: {}} if perturbation else {}
+    for optimizer, name in itertools.product(OPTIMIZERS, ("", *REGULARIZERS)):
+        plugins = around | ({name: REGULARIZERS[name]} if name else {})
+        if refused([loss, optimizer, *plugins]):
+            checked(name, loss=loss, optimizer=optimizer, plugins=plugins)
+            continue
+        with tiny_run(tables(loss, optimizer, plugins)) as run:
+            before = [p.detach().clone() for p in run.network.parameters()]
+            for batch in run.batches():
+                run.hook.transform_batch(run=run, batch=batch)
+                objective = run.hook.attack_objective(run=run, batch=batch)
+                x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+                found = Found.of(run.network, buffers=False)
+                value = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+                found.assert_unchanged(run.network, buffers=False)
+                assert torch.isfinite(value), (loss, perturbation, optimizer, name)
+                run.update(value)
+                if not run.mid_cycle:
+                    run.hook.after_step(run=run)
+            assert run.step == run.steps_per_epoch
+            assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+            assert all(p.isfinite().all() for p in run.eval_model().parameters())
+
+
+def test_everything_that_excludes_something_is_refused_with_its_reason():
+    catalogue = Catalogue()
+    declared = {}
+    for source in catalogue:
+        cls = source.load()
+        if cls.__module__.startswith("hookflat_plugins"):
+            declared |= {frozenset((source.name, other)): why for other, why in getattr(cls, "excludes", {}).items()}
+    assert declared.keys() == REFUSED
+    for pair, reason in declared.items():
+        slots = {kind_of(catalogue.find(n).load()): n for n in pair}
+        plugins = {n: {} for k, n in slots.items() if k not in ("loss", "optimizer", "attack")}
+        plugins |= {n: {} for n in pair if n not in slots.values()}
+        where = {k: n for k, n in slots.items() if k in ("loss", "optimizer", "attack")}
+        with pytest.raises(UserError, match="does not go with") as told:
+            load(recipe(tables(plugins=plugins, **where)), catalogue=Catalogue([TinyData, TinyModel]))
+        assert reason in str(told.value)
+        assert all(repr(name) in str(told.value) for name in pair)
+
+
+def test_two_losses_are_refused():
+    with pytest.raises(UserError, match=r"plugin 'trades' is a loss: it belongs in \[loss\]"):
+        load(recipe(tables(plugins={"trades": {}})), catalogue=Catalogue([TinyData, TinyModel]))
+
+
+COMMUTING = {
+    "activation": {},
+    "averaging": {"decay": 0.5},
+    "ignore_incorrect": {},
+    "label_noise": {},
+    "label_smoothing": {},
+    "random_weights": {},
+    "self_supervision": {"hidden": 0},
+    "unlabeled": {"fraction": 0.5},
+    "weight_clipping": {"w_max": 0.1},
+}
+
+
+def trained_weights(listed):
+    """The measured network's weights after an epoch with plugins in the order of `listed`."""
+    with tiny_run(tables(plugins={name: COMMUTING[name] for name in listed})) as run:
+        loop.train(run, run.console)
+        return run.eval_model().state_dict()
+
+
+@pytest.fixture(scope="module")
+def weights_in_alphabetical_order():
+    return trained_weights(sorted(COMMUTING))
+
+
+@settings(max_examples=6, deadline=None)
+@given(listed=st.permutations(sorted(COMMUTING)))
+def test_the_order_of_commuting_plugins_does_not_matter(weights_in_alphabetical_order, listed):
+    ours = trained_weights(listed)
+    assert ours.keys() == weights_in_alphabetical_order.keys()
+    assert all(torch.equal(ours[k], v) for k, v in weights_in_alphabetical_order.items())
+
+
+OTHER = {
+    "activation": {"act": "silu"},
+    "adam": {"lr": 0.01, "beta1": 0.5, "beta2": 0.5, "weight_decay": 0.1},
+    "amp": {"eps": 0.01, "step_size": 0.1, "steps": 2},
+    "at": {"fraction": 0.5},
+    "augment": {"padding": 1, "flip": False, "fill": "mean"},
+    "autoaugment": {"cutout": 0.2},
+    "averaging": {"decay": 0.1, "statistics": "recalibrate"},
+    "awp": {"xi": 0.5, "warmup": 0.5},
+    "cyclic": {"peak": 0.1, "cycles": 2},
+    "entropy_sgd": {
+        **{"lr": 0.5, "langevin_steps": 2, "inner_lr": 0.5, "gamma": 0.5, "scoping": 1.0},
+        **{"noise": 0.1, "averaging": 0.2, "momentum": 0.0, "weight_decay": 0.1},
+    },
+    "label_noise": {"rate": 0.9},
+    "label_smoothing": {"tau": 0.9},
+    "mart": {"beta": 1.0},
+    "multistep": {"milestones": [0.5], "factor": 0.5},
+    "pgd": {
+        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "restarts": 1},
+        **{"start": "uniform", "keep": "last", "mode": "train", "bf16": True},
+    },
+    "pgd_tau": {
+        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "start": "uniform"},
+        **{"mode": "train", "bf16": True, "tau": 2, "grows": [0.0], "noise": 0.05},
+    },
+    "random_weights": {"xi": 0.1, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
+    "sam": {"rho": 0.5, "adaptive": False, "eta": 0.5},
+    "self_supervision": {"weight": 1.0, "share": 0.25, "hidden": 0},
+    "sgd": {"lr": 0.01, "momentum": 0.5, "nesterov": False, "weight_decay": 0.1},
+    "swa": {"start": 0.75, "every": 2},
+    "trades": {"beta": 1.0},
+    "uat": {"targets": "ot", "weight": 1.0},
+    "unlabeled": {"fraction": 0.2, "share": 0.25},
+    "weight_attack": {
+        **{"xi": 0.5, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
+        **{"steps": 1, "step_size": 0.1, "start": "zero"},
+    },
+    "weight_clipping": {"w_max": 0.1},
+}
+"""Another value of every option that should change the trained weights."""
+
+BASE = {
+    "pgd": {"restarts": 2},
+    "entropy_sgd": {"gamma": 0.1, "noise": 0.01},
+    "pgd_tau": {"tau": 1},
+    "random_weights": {"clip": 1.0},
+    "sam": {"adaptive": True},
+    "swa": {"start": 0.25, "every": 1},
+    "weight_attack": {"clip": 1.0, "xi": 0.1},
+    "weight_clipping": {"w_max": 0.2},
+}
+"""Options of the run that is compared with, where the defaults hide the effect."""
+
+WITHOUT_EFFECT = {
+    ("pgd", "compile"): "the same function",
+    ("pgd_tau", "compile"): "the same function",
+    ("random_weights", "curriculum"): "told apart with its threshold",
+    ("unlabeled", "path"): "test_unlabeled.py",
+    ("unlabeled", "split"): "test_unlabeled.py",
+    ("weight_attack", "curriculum"): "told apart with its threshold",
+}
+
+
+def in_place(name, options):
+    kind = kind_of(Catalogue().find(name).load())
+    slot = kind in ("loss", "optimizer", "schedule", "attack")
+    table = {"name": name} | options if slot else options
+    if kind == "attack":
+        table = {"eps": 0.1, "step_size": 0.05, "steps": 2} | table
+    where = {kind: table} if slot else {"plugins": {name: table}}
+    return recipe({"run": {"epochs": 4}} | where)
+
+
+def weights_after(name, options):
+    with tiny_run(in_place(name, options)) as run:
+        for _ in range(run.epochs):
+            for batch in run.batches():
+                loop.step(run, batch)
+            run.epoch += 1
+        return [p.detach().clone() for p in run.eval_model().state_dict().values() if p.is_floating_point()]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_option_is_used(name):
+    """Turning one option changes the trained network."""
+    declared = {o.name for o in describe(Catalogue().find(name).load())}
+    assert declared == OTHER[name].keys() | {option for plugin, option in WITHOUT_EFFECT if plugin == name}
+    base = BASE.get(name, {})
+    plain = weights_after(name, base)
+    for option, value in OTHER[name].items():
+        if option == "threshold":
+            turned = weights_after(name, base | {"curriculum": "threshold", "threshold": 1e-4})
+            plain_here = weights_after(name, base | {"curriculum": "threshold", "threshold": 1e4})
+        elif option == "curriculum":
+            continue
+        else:
+            turned, plain_here = weights_after(name, base | {option: value}), plain
+        assert any(not torch.equal(a, b) for a, b in zip(plain_here, turned, strict=True)), (name, option)
+
+
+def test_no_training_method_is_left_out():
+    """A new plugin belongs into the tables above."""
+    named = {*OTHER, *REGULARIZERS, *PERTURBATIONS, *LOSSES, *OPTIMIZERS}
+    for source in Catalogue():
+        cls = source.load()
+        kind = kind_of(cls)
+        aside = ("data", "model", "measure", "figure", "tool", "model selection", "diagnostic", "other")
+        if cls.__module__.startswith("hookflat_plugins") and kind not in aside and source.name != "constant":
+            assert source.name in named, source.name
+
+
+def test_an_ambitious_recipe_trains(tmp_path):
+    """TRADES, AWP, self-supervision, unlabeled data, label smoothing and averaging at once."""
+    plugins = {"awp": {}, "self_supervision": {}, "unlabeled": {}, "label_smoothing": {}, "averaging": {}}
+    result = run_recipe({"loss": {"name": "trades"}, "plugins": plugins}, tmp_path / "run")
+    assert "clean_error" in result.results["models"]["last"]["test"]
