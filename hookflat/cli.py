@@ -115,6 +115,7 @@ def plugins(
             print(f"hookflat: left out: {message}", file=sys.stderr)
         return
     from hookflat.options import describe
+    from hookflat.shipped import recipes_naming, title
 
     source = catalogue.find(name)
     cls = source.load()
@@ -122,7 +123,10 @@ def plugins(
     _out.print(_text(cls), markup=False)
     if paper := getattr(cls, "paper", ""):
         _out.print(f"source: {paper}", markup=False)
-    _out.print(f"hooks: {', '.join(hooks_of(cls))}\n")
+    _out.print(f"hooks: {', '.join(hooks_of(cls))}")
+    for path in recipes_naming(name):
+        _out.print(f"recipe {path.stem}: {title(path)}", markup=False)
+    _out.print()
     table = Table("option", "type", "default", "range", "meaning", box=None, pad_edge=False)
     for option in describe(cls):
         table.add_row(option.name, option.type, option.default, option.bounds, option.description)
@@ -136,15 +140,14 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.shipped import find_recipe, recipe_folders
+    from hookflat.shipped import find_recipe, recipe_folders, title
 
     folders = recipe_folders()
     if name is None:
         for package, folder in folders:
             for path in sorted(folder.rglob("*.toml")):
-                first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
                 origin = "" if package == "hookflat" else f" ({package})"
-                _out.print(f"{path.relative_to(folder).with_suffix('')!s:<24} {first}{origin}", markup=False)
+                _out.print(f"{path.relative_to(folder).with_suffix('')!s:<24} {title(path)}{origin}", markup=False)
         return
     for path in _with_bases(find_recipe(name)):
         home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)

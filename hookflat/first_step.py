@@ -51,7 +51,7 @@ def _wrong(hook: str, result: Any, given: Mapping[str, Any]) -> str | None:
         return detached or _not_images(result, given["batch"].x)
     if hook == "criterion":
         return _not_shaped(result, given["logits"].shape[:1])
-    if hook == "loss":
+    if hook == "loss" and torch.is_grad_enabled():
         return _not_shaped(result, ()) or (None if _grad(result) else "returned a loss that no gradient flows through")
     return None
 

@@ -130,6 +130,8 @@ def _checked(cls: Any, name: str) -> type:
         method = getattr(cls, hook, None)
         if callable(method) and not hasattr(method, "hookflat_impl"):
             raise UserError(f"plugin {name!r} has a method {hook!r} without @hookimpl, which would never be called")
+    if getattr(cls, "kind", None) in (*SLOTS, "measure"):
+        raise UserError(f"plugin {name!r} calls itself a {cls.kind}, which its hooks decide: give `kind` another word")
     stray = [n for n, m in inspect.getmembers(cls) if hasattr(m, "hookflat_impl") and n not in HOOKS]
     if stray:
         raise UserError(f"plugin {name!r} marks {stray[0]!r}, which is no hook{nearest(stray[0], list(HOOKS))}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from hookflat.errors import UserError
 from hookflat.options import nearest
@@ -29,6 +31,28 @@ def recipe_folders() -> list[tuple[str, Path]]:
         for place in (spec.submodule_search_locations if spec else None) or []:
             folders.append((point.dist.name if point.dist else point.name, Path(place, *inner)))
     return folders
+
+
+def title(recipe: Path) -> str:
+    """The first line of a recipe, which says what it is."""
+    return recipe.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def recipes_naming(plugin: str) -> list[Path]:
+    """Shipped recipes whose own tables name a plugin, scales aside."""
+    return [
+        path
+        for _, folder in recipe_folders()
+        for path in sorted(folder.glob("*.toml"))
+        if plugin in _named(tomllib.loads(path.read_text(encoding="utf-8")))
+    ]
+
+
+def _named(tables: dict[str, Any]) -> set[str]:
+    """Every plugin that tables name: of slots, of `[plugins]` and of evaluation stages."""
+    found = {t["name"] for t in tables.values() if isinstance(t, dict) and isinstance(t.get("name"), str)}
+    stages = [stage for stage in tables.get("eval", {}).values() if isinstance(stage, dict)]
+    return found.union(tables.get("plugins", {}), *stages)
 
 
 def find_shipped(name: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from hookflat_plugins.resnet_small import ResNetSmall
+from hookflat_plugins.resnet_small import ResNetSmall, Width
 
 
 @dataclass(eq=False)
@@ -17,7 +17,5 @@ class ResNet18(ResNetSmall):
     3x3 stem, batch norm with scale 1 + weight, biases in stem and shortcuts, He initialisation (protocol, section 3).
     """
 
-    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = (
-        64
-    )
+    width: Width = 64
     blocks: Annotated[int, Field(ge=1, description="basic blocks a stage")] = 2

@@ -14,6 +14,8 @@ from hookflat.running import Run
 
 Norm = Literal["rebn", "batch", "group"]
 Act = Literal["relu", "silu", "gelu", "mish"]
+# below 8, torch up to 2.15 corrupts memory on CPUs without AVX-512: 1x1 convolutions of stride 2, channels-last
+Width = Annotated[int, Field(ge=8, multiple_of=2, description="channels of the first stage; doubles each stage")]
 
 
 def small_image_resnet(width: int, blocks: int, channels: int, classes: int, norm: str, act: str) -> nn.Module:
@@ -51,9 +53,7 @@ class ResNetSmall:
 
     paper: ClassVar[str] = "He et al. 2016, arXiv 1512.03385"
 
-    width: Annotated[int, Field(ge=2, multiple_of=2, description="channels of the first stage; doubles each stage")] = (
-        16
-    )
+    width: Width = 16
     blocks: Annotated[int, Field(ge=1, description="basic blocks a stage")] = 1
     norm: Annotated[Norm, Field(description="normalisation; rebn is batch norm with scale 1 + weight")] = "rebn"
     act: Annotated[Act, Field(description="activation")] = "relu"

@@ -1,4 +1,4 @@
-"""Friendly AT, ignoring incorrect examples, preventing label leaking, fast AT: each against its rule, example by example."""
+"""Friendly AT, ignoring incorrect examples, preventing label leaking and fast AT, each against its rule."""
 
 import json
 
@@ -66,7 +66,8 @@ def test_tau_grows_at_its_shares_of_the_training():
     table = {"attack": {"name": "pgd_tau", "eps": 0.3, "step_size": 0.1, "steps": 6, "grows": [0.5], "start": "zero"}}
     with tiny_run(table) as run:
         lengths, batch = [], next(run.batches())
-        for run.step in (0, run.total_steps - 1):
+        for step in (0, run.total_steps - 1):
+            run.step = step
             batch.y = (run.attack_model(batch.x).argmax(1) + 1) % 3  # all wrong from the start
             objective = run.hook.attack_objective(run=run, batch=batch)
             x_adv = run.hook.craft(run=run, batch=batch, objective=objective)

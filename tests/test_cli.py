@@ -11,7 +11,7 @@ SMALL = {
     "run.epochs": 1,
     "data.train": 40,
     "data.test": 60,
-    "model.width": 4,
+    "model.width": 8,
     "plugins.early_stopping.holdout": 10,
     "eval.curves.examples": 10,
     "eval.through_training.examples": 10,

@@ -7,21 +7,56 @@ from pathlib import Path
 
 import pytest
 
-from hookflat.plugins import HOOKS
+from hookflat.plugins import HOOKS, Catalogue
 from hookflat.recipe import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_hooks_page_is_made_from_the_specifications():
-    spec = importlib.util.spec_from_file_location("make_hooks", ROOT / "docs" / "make_hooks.py")
+def made(name):
+    """A page of docs/ and what its script makes now."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"make_{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (ROOT / "docs" / "hooks.md").read_text()
-    assert page == module.page(), "run python docs/make_hooks.py"
+    return (ROOT / "docs" / f"{name}.md").read_text(), module.page()
+
+
+def test_the_hooks_page_is_made_from_the_specifications():
+    page, now = made("hooks")
+    assert page == now, "run python docs/make_hooks.py"
     for hook in HOOKS:
         assert f"### `{hook}(" in page
+
+
+def test_the_methods_page_is_made_from_plugins_and_recipes():
+    page, now = made("methods")
+    assert page == now, "run python docs/make_methods.py"
+    for source in Catalogue():
+        if source.package.startswith("hookflat "):
+            assert f"### `{source.name}`" in page
+
+
+def test_every_row_of_table_1_has_a_recipe():
+    """The nineteen rows as the paper prints them."""
+    rows = {
+        *(
+            "+Unlabeled",
+            "Cyclic",
+            "AutoAugment",
+            "AT-AWP",
+            "Label noise",
+            "Weight clipping",
+            "TRADES",
+            "Self-supervision",
+        ),
+        *("Weight decay", "Entropy-SGD", "MiSH", "Late multi-step", "SiLU", "Weight averaging", "Larger eps=9/255"),
+        *("MART", "GeLU", "Label smoothing", "AT (baseline)"),
+    }
+    titles = [path.read_text().splitlines()[0] for path in (ROOT / "recipes").glob("*.toml")]
+    found = [row for title in titles for row in re.findall(r'row "(.+?)" of Table 1', title)]
+    assert sorted(found) == sorted(rows)
+    assert all("recipes" not in title for title in titles)
 
 
 def blocks(language):

@@ -18,7 +18,7 @@ ONE = [sys.executable, "-m", "hookflat"]
 
 RECIPE = """
 data = {{ name = "digits", train = 48, test = 60 }}
-model = {{ name = "resnet_small", width = 4, norm = "group" }}
+model = {{ name = "resnet_small", width = 8, norm = "group" }}
 optimizer = {{ name = "{optimizer}" }}
 schedule = {{ name = "multistep" }}
 attack = {{ name = "pgd", eps = 0.15, step_size = 0.05, steps = 2 }}
@@ -59,6 +59,9 @@ def write(tmp_path, loss="at", optimizer="sgd", plugins=""):
 
 
 ALL = "[plugins.awp]\n[plugins.label_noise]\n[plugins.averaging]\ndecay = 0.5\n"
+POOL = "[plugins.unlabeled]\nshare = 0.4\nfraction = 0.3\n"
+TURNED = "[plugins.self_supervision]\nhidden = 0\n[plugins.sam]\n[plugins.swa]\nstart = 0.5\n"
+ATTACKED = '[plugins.weight_attack]\npopulation = 2\ncurriculum = "threshold"\nthreshold = 9\n'
 STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugins.figures]\n"
 
 
@@ -69,8 +72,10 @@ STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugi
         (TORCHRUN, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
         (ACCELERATE, "at", "sgd", ALL),
         (TORCHRUN, "at", "entropy_sgd", ""),
+        (TORCHRUN, "trades", "sgd", POOL + TURNED),
+        (TORCHRUN, 'uat", targets = "ot', "sgd", POOL + ATTACKED),
     ],
-    ids=["at", "trades", "awp and more, accelerate", "entropy_sgd"],
+    ids=["at", "trades", "awp and more, accelerate", "entropy_sgd", "self-supervision, sam", "uat, weight attack"],
 )
 def test_two_processes_give_the_weights_and_measures_of_one(tmp_path, launcher, loss, optimizer, plugins):
     recipe = write(tmp_path, loss, optimizer, plugins)

@@ -194,3 +194,38 @@ def test_label_smoothing_is_the_cross_entropy_with_the_smoothed_label(tau):
         value = run.hook.attack_objective(run=run, batch=batch)(run.attack_model, batch.x)
         plain = torch.nn.functional.cross_entropy(run.attack_model(batch.x), batch.y, reduction="none")
         assert torch.allclose(value, plain)
+
+
+def snapshots(run):
+    """Train to the end; the weights after every epoch."""
+    found = []
+    while run.epoch < run.epochs:
+        for batch in run.batches():
+            loop.step(run, batch)
+        found.append([p.detach().clone() for p in run.network.parameters()])
+        run.epoch += 1
+    return found
+
+
+def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs():
+    """Izmailov et al. (2018), Alg. 1: from the start on, every second epoch."""
+    with tiny_run({"plugins": {"swa": {"start": 0.5, "every": 2}}, "run": {"epochs": 8}}) as run:
+        assert run.eval_model() is run.network
+        at = snapshots(run)
+        taken = [at[i] for i in (3, 5, 7)]
+        for p, *values in zip(run.eval_model().parameters(), *taken, strict=True):
+            assert torch.allclose(p, torch.stack(values).mean(0), atol=1e-6)
+
+
+def test_swa_estimates_batch_statistics_anew_on_the_clean_training_set():
+    with tiny_run({"plugins": {"swa": {"start": 0.0}}, "run": {"batch_size": 24}}) as run:
+        snapshots(run)
+        average = run.eval_model()
+        inputs = {}
+        norm = average.net[1]
+        handle = norm.register_forward_pre_hook(lambda module, args: inputs.update(x=args[0]))
+        average(run.data.train.x.float() / 255)
+        handle.remove()
+        x = inputs["x"].transpose(0, 1).flatten(1)
+        assert torch.allclose(norm.running_mean, x.mean(1), atol=1e-5)
+        assert torch.allclose(norm.running_var, x.var(1), rtol=1e-4)

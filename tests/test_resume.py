@@ -15,7 +15,7 @@ from hookflat.testing import run_recipe, tiny_run
 
 RECIPE = """
 data = { name = "digits", train = 64, test = 60 }
-model = { name = "resnet_small", width = 4 }
+model = { name = "resnet_small", width = 8 }
 optimizer = { name = "entropy_sgd", langevin_steps = 3 }
 schedule = { name = "multistep" }
 attack = { name = "pgd", eps = 0.15, step_size = 0.05, steps = 3 }

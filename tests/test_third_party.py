@@ -114,7 +114,7 @@ def test_recipes_travel_in_the_wheels_and_are_listed_with_their_package(installe
 FEW = {
     "run.epochs": 1,
     "data.train": 64,
-    "model.width": 4,
+    "model.width": 8,
     "plugins.early_stopping.enabled": "false",
     "eval.curves.examples": 10,
     "eval.through_training.examples": 10,

@@ -51,7 +51,8 @@ def test_batches_hold_the_fraction_of_the_pool_with_its_pseudo_labels(fraction):
         pool = run.plugins["unlabeled"]._images
         known = {image.numpy().tobytes(): int(label) for image, label in zip(pool.x, pool.y, strict=True)}
         seen = set()
-        for run.step in range(run.steps_per_epoch):
+        for step in range(run.steps_per_epoch):
+            run.step = step
             batch = next(run.batches())
             run.hook.transform_batch(run=run, batch=batch)
             drawn = ~batch.labeled

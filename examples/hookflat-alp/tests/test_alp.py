@@ -140,7 +140,7 @@ def test_the_recipe_runs_by_its_name(tmp_path):
     few = {
         "run.epochs": 1,
         "data.train": 64,
-        "model.width": 4,
+        "model.width": 8,
         "plugins.early_stopping.enabled": False,
         "eval.curves.examples": 10,
         "eval.through_training.examples": 10,
