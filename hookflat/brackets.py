@@ -35,6 +35,25 @@ def in_mode(model: nn.Module, train: bool) -> Generator[None]:
 
 
 @contextmanager
+def statistics_kept(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Batch norm among `modules` normalises by the batch as in training inside, but its running statistics stay.
+
+    Unlike `restored`, this may stand between a forward and its backward pass.
+    """
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase)]
+    momenta = [m.momentum for m in norms]
+    counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        with restored(counters):
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
 def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
     """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside."""
     flags = [(p, p.requires_grad) for p in model.parameters()]

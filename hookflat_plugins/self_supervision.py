@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hookflat import UserError, hookimpl
 from hookflat.attacks import Objective
+from hookflat.brackets import statistics_kept
 from hookflat.data import Batch
 from hookflat.layers import AuxiliaryHead, auxiliary_logits, he_initialised
 from hookflat.losses import cross_entropy
@@ -25,7 +26,9 @@ class SelfSupervision:
 
     r is a second head on the features under the classifier. `share` of every batch gives way to training images drawn
     with replacement and turned by a random angle before any augmentation; the [attack] maximises the rotation loss on
-    them. The classifier's loss sees the rest of the batch. The head takes no part in evaluation, flatness or AWP.
+    them. The classifier's loss sees the rest of the batch. Turned images have a pass of their own, which leaves the
+    running statistics to the upright ones (the released code forwards both together). The head takes no part in
+    evaluation, flatness or AWP.
     """
 
     paper: ClassVar[str] = "Hendrycks et al. 2019, arXiv 1906.12340; protocol of Stutz et al. 2021, section 4.3"
@@ -35,6 +38,7 @@ class SelfSupervision:
     hidden: Annotated[int, Field(ge=0, description="units of the head's hidden layer; 0: a linear head")] = 256
 
     def __post_init__(self) -> None:
+        self._trunk: list[nn.Module] = []
         self._turned: Batch | None = None
         self._turned_adv: Tensor | None = None
 
@@ -46,6 +50,7 @@ class SelfSupervision:
             raise UserError(f"plugins.self_supervision turns square images, not {height} x {width}")
         parent, name, classifier = _classifier(net)
         features = classifier.weight.shape[1]
+        self._trunk = list(net.modules())
         setattr(parent, name, AuxiliaryHead(classifier, he_initialised(self._head(features))))
         return net
 
@@ -96,7 +101,8 @@ class SelfSupervision:
     def extra_loss(self, run: Run) -> Tensor:
         assert self._turned is not None
         assert self._turned_adv is not None
-        logits = auxiliary_logits(run.model, self._turned_adv)
+        with statistics_kept(self._trunk):
+            logits = auxiliary_logits(run.model, self._turned_adv)
         return self.weight * cross_entropy(logits, self._turned.y).mean()
 
 

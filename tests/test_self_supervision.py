@@ -89,6 +89,21 @@ def test_augmentation_reaches_the_turned_images_too():
         assert (plugin._turned.x == 0).flatten(1).any(1).sum() >= 3
 
 
+def test_running_statistics_are_those_of_the_upright_images():
+    """A mixture of both would be neither's when the classifier is evaluated; the head's are the turned images'."""
+    with tiny_run(TURNING) as run:
+        batch, x_adv, _ = stepped(run)
+        norm = run.network.net[1]
+        head = next(m for m in run.network.modules() if isinstance(m, AuxiliaryHead))
+        before = [b.clone() for b in (norm.running_mean, head.head[2].running_mean)]
+        run.loss(batch, x_adv)
+        x = run.network.net[0]((x_adv - run.network.mean) / run.network.std).transpose(0, 1).flatten(1)
+        assert torch.allclose(norm.running_mean, 0.9 * before[0] + 0.1 * x.mean(1), atol=1e-6)
+        assert norm.num_batches_tracked == 1
+        assert norm.momentum == 0.1
+        assert not torch.equal(head.head[2].running_mean, before[1])
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "resnetv2_18d"])
 def test_a_second_head_on_timms_networks(name):
     if not timm.is_model(name):
