@@ -22,8 +22,8 @@ HEAD = """# Every method on the embedded digits
 
 Made by `python benchmarks/methods.py`: mean ± standard deviation over seeds 0, 1, ... as far as a row has them; errors
 in %, on 500 test digits (training column: the 384 labelled training digits), PGD-20 with 10 restarts, last epoch;
-flatness is average-case flatness in RLoss (xi = 0.5, 10 perturbations; lower is flatter); CPU seconds are the median of a
-whole run, final measures included, without those during training. Sorted by RErr. Another CPU rounds differently, and a
+flatness is average-case flatness in RLoss (xi = 0.5, 10 perturbations; lower is flatter); CPU seconds are the median of
+whole runs, final measures included, those during training not. Sorted by RErr. Another CPU rounds differently, and a
 training then ends elsewhere within its spread over seeds.
 
 | recipe | clean error | RErr (PGD) | RLoss, test | RLoss, train | flatness | CPU seconds | seeds |

@@ -20,7 +20,7 @@ optimizer = { name = "entropy_sgd", langevin_steps = 3 }
 schedule = { name = "multistep" }
 attack = { name = "pgd", eps = 0.15, step_size = 0.05, steps = 3 }
 loss = { name = "trades" }
-run = { epochs = 6, batch_size = 8, threads = 1, checkpoint_steps = 3 }
+run = { epochs = 4, batch_size = 8, threads = 1, checkpoint_steps = 3 }
 [plugins.awp]
 [plugins.label_noise]
 [plugins.augment]
@@ -61,7 +61,7 @@ def test_killed_and_started_again_a_run_ends_as_if_never_stopped(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = start(recipe, whole)
     rng, kills = random.Random(0), 0
-    for target in (4, 17, 30, 44):  # in the middle of epochs of 8 steps
+    for target in (4, 13, 22):  # in the middle of epochs of 8 steps
         process = start(recipe, killed)
         while process.poll() is None and steps_done(killed) < target:
             time.sleep(0.005)
@@ -86,7 +86,7 @@ def test_killed_and_started_again_a_run_ends_as_if_never_stopped(tmp_path):
 def test_two_processes_resume_as_exactly(tmp_path):
     """With batch norm: the running statistics of every process must come back."""
     recipe = tmp_path / "r.toml"
-    recipe.write_text(RECIPE.replace("epochs = 6", "epochs = 2"))
+    recipe.write_text(RECIPE.replace("epochs = 4", "epochs = 2"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     first = start(recipe, killed, TWO)
     while first.poll() is None and steps_done(killed) < 3:
