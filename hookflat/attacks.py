@@ -163,6 +163,19 @@ class _Observed(nn.Module):
         return self._last[1]
 
 
+def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
+    """What the attacked network says of the clean images `x`, asked once and detached: for objectives."""
+    found: list[Tensor] = []
+
+    def of(model: nn.Module) -> Tensor:
+        if not found:
+            with torch.no_grad():
+                found.append(model(x))
+        return found[0]
+
+    return of
+
+
 def check_images(x: Tensor) -> None:
     """Raises ValueError for images that are not floats in [0, 1]."""
     if not x.is_floating_point():

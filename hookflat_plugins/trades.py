@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.attacks import Objective
+from hookflat.attacks import Objective, clean_logits
 from hookflat.data import Batch
 from hookflat.losses import kl_divergence
 from hookflat.options import Number
@@ -31,15 +30,8 @@ class Trades:
 
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective:
-        clean: list[Tensor] = []
-
-        def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
-            if not clean:
-                with torch.no_grad():
-                    clean.append(model(batch.x))
-            return kl_divergence(clean[0], model(x_adv))
-
-        return objective
+        clean = clean_logits(batch.x)
+        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from hookflat import hookimpl
-from hookflat.attacks import Objective
+from hookflat.attacks import Objective, clean_logits
 from hookflat.data import Batch
 from hookflat.losses import cross_entropy, kl_divergence
 from hookflat.options import Number
@@ -35,14 +34,11 @@ class UnsupervisedAdversarialTraining:
     def attack_objective(self, batch: Batch) -> Objective | None:
         if self.targets == "ft":
             return None
-        clean: list[Tensor] = []
+        clean = clean_logits(batch.x)
 
         def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
-            if not clean:
-                with torch.no_grad():
-                    clean.append(model(batch.x))
             logits_adv = model(x_adv)
-            divergence = kl_divergence(clean[0], logits_adv)
+            divergence = kl_divergence(clean(model), logits_adv)
             return divergence if self.targets == "ot" else cross_entropy(logits_adv, batch.y) + self.weight * divergence
 
         return objective
