@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hookflat import seeds
 from hookflat.attack_view import AttackView
@@ -94,6 +95,8 @@ class Run:
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(
             self.network if precise else Bfloat16(self.network), optimizer, schedule
         )
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.broadcast_buffers = False  # else the main process's statistics replace the others' at every pass
         self._view = AttackView(self.network)  # shares memory, which prepare may have moved
 
     # --- random numbers -----------------------------------------------------------------------------------------------

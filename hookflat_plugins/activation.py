@@ -31,7 +31,7 @@ class Activation:
         net = yield
         found = 0
         for module in list(net.modules()):
-            for name, child in module.named_children():
+            for name, child in list(module._modules.items()):  # one module may stand in several places
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, _ACTIVATIONS[self.act]())
                     found += 1

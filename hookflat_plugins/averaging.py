@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from hookflat import hookimpl
+from hookflat.brackets import restored
 from hookflat.data import Examples
+from hookflat.layers import AuxiliaryHead
 from hookflat.options import Decay
 from hookflat.running import Run
 
@@ -76,9 +78,14 @@ class Averaging:
 
 
 def recalibrated(model: nn.Module, run: Run) -> nn.Module:
-    """A copy of `model` whose batch statistics are those of the clean training set, without augmentation."""
+    """A copy of `model` whose batch statistics are those of the clean training set, without augmentation.
+
+    A last batch of less than a quarter of the others is left out; auxiliary heads keep their statistics.
+    """
     copied = copy.deepcopy(model)
     examples = Examples(run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
-    with torch.random.fork_rng():
-        update_bn(((x, y) for x, y, _ in examples), copied)
+    batches = ((x, y) for x, y, _ in examples if 4 * len(x) >= min(examples.batch_size, len(examples)))
+    heads = [m.head for m in copied.modules() if isinstance(m, AuxiliaryHead)]
+    with torch.random.fork_rng(), restored(b for head in heads for b in head.buffers()):
+        update_bn(batches, copied)
     return copied

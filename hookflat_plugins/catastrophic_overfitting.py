@@ -14,10 +14,11 @@ from hookflat.running import Run
 
 @dataclass(eq=False)
 class CatastrophicOverfitting:
-    """Catastrophic overfitting: warns when robust accuracy under PGD on training images falls within few epochs.
+    """Catastrophic overfitting: warns, once, when RErr by PGD on training images has risen by more than `rise`.
 
-    Networks trained on one-step attacks may suddenly resist those alone. After every epoch RErr is measured by PGD on
-    the first `examples` training images; the warning comes when it rises by more than `rise` above the lowest so far.
+    Networks trained on one-step attacks may suddenly resist those alone. After every epoch the network in training is
+    attacked on the first `examples` training images, and its RErr compared with the lowest so far (the official code
+    compares with the check before, and stops).
     """
 
     paper: ClassVar[str] = "Wong et al. 2020, arXiv 2001.03994, section 5.4; github.com/locuslab/fast_adversarial"
@@ -29,14 +30,16 @@ class CatastrophicOverfitting:
 
     def __post_init__(self) -> None:
         self._lowest = 1.0
+        self._warned = False
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:
-        subject = run.measurements.subject(run.eval_model(), "train", self.examples)
+        subject = run.measurements.subject(run.network, "train", self.examples)
         error = subject.robust(self.steps, 1).error
         line = {"epoch": run.epoch, "step": run.step, "stage": "catastrophic_overfitting", "split": "train"}
         run.folder.append(line | {"rerr_pgd": error})
-        if error > self._lowest + self.rise:
+        if error > self._lowest + self.rise and not self._warned:
+            self._warned = True
             run.console.say(
                 f"warning: catastrophic overfitting? RErr by PGD-{self.steps} on training images rose from "
                 f"{100 * self._lowest:.0f} % to {100 * error:.0f} %: the network may resist its one-step attack alone"
@@ -44,7 +47,7 @@ class CatastrophicOverfitting:
         self._lowest = min(self._lowest, error)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lowest": self._lowest}
+        return {"lowest": self._lowest, "warned": self._warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._lowest = state["lowest"]
+        self._lowest, self._warned = state["lowest"], state["warned"]

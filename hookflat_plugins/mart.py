@@ -36,5 +36,5 @@ class Mart:
         label = F.one_hot(batch.y, logits.shape[1]).bool()
         p_other = logits_adv.softmax(dim=1).masked_fill(label, 0).amax(dim=1)
         boosted = run.criterion(logits_adv, batch.target) - torch.log(1.0001 - p_other + 1e-12)
-        doubt = 1.0000001 - logits.softmax(dim=1)[label]
+        doubt = 1.0000001 - logits.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
         return (boosted + self.beta * doubt * kl_divergence(logits, logits_adv)).mean()

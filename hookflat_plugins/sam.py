@@ -22,8 +22,9 @@ class SharpnessAware:
     """SAM on the robust loss: take the gradient at w + rho g / ||g||, over all weights at once.
 
     `adaptive` is ASAM, invariant to rescaling: w + rho T^2 g / ||T g|| with T = |w| + eta for weights of two or more
-    dimensions and 1 for the others. One ascent step on the whole loss of the global batch in training mode (not of each
-    process's part, "m-sharpness"); running statistics follow the pass at the perturbed weights only.
+    dimensions and 1 for the others (the official code stretches the weights of norms too). One ascent step on the whole
+    loss of the global batch in training mode (not of each process's part, "m-sharpness"); running statistics follow the
+    pass at the perturbed weights only.
     """
 
     paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412, Eq. 2; Kwon et al. 2021, arXiv 2102.11600, Eq. 4"

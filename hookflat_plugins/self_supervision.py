@@ -48,11 +48,24 @@ class SelfSupervision:
         height, width = run.data.train.x.shape[2:]
         if height != width:
             raise UserError(f"plugins.self_supervision turns square images, not {height} x {width}")
+        self._check_batches(run)
         parent, name, classifier = _classifier(net)
         features = classifier.weight.shape[1]
         self._trunk = list(net.modules())
         setattr(parent, name, AuxiliaryHead(classifier, he_initialised(self._head(features))))
         return net
+
+    def _check_batches(self, run: Run) -> None:
+        size = run.recipe.run.batch_size
+        last = len(run.data.train) % size
+        smallest = last if last >= max(size / 4, 2 * run.processes) else size
+        turned = int(self.share * smallest)
+        if min(turned, smallest - turned) < 2 * run.processes:
+            raise UserError(
+                f"plugins.self_supervision.share = {self.share:g} leaves less than two turned or two upright "
+                f"images of a batch of {smallest} on {run.processes} process(es): set another share, or a larger "
+                "run.batch_size"
+            )
 
     def _head(self, features: int) -> nn.Module:
         if not self.hidden:
@@ -72,7 +85,8 @@ class SelfSupervision:
     def _split(self, run: Run, batch: Batch) -> Batch:
         """Take the turned images out of the batch, which keeps the other rows."""
         count = int(self.share * batch.global_size)
-        out = batch.interleaved(count)
+        turning = batch.interleaved(count)
+        out, kept = turning.nonzero().flatten(), (~turning).nonzero().flatten()
         draws = run.uniform("self_supervision", batch, (2,))[out]
         index = (draws[:, 0] * len(run.data.train)).long()
         x = run.data.train.__getitems__(index.cpu())[0].to(batch.x)
@@ -82,8 +96,8 @@ class SelfSupervision:
         turned = Batch(x, angle, angle, index, torch.zeros_like(angle, dtype=torch.bool), row, 2 * batch.global_size)
         position = batch.row - batch.row * count // batch.global_size
         for name in ("x", "y", "target", "index", "labeled"):
-            setattr(batch, name, getattr(batch, name)[~out])
-        batch.row, batch.global_size = position[~out], batch.global_size - count
+            setattr(batch, name, getattr(batch, name)[kept])
+        batch.row, batch.global_size = position[kept], batch.global_size - count
         return turned
 
     @hookimpl(wrapper=True)
@@ -103,7 +117,10 @@ class SelfSupervision:
         assert self._turned_adv is not None
         with statistics_kept(self._trunk):
             logits = auxiliary_logits(run.model, self._turned_adv)
-        return self.weight * cross_entropy(logits, self._turned.y).mean()
+        everywhere = (
+            int(self.share * (self._turned.global_size // 2)) / run.processes
+        )  # processes may hold one more or less
+        return self.weight * cross_entropy(logits, self._turned.y).sum() / everywhere
 
 
 def _rotation_loss(rotation: Tensor) -> Objective:

@@ -21,8 +21,8 @@ class UnsupervisedAdversarialTraining:
     """UAT: adversarial training on images without labels, beside those with labels; needs the plugin `unlabeled`.
 
     "ft" (fixed targets): CE(f(x_adv), y) with labels and fixed pseudo-labels. "ot" (online targets): CE(f(x), y) on the
-    labelled images, plus weight KL(p(x) || p(x_adv)) on all, no gradient through p(x): no pseudo-label enters. "++":
-    "ft" plus weight times the KL of "ot". The attack maximises the terms with x_adv in them.
+    labelled images, plus weight KL(p(x) || p(x_adv)) on all, without gradient through p(x), and without pseudo-labels.
+    "++": "ft" plus weight times the KL of "ot". The attack maximises the terms with x_adv in them.
     """
 
     paper: ClassVar[str] = "Alayrac et al. 2019, arXiv 1905.13725, section 3"

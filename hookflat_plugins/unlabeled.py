@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -26,7 +26,7 @@ from hookflat.running import Run
 from hookflat.seeds import fingerprint
 
 _PLAIN = {"name": "pgd", "steps": 0, "start": "zero", "keep": "last"}
-_AUGMENTATIONS = ("augment", "autoaugment")
+_PASSED_ON = ("activation", "augment", "autoaugment")
 
 
 @dataclass(eq=False)
@@ -34,9 +34,10 @@ class Unlabeled:
     """Unlabeled data: `fraction` of every batch is drawn from a pool of images with pseudo-labels.
 
     The pool is every image at `path`, or else the last `share` of the training set, whose labels are set aside.
-    Pseudo-labels are the predictions of a standard network: the run's own data, model, optimizer and schedule, seed 0,
-    trained without attacks on the labelled images alone. It is trained before the first run that needs it and kept as a
-    run folder of its own in `pseudo_labels/` beside the run's folder. An epoch is as many steps as without the pool.
+    Pseudo-labels are the predictions of a standard network: the run's own data, augmentation, model, optimizer and
+    schedule, seed 0, trained without attacks on the labelled images alone. It is trained before the first run that
+    needs it and kept as a run folder of its own in `pseudo_labels/` beside the run's folder. An epoch is as many steps
+    as without the pool.
     """
 
     paper: ClassVar[str] = "Carmon et al. 2019, arXiv 1905.13736; protocol of Stutz et al. 2021, section 4.4"
@@ -54,6 +55,14 @@ class Unlabeled:
     @hookimpl(wrapper=True)
     def build_data(self, run: Run) -> Generator[None, Data, Data]:
         data = yield
+        stopping = run.plugins.get("early_stopping")
+        if stopping is not None and getattr(stopping, "source", "test") == "train":
+            raise UserError(
+                "plugins.unlabeled: the network that gives the labels would train on what early_stopping holds out of "
+                'the training set: set plugins.early_stopping.source = "test"'
+            )
+        if self.path and not self.fraction:
+            return data
         if self.path:
             with run.accelerator.main_process_first():
                 self._pool = self._loaded(data.train.x)
@@ -108,7 +117,7 @@ class Unlabeled:
         """The recipe of the network that gives the labels."""
         tables = run.recipe.tables
         asis = {name: tables[name] for name in ("data", "model", "optimizer", "schedule")}
-        plugins = {n: t for n, t in tables["plugins"].items() if n in _AUGMENTATIONS}
+        plugins = {n: t for n, t in tables["plugins"].items() if n in _PASSED_ON}
         plugins["unlabeled"] = as_table(self) | {"fraction": 0.0}
         recipe = asis | {
             "attack": _PLAIN,
@@ -126,8 +135,7 @@ class Unlabeled:
         folder = run.folder.path.parent / "pseudo_labels" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder / "pseudo_labels.safetensors"
-        with FileLock(f"{folder}.lock") if run.main else nullcontext():
-            run.accelerator.wait_for_everyone()
+        with _locked(run, FileLock(f"{folder}.lock")):
             if not file.exists():
                 run.console.say(f"pseudo-labels: training a standard network on {len(run.data.train)} labelled images")
                 result = run_recipe(recipe, folder=folder, quiet=run.console.silent)
@@ -155,3 +163,19 @@ class Unlabeled:
             beside = file.with_suffix(".writing")
             save_file({"labels": labels}, beside, metadata={"hookflat": json.dumps(about)})
             beside.replace(file)
+
+
+@contextmanager
+def _locked(run: Run, lock: FileLock) -> Generator[None]:
+    """The main process holds the lock inside; the others wait with it, in turns shorter than their time-outs."""
+    held = False
+    while not held:
+        if run.main:
+            with suppress(Timeout):
+                lock.acquire(timeout=60)
+        got = torch.tensor(float(lock.is_locked), device=run.device)
+        held = bool(run.accelerator.reduce(got, "sum"))
+    try:
+        yield
+    finally:
+        lock.release()

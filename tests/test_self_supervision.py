@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from hookflat import UserError
+from hookflat import UserError, loop
 from hookflat.attack_view import AttackView
 from hookflat.hookspecs import hookimpl
 from hookflat.layers import AuxiliaryHead, Normalized, auxiliary_logits
@@ -137,3 +137,23 @@ def test_networks_without_a_linear_classifier_and_oblong_images_are_refused():
         tiny_run(TURNING | {"model": {"name": "no_classifier"}}, [dataclass(eq=False)(NoClassifier)]),
     ):
         pass
+
+
+def test_a_share_that_leaves_too_few_images_is_refused():
+    with (
+        pytest.raises(UserError, match="share = 0.1 leaves less than two turned .* images of a batch of 8"),
+        tiny_run({"plugins": {"self_supervision": {"share": 0.1}}}),
+    ):
+        pass
+
+
+def test_recalibration_leaves_the_second_head_alone():
+    plugins = {"self_supervision": {}, "averaging": {"decay": 0.5, "statistics": "recalibrate"}}
+    with tiny_run({"plugins": plugins}) as run:
+        for batch in run.batches():
+            loop.step(run, batch)
+        average = run.plugins["averaging"]._average.module
+        heads = [next(m for m in net.modules() if isinstance(m, AuxiliaryHead)) for net in (average, run.eval_model())]
+        means = [head.head[2].running_mean for head in heads]
+        assert torch.equal(*means)
+        assert means[0].abs().sum() > 0

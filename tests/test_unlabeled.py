@@ -104,6 +104,12 @@ def test_wrong_pools_are_told(tmp_path, options, message):
         pass
 
 
+def test_examples_held_out_of_the_training_set_are_not_for_the_labelling_network():
+    plugins = POOL | {"early_stopping": {"holdout": 4, "source": "train"}}
+    with pytest.raises(UserError, match="would train on what early_stopping holds out"), tiny_run({"plugins": plugins}):
+        pass
+
+
 @pytest.mark.parametrize("targets", ["ft", "ot", "++"])
 def test_uat_loss_and_gradient(targets):
     """No gradient flows through the clean prediction; OT asks the labelled images' labels alone."""
