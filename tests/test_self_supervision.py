@@ -141,7 +141,7 @@ def test_networks_without_a_linear_classifier_and_oblong_images_are_refused():
 
 def test_a_share_that_leaves_too_few_images_is_refused():
     with (
-        pytest.raises(UserError, match="share = 0.1 leaves less than two turned .* images of a batch of 8"),
+        pytest.raises(UserError, match=r"share = 0.1 leaves less than two turned .* images of a batch of 8"),
         tiny_run({"plugins": {"self_supervision": {"share": 0.1}}}),
     ):
         pass
