@@ -68,6 +68,7 @@ class Run:
         self.measurements = Measurements(self)
         self.epochs = recipe.run.total_epochs
         self.step = self.epoch = 0
+        self.lr = 0.0
         self.watch = Watch(self.device)
         self._loss_sum = torch.zeros((), device=self.device)
         self._generators: dict[str, tuple[int, torch.Generator]] = {}
@@ -284,6 +285,7 @@ class Run:
             "step": self.step,
             "epoch": self.epoch,
             "loss_sum": self._loss_sum.cpu(),
+            "lr": self.lr,
             "metrics": self.folder.written(),
             "plugins": states,
         }
@@ -298,6 +300,7 @@ class Run:
         state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
         self.step, self.epoch = state["step"], state["epoch"]
         self._loss_sum.copy_(state["loss_sum"])
+        self.lr = state["lr"]
         self.folder.rewind(state["metrics"])
         for name, plugin_state in state["plugins"].items():
             self.plugins[name].load_state_dict(plugin_state)

@@ -47,8 +47,8 @@ REFUSED = {
 }
 
 
-def tables(loss="at", optimizer="sgd", plugins=None, attack="pgd"):
-    data = {"train": 16, "test": 6}
+def tables(loss="at", optimizer="sgd", plugins=None, attack="pgd", train=8):
+    data = {"train": train, "test": 6}
     return {
         "data": data,
         "loss": {"name": loss},
@@ -134,7 +134,7 @@ COMMUTING = {
 
 def trained_weights(listed):
     """The measured network's weights after an epoch with plugins in the order of `listed`."""
-    with tiny_run(tables(plugins={name: COMMUTING[name] for name in listed})) as run:
+    with tiny_run(tables(plugins={name: COMMUTING[name] for name in listed}, train=16)) as run:
         loop.train(run, run.console)
         return run.eval_model().state_dict()
 

@@ -101,6 +101,17 @@ def test_two_processes_resume_as_exactly(tmp_path):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
+def test_a_checkpoint_between_the_last_step_and_the_measures_of_an_epoch(tmp_path):
+    whole = run_recipe({}, tmp_path / "whole")
+    with tiny_run({}) as stopped:
+        for batch in stopped.batches():
+            loop.step(stopped, batch)
+        stopped.save()
+        resumed = run_recipe({}, stopped.folder.path)
+        for name in ("model.safetensors", "metrics.jsonl"):
+            assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes(), name
+
+
 def test_lines_after_the_checkpoint_are_written_again(tmp_path):
     whole = run_recipe({}, tmp_path / "whole")
     with tiny_run({}) as stopped:
