@@ -117,10 +117,8 @@ class SelfSupervision:
         assert self._turned_adv is not None
         with statistics_kept(self._trunk):
             logits = auxiliary_logits(run.model, self._turned_adv)
-        everywhere = (
-            int(self.share * (self._turned.global_size // 2)) / run.processes
-        )  # processes may hold one more or less
-        return self.weight * cross_entropy(logits, self._turned.y).sum() / everywhere
+        mean_count = int(self.share * (self._turned.global_size // 2)) / run.processes  # a process may hold one more
+        return self.weight * cross_entropy(logits, self._turned.y).sum() / mean_count
 
 
 def _rotation_loss(rotation: Tensor) -> Objective:

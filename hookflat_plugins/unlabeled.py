@@ -156,10 +156,7 @@ class Unlabeled:
             batches = Examples(images, batch_size=run.recipe.eval.batch_size, device=run.device)
             labels = torch.cat([network(x).argmax(dim=1).cpu() for x, _, _ in batches])
         if run.main:
-            about = {
-                "clean_error": result.results["models"]["last"]["test"]["clean_error"],
-                "folder": result.folder.name,
-            }
+            about = {"clean_error": result.results["models"]["last"]["test"]["clean_error"]}
             beside = file.with_suffix(".writing")
             save_file({"labels": labels}, beside, metadata={"hookflat": json.dumps(about)})
             beside.replace(file)
