@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -112,36 +113,62 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (*_foldable(), AuxiliaryHead)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
-    """Trace `plain` and fold every batch norm that directly follows a convolution used once."""
+def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Every convolution of `model` with the batch norm that directly follows it, where each is used once.
+
+    None where the network cannot be traced.
+    """
+    plain = _shared_copy(model)
+    graph = _traced(plain)
+    found = _pairs(graph, plain) if graph is not None else []
+    return [(cast(nn.Conv2d, model.get_submodule(c)), cast(nn.BatchNorm2d, model.get_submodule(n))) for c, n in found]
+
+
+def _traced(plain: nn.Module) -> fx.Graph | None:
     if any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules()):
-        return plain, []  # tracing would lose them
+        return None  # tracing would lose them
     try:
         graph = _Tracer().trace(plain)
-        traced = fx.GraphModule(plain, graph)
     except Exception:  # networks that fx cannot trace are attacked unfolded
-        return plain, []
+        return None
     if any("_tensor_constant" in str(n.target) for n in graph.nodes):
-        return plain, []  # made inside forward, perhaps at random: a trace would fix it
+        return None  # made inside forward, perhaps at random: a trace would fix it
+    return graph
+
+
+def _pairs(graph: fx.Graph, net: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and of the batch norms that directly follow them."""
     calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
-    folds = []
-    for node in list(graph.nodes):
+    found = []
+    for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        conv_name, norm_name = str(before.target), str(node.target)
-        conv, norm = live.get_submodule(conv_name), live.get_submodule(norm_name)
-        once = calls.count(conv_name) == calls.count(norm_name) == 1
-        if type(conv) is not nn.Conv2d or type(norm) not in _foldable() or not once:
-            continue
-        assert isinstance(norm, nn.BatchNorm2d)
-        if norm.track_running_stats:
-            view = copy.deepcopy(conv)
-            view.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-            view = view.requires_grad_(False).to(memory_format=torch.channels_last)
-            traced.set_submodule(conv_name, view)
-            own = plain.get_submodule(norm_name)
-            rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))
-            traced.set_submodule(norm_name, rest)
-            folds.append(_Fold(view, conv, norm))
+        names = str(before.target), str(node.target)
+        conv, norm = (net.get_submodule(name) for name in names)
+        once = all(calls.count(name) == 1 for name in names)
+        if type(conv) is nn.Conv2d and type(norm) in _foldable() and once:
+            assert isinstance(norm, nn.BatchNorm2d)
+            if norm.track_running_stats:
+                found.append(names)
+    return found
+
+
+def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
+    """Trace `plain` and fold every batch norm that directly follows a convolution used once."""
+    graph = _traced(plain)
+    if graph is None:
+        return plain, []
+    traced = fx.GraphModule(plain, graph)
+    folds = []
+    for conv_name, norm_name in _pairs(graph, live):
+        conv, norm = (cast(Any, live.get_submodule(name)) for name in (conv_name, norm_name))
+        view = copy.deepcopy(conv)
+        view.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        view = view.requires_grad_(False).to(memory_format=torch.channels_last)
+        traced.set_submodule(conv_name, view)
+        own = plain.get_submodule(norm_name)
+        rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))
+        traced.set_submodule(norm_name, rest)
+        folds.append(_Fold(view, conv, norm))
     return (traced, folds) if folds else (plain, [])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hookflat import seeds
 from hookflat.brackets import frozen
+from hookflat.data import check_images
 from hookflat.losses import cross_entropy
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
@@ -174,15 +175,6 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
         return found[0]
 
     return of
-
-
-def check_images(x: Tensor) -> None:
-    """Raises ValueError for images that are not floats in [0, 1]."""
-    if not x.is_floating_point():
-        raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
-    low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")
 
 
 def _cross_entropy_with(y: Tensor) -> Objective:

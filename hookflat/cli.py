@@ -64,6 +64,62 @@ def run(
     run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
 
 
+Which = Annotated[list[str], typer.Option(help="Of a run folder: last, best, live, or an epoch. Repeatable.")]
+Arch = Annotated[str | None, typer.Option(help="Of a file: timm:NAME, or a model plugin such as resnet18.")]
+DataSet = Annotated[str | None, typer.Option("--data", help="Of a file: a folder of images, a hub id, or digits.")]
+Normalize = Annotated[str, typer.Option(help="Of a file without normalisation: none, data, or MEAN,.../STD,...")]
+Key = Annotated[str | None, typer.Option(help="Of a file with several sets of weights: which.")]
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
+    protocol: Annotated[str, typer.Option(help="paper, quick, full, or a TOML file of [eval] tables.")] = "paper",
+    measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
+    which: Which = ["last"],  # noqa: B006
+    arch: Arch = None,
+    data: DataSet = None,
+    normalize: Normalize = "none",
+    key: Key = None,
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The folder of the results.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
+    _quiet_libraries()
+    from hookflat.evaluation import evaluate as evaluate_model
+
+    options = {"arch": arch, "data": data, "normalize": normalize, "key": key, "overrides": set_, "plugins": plugin}
+    evaluate_model(model, which=which, protocol=protocol, measures=measure, folder=out, quiet=False, **options)
+
+
+@app.command()
+def rescale(
+    model: Annotated[str, typer.Argument(help="A run folder, or a .safetensors or .pt file.")],
+    factor: Annotated[float, typer.Argument(help="Of the weights of every convolution before a batch norm.")],
+    which: Annotated[str, typer.Option(help="Of a run folder: last, best, live, or an epoch.")] = "last",
+    arch: Arch = None,
+    data: DataSet = None,
+    normalize: Normalize = "none",
+    key: Key = None,
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a network of another scale that computes the same function."""
+    _quiet_libraries()
+    from hookflat.evaluation import Source
+    from hookflat.plugins import Catalogue
+    from hookflat.rescaling import rescaled
+
+    source = Source(model, (which,), arch, data, normalize, key)
+    place = out or Path(model).with_name(f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}")
+    count = rescaled(source, factor, place, set_, Catalogue(tuple(plugin)))
+    _out.print(f"{count} convolutions scaled by {factor:g}: {place}", markup=False)
+
+
 @app.command()
 def show(
     recipe: RecipeArgument,

@@ -6,20 +6,33 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.status import Status
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from hookflat.options import as_table
 
 if TYPE_CHECKING:
+    from hookflat.measuring import Planned
     from hookflat.running import Run
+    from hookflat.work import Tally
 
 _NAMES = {
     "clean_error": ("clean error", "percent"),
     "rerr_pgd": ("RErr (PGD)", "percent"),
+    "rerr_autoattack": ("RErr (AutoAttack)", "percent"),
     "rloss": ("RLoss", "number"),
-    "average_flatness": ("average flatness", "number"),
+    "rloss_correct": ("RLoss, correct examples", "number"),
+    "rloss_incorrect": ("RLoss, incorrect examples", "number"),
+    "average_flatness": ("average-case flatness", "number"),
+    "worst_flatness": ("worst-case flatness", "number"),
 }
 _CHECK_EVERY = 25
 
@@ -30,12 +43,14 @@ class Console:
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
         self.silent = quiet or not main
         self.rich = RichConsole(quiet=self.silent, highlight=False, soft_wrap=True)
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self._bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.rich, transient=True)
+        self._bar = self._new_bar(MofNCompleteColumn())
         self._live = self.rich.is_terminal and not self.silent
-        self._busy = Status("measuring the final network", console=self.rich)
         self._task: Any = None
         self._began = time.perf_counter()
+
+    def _new_bar(self, *more: ProgressColumn) -> Progress:
+        columns = [TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn(), TextColumn("ETA")]
+        return Progress(*columns, TimeRemainingColumn(), console=self.rich, transient=True)
 
     def say(self, text: str) -> None:
         """One line."""
@@ -66,6 +81,18 @@ class Console:
             self._bar.start()
             self._task = self._bar.add_task("training", total=run.total_steps, completed=run.step)
 
+    def evaluating(self, run: Run, model: str) -> None:
+        """What will be measured, on what."""
+        recipe, data, say = run.recipe, run.data, self.say
+        x = data.test.x.shape
+        say(f"{model}" + (f": {recipe.slot_names['model']}" if "model" in recipe.slot_names else ""))
+        say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images, "
+            f"{'x'.join(map(str, x[1:]))}, {data.num_classes} classes")  # fmt: skip
+        say(f"  measures eps {_short(recipe.eval.eps)}, step_size {_short(recipe.eval.step_size)}, "
+            f"seed {recipe.run.seed}")  # fmt: skip
+        say(f"  device   {run.device}, {run.processes} process(es)")
+        say(f"  folder   {run.folder.path}")
+
     def stepped(self, run: Run) -> None:
         """A step is done; now and then, look whether its values were finite."""
         if run.step % _CHECK_EVERY == 0:
@@ -78,37 +105,58 @@ class Console:
         train, test = line.get("train", {}), line.get("test", {})
         parts = [f"epoch {run.epoch:>{len(str(run.epochs))}}/{run.epochs}", f"lr {line['lr']:.4g}"]
         parts.append(f"loss {line['loss']:.3f}")
-        for key in [k for k in _NAMES if k in test or k in train]:
+        for key in [k for k in _NAMES if (k in test or k in train) and not k.startswith("rloss_")]:
             name, kind = _NAMES[key]
             values = [f"{_shown(s[key], kind)} {n}" for n, s in (("train", train), ("test", test)) if key in s]
             parts.append(f"{name} {', '.join(values)}")
         self.say("  ".join(parts))
 
-    def measuring(self) -> None:
-        """The training is over; the final measures begin."""
+    def measuring(self, plan: dict[str, list[Planned]], tally: Tally, *, lines: bool = False) -> None:
+        """The measures of the `plan` (by network) begin; `lines`: say when each is done."""
         self.close()
+        self._plan = [(label, *entry) for label, entries in plan.items() for entry in entries]
+        self._lines, self._done, self._at = lines, 0, 0
+        if not self._live:
+            if not lines:
+                self.say("measuring the final network ...")
+            return
+        self._bar = self._new_bar()
+        self._task = self._bar.add_task("measuring", total=sum(passes for *_, passes in self._plan))
+        self._bar.start()
+        self._began_at = tally.passes
+
+        def changed(tally: Tally) -> None:
+            within = min(tally.passes - self._began_at, self._plan[self._at][-1] if self._at < len(self._plan) else 0)
+            self._bar.update(self._task, completed=self._done + within)
+
+        tally.changed = changed
+
+    def measured(self, tally: Tally, seconds: float) -> None:
+        """The next measure of the plan is done."""
+        label, _, split, measure, passes = self._plan[self._at]
+        self._at, self._done, self._began_at = self._at + 1, self._done + passes, tally.passes
         if self._live:
-            self._busy.start()
-        else:
-            self.say("measuring the final network ...")
+            self._bar.update(self._task, completed=self._done, description=f"measuring {label}")
+        if self._lines:
+            self.say(f"  {self._at}/{len(self._plan)} {label} {split} {measure}: {seconds:.1f} s")
 
     def close(self) -> None:
         """End the live display."""
         if self._live:
             self._bar.stop()
-            self._busy.stop()
 
     def results(self, results: dict[str, Any]) -> None:
         """The final table."""
         models = results["models"]
-        table = Table(title=f"{results['recipe']}, after {results['epochs']} epochs", title_justify="left")
+        title = f"{results['recipe']}, after {results['epochs']} epochs" if "epochs" in results else results["model"]
+        table = Table(title=title, title_justify="left")
         table.add_column("")
         for name, entry in models.items():
-            at = f" (epoch {entry['epoch']})"
+            at = f" (epoch {entry['epoch']})" if "epoch" in entry else ""
             table.add_column({"last": "last", "best": "early stopped"}.get(name, name) + at, justify="right")
         for label, key, split, kind in _rows(models):
-            values = [entry.get(split, {}).get(key) for entry in models.values()]
-            table.add_row(label, *("-" if v is None else _shown(v, kind) for v in values))
+            cells = [_cell(entry.get(split, {}), key, kind) for entry in models.values()]
+            table.add_row(label, *cells)
         protocol = results["protocol"]
         measures = {m: (s["examples"], o) for s in protocol["stages"].values() for m, o in s["measures"].items()}
         for name, (examples, options) in measures.items():
@@ -128,14 +176,23 @@ class Console:
 def _rows(models: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(label, key, split, kind) of the final table: known measures first, then every other number."""
     keys = {key for entry in models.values() for split in ("train", "test") for key in entry.get(split, {})}
-    ordered = [k for k in _NAMES if k in keys] + sorted(keys - _NAMES.keys())
+    ordered = [k for k in _NAMES if k in keys] + sorted(k for k in keys - _NAMES.keys() if not k.endswith("_stderr"))
     rows = []
     for key in ordered:
-        name, kind = _NAMES.get(key, (key.replace("_", " "), "number"))
-        for split, label in (("test", f"{name}, test"), ("train", f"{name}, train"), ("gap", f"{name}, gap")):
+        share = key.startswith("broken_by_")
+        name, kind = _NAMES.get(key, (key.replace("_", " "), "percent" if share else "number"))
+        for split in ("test", "train", *(["gap"] if key in _NAMES else [])):
             if any(key in entry.get(split, {}) for entry in models.values()):
-                rows.append((label, key, split, kind))
+                rows.append((f"{name}, {split}", key, split, kind))
     return rows
+
+
+def _cell(values: dict[str, float], key: str, kind: str) -> str:
+    """A number, with its standard error where there is one."""
+    if key not in values:
+        return "-"
+    error = values.get(f"{key}_stderr")
+    return _shown(values[key], kind) + (f" ± {_shown(error, kind)}" if error is not None else "")
 
 
 def _chosen(plugin: Any) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -115,12 +115,29 @@ class Batch:
         return (self.row + 1) * count // self.global_size > self.row * count // self.global_size
 
 
-class Examples:
-    """Examples to measure on, in batches; over several processes each takes its share, each example once.
+class Set(Protocol):
+    """Examples to measure on, as the measures see them: in batches, and what the other processes have of them.
 
     Iterating yields (x, y, key): images (n, C, H, W) in [0, 1], labels (n,), and the position (n,) of each example in
     the whole set, which seeds its random numbers.
     """
+
+    processes: int
+    rank: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        ...
+
+
+class Examples(Set):
+    """The images of one split; over several processes each takes its share, each example once."""
 
     def __init__(
         self,
@@ -131,8 +148,8 @@ class Examples:
         accelerator: Accelerator | None = None,
     ) -> None:
         self.images, self.batch_size, self.device, self.accelerator = images, batch_size, device, accelerator
-        rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-        self.mine = torch.arange(rank, len(images), processes)
+        self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        self.mine = torch.arange(self.rank, len(images), self.processes)
 
     def __len__(self) -> int:
         """The number of examples over all processes."""
@@ -145,8 +162,63 @@ class Examples:
 
     def gather(self, values: Tensor) -> Tensor:
         """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        if self.processes == 1:
             return values
         every = torch.zeros(len(self), dtype=torch.float64, device=values.device)
         every[self.mine.to(values.device)] = values.double()
-        return self.accelerator.reduce(every, "sum").to(values.dtype)
+        return self.sum(every).to(values.dtype)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        if self.accelerator is None or self.processes == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.accelerator.device), "sum").to(values.device)
+
+
+class Pairs(Set):
+    """Batches (x, y) from anywhere, the whole set on this process, in the order in which they come."""
+
+    processes, rank = 1, 0
+
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], device: torch.device) -> None:
+        match loader:
+            case (Tensor() as x, Tensor() as y):
+                self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(250), y.split(250), strict=True))
+            case _:
+                self.batches = loader
+        self.device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        seen = 0
+        for x, y in self.batches:
+            check_images(x)
+            yield x.to(self.device), y.to(self.device), torch.arange(seen, seen + len(y), device=self.device)
+            seen += len(y)
+        if not seen:
+            raise ValueError("no examples to measure on: the loader gave no batch (it must be iterable more than once)")
+
+    def gather(self, values: Tensor) -> Tensor:
+        """All there are."""
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """All there is."""
+        return values
+
+
+Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Examples
+"""Batches (x, y), one pair of tensors (split into batches of 250), or `Examples`."""
+
+
+def set_of(loader: Loader, device: torch.device) -> Set:
+    """What a measure iterates over; the images of a foreign loader are checked and moved to `device`."""
+    return loader if isinstance(loader, Examples) else Pairs(loader, device)
+
+
+def check_images(x: Tensor) -> None:
+    """Raises ValueError for images that are not floats in [0, 1]."""
+    if not x.is_floating_point():
+        raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
+    low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")

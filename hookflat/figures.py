@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from torch import Tensor
 
 _TRAIN, _TEST, _STOP = "#5aa9e6", "#1b3a6b", "#c8312b"
 
@@ -75,6 +76,34 @@ def flatness_through_training(
     axes.margins(0.12)
     _tidy(axes)
     figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="share of the training")
+    return figure
+
+
+def curves(t: Tensor, losses: Tensor, label: str) -> Figure:
+    """RLoss (directions, P) at the points `t` (P,) of each direction, and their mean (the paper's Fig. 4)."""
+    figure = _figure(5.2, 3.6)
+    axes = figure.subplots()
+    for line in losses.tolist():
+        axes.plot(t.tolist(), line, color=_TRAIN, lw=0.8, alpha=0.5)
+    axes.plot(t.tolist(), losses.mean(dim=0).tolist(), color=_TEST, lw=2, label="mean over directions")
+    axes.set(xlabel=label, ylabel="RLoss", xlim=(float(t.min()), float(t.max())))
+    _tidy(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
+    """RLoss (P,) on a square grid `at` (P, 2), as contours."""
+    side = round(len(at) ** 0.5)
+    s, t, z = (v.view(side, side).numpy() for v in (*at.unbind(dim=1), loss))
+    figure = _figure(5.2, 4.2)
+    axes = figure.subplots()
+    filled = axes.contourf(s, t, z, levels=16, cmap="Blues")
+    lines = axes.contour(s, t, z, levels=list(filled.levels)[::2], colors="0.25", linewidths=0.6)
+    axes.clabel(lines, fontsize=7, fmt="%.2g")
+    axes.plot(0, 0, "+", color=_STOP, ms=9, mew=1.8)
+    axes.set(xlabel=f"first direction, in units of {unit}", ylabel="second direction", aspect="equal")
+    figure.colorbar(filled, ax=axes, label="RLoss")
     return figure
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(n,) cross-entropy of (n, K) logits with labels (n,) int64 or distributions (n, K)."""
-    return F.cross_entropy(logits, target, reduction="none")
+    """(n,) cross-entropy of (n, K) logits with labels (n,) int64 or distributions (n, K), not in half precision."""
+    precise = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return F.cross_entropy(precise, target, reduction="none")
 
 
 def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from hookflat import loop
+from hookflat.checkpoints import load_weights
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.plugins import Catalogue
 from hookflat.recipe import Recipe, load
-from hookflat.records import load_weights
 from hookflat.running import Run
 
 
@@ -47,7 +47,7 @@ def run(
     extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
         recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
-    with _global_generators_restored():
+    with global_generators_restored():
         files = tuple(p for p in extra if isinstance(p, Path))
         return _run(recipe, Path(folder) if folder else recipe.folder, files, quiet)
 
@@ -67,7 +67,6 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
         run.build()
         console.starting(run, run.resume())
         loop.train(run, console)
-        console.measuring()
         results = run.finish()
         run.folder.save_results(results)
         draw(run)
@@ -94,8 +93,8 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
 def network_of(recipe: Recipe, folder: Path) -> nn.Module:
     """The network that a complete run folder saved, on the run's device, in training mode."""
     run = Run(recipe, folder)
-    with _global_generators_restored():
-        run.build()
+    with global_generators_restored():
+        run.build_network()
     run.network.load_state_dict(load_weights(folder / "model.safetensors")[0])
     return run.network
 
@@ -113,7 +112,8 @@ def draw(run: Run) -> None:
 
 
 @contextmanager
-def _global_generators_restored() -> Generator[None]:
+def global_generators_restored() -> Generator[None]:
+    """The generators of random, numpy and torch are outside as they were."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

@@ -44,18 +44,49 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     return found
 
 
-def scaled_to(directions: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[Tensor]:
-    """Each direction stretched to the norm xi ||w_l||_2; a zero direction or a zero layer stays put."""
+def scaled_to(
+    directions: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filters: bool = False
+) -> list[Tensor]:
+    """Each direction stretched to the norm xi ||w_l||_2; a zero direction or a zero layer stays put.
+
+    `filters`: in convolutions each output filter to xi times its own norm.
+    """
+    if filters:
+        return [_by_filter(d, w.detach(), xi) for d, w in zip(directions, weights, strict=True)]
     norms = torch.stack([torch.linalg.vector_norm(d) for d in directions])
     sizes = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights])
     factors = torch.where(norms > 0, xi * sizes / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
     return [f * d for f, d in zip(factors.unbind(), directions, strict=True)]
 
 
-def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> list[Tensor]:
-    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`)."""
+def _by_filter(direction: Tensor, weight: Tensor, xi: float) -> Tensor:
+    dims = tuple(range(1, weight.dim())) if weight.dim() > 2 else tuple(range(weight.dim()))
+    norm, size = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (direction, weight))
+    return torch.where(norm > 0, xi * size / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0) * direction
+
+
+def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
+    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`).
+
+    `filters`: for each filter of a convolution.
+    """
     directions = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
-    return scaled_to(directions, weights, xi)
+    return scaled_to(directions, weights, xi, filters=filters)
+
+
+@torch.no_grad()
+def sharpest(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, *, adaptive: bool = False, eta: float = 0.0
+) -> list[Tensor]:
+    """The step of SAM, rho g / ||g|| over all tensors at once, or of ASAM, rho T^2 g / ||T g||.
+
+    T = |w| + eta for weights of two or more dimensions and 1 for the others (Foret et al. 2021, Eq. 2; Kwon et al.
+    2021, Eq. 4 and its official code). A zero gradient gives a zero step.
+    """
+    scales = [w.abs() + eta if adaptive and w.dim() > 1 else torch.ones_like(w) for w in weights]
+    stretched = [t * g for t, g in zip(scales, gradients, strict=True)]
+    factor = rho / torch.nn.utils.get_total_norm(stretched).clamp_min(1e-12)
+    return [factor * t * g for t, g in zip(scales, stretched, strict=True)]
 
 
 def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> list[Tensor]:

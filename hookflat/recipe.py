@@ -8,7 +8,7 @@ whose
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +65,10 @@ class Stage:
         default_factory=lambda: ["test"]
     )
     examples: Annotated[int, Field(ge=1, description="the first of each split")] = 1000
+    models: Annotated[
+        list[Literal["last", "best"]],
+        Field(description="at the end: which networks (best: early stopped)", min_length=1),
+    ] = field(default_factory=lambda: ["last", "best"])
 
 
 @dataclass
@@ -114,12 +118,13 @@ def load(
     overlays: Iterable[str | Path] = (),
     overrides: Iterable[str] | dict[str, Any] = (),
     catalogue: Catalogue | None = None,
+    needs: Collection[str] = tuple(SLOTS),
 ) -> Recipe:
     """Read, merge and check a recipe.
 
     `recipe`, `overlays`: files, or names of recipes that come with hookflat; a recipe may also be a dict of tables.
-    `overrides`: "table.key=value" strings, or a dict with such keys. Raises UserError with file and line for everything
-    that is wrong, before any data is loaded.
+    `overrides`: "table.key=value" strings, or a dict with such keys. `needs`: the slots that must be filled. Raises
+    UserError with file and line for everything that is wrong, before any data is loaded.
     """
     merged = Merged()
     if isinstance(recipe, dict):
@@ -134,14 +139,14 @@ def load(
     pairs = overrides.items() if isinstance(overrides, dict) else (assignment(o) for o in overrides)
     for key, value in pairs:
         merged.add_value(key, value)
-    return _Checker(merged, catalogue or Catalogue()).recipe(name)
+    return _Checker(merged, catalogue or Catalogue(), needs).recipe(name)
 
 
 class _Checker:
     """Merged tables to a Recipe; collects faults, so that one look shows them all."""
 
-    def __init__(self, merged: Merged, catalogue: Catalogue) -> None:
-        self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
+    def __init__(self, merged: Merged, catalogue: Catalogue, needs: Collection[str]) -> None:
+        self.tables, self.origins, self.catalogue, self.needs = merged.tables, merged.origins, catalogue, needs
         self.faults: list[str] = []
 
     def recipe(self, name: str) -> Recipe:
@@ -206,7 +211,7 @@ class _Checker:
 
     def _slots(self) -> tuple[dict[str, Any], dict[str, str]]:
         slots, names = {}, {}
-        for slot in SLOTS:
+        for slot in [s for s in SLOTS if s in self.needs or s in self.tables]:
             table = dict(self._table(slot))
             name = table.pop("name", None)
             if name is None:

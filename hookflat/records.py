@@ -11,17 +11,19 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.recipe import Recipe, differences
 
-_PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy", "datasets", "numpy")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy", "datasets", "pyautoattack", "numpy")
 
 
 class RunFolder:
@@ -33,6 +35,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.results = path / "eval.json"
         self.best = self.checkpoints / "best.safetensors"
+        self.unfinished = path / ".unfinished"
 
     def prepare(self, recipe: Recipe, plugin_files: tuple[Path, ...] = ()) -> None:
         """Make the folder, or check that the one there belongs to the same recipe.
@@ -43,7 +46,7 @@ class RunFolder:
         if not self.main:
             return
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             if self.last_checkpoint() is None:
                 self._replace("recipe.toml", recipe.to_toml())
             self._replace("environment.json", json.dumps(environment(plugin_files), indent=2))
@@ -111,15 +114,41 @@ class RunFolder:
     def save_weights(self, file: Path, model: nn.Module, **about: Any) -> None:
         """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
         if self.main:
+            file.parent.mkdir(parents=True, exist_ok=True)
             beside = file.with_suffix(".writing")
             tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
             save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
             beside.replace(file)
 
+    def snapshot(self, epoch: int) -> Path:
+        """Where the weights after an epoch are kept."""
+        return self.checkpoints / f"epoch-{epoch:06d}.safetensors"
+
+    def keep(self, name: str, what: str | Figure | dict[str, Tensor]) -> None:
+        """A text in `logs/`, a figure in `figures/` as PNG and SVG, a table of columns in `tables/` as parquet."""
+        if not self.main:
+            return
+        if isinstance(what, str):
+            self._inside("logs", f"{name}.txt").write_text(what, encoding="utf-8")
+        elif isinstance(what, dict):
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            table = pa.table({column: values.cpu().numpy() for column, values in what.items()})
+            parquet.write_table(table, self._inside("tables", f"{name}.parquet"))
+        else:
+            what.savefig(self._inside("figures", f"{name}.png"))
+            what.savefig(self._inside("figures", f"{name}.svg"), metadata={"Date": None})
+
+    def _inside(self, folder: str, file: str) -> Path:
+        (self.path / folder).mkdir(exist_ok=True)
+        return self.path / folder / file
+
     def save_results(self, results: dict[str, Any]) -> None:
-        """Write eval.json; its presence says that the run is complete."""
+        """Write eval.json; its presence says that everything is measured."""
         if self.main:
             self._replace("eval.json", json.dumps(results, indent=2))
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def load_results(self) -> dict[str, Any] | None:
         """eval.json, where the run is complete."""
@@ -130,13 +159,6 @@ class RunFolder:
             beside = self.path / f".{name}.writing"
             beside.write_text(text, encoding="utf-8")
             beside.replace(self.path / name)
-
-
-def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and metadata of a safetensors file that hookflat wrote."""
-    with safe_open(file, framework="pt") as opened:
-        about = json.loads((opened.metadata() or {}).get("hookflat", "{}"))
-    return load_file(file), about
 
 
 def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hookflat import seeds
 from hookflat.attack_view import AttackView
 from hookflat.brackets import restored
+from hookflat.checkpoints import load_weights
 from hookflat.console import Console
 from hookflat.data import Batch, Data
 from hookflat.defaults import Core
@@ -25,7 +26,7 @@ from hookflat.measuring import Measurements, Subject
 from hookflat.options import period_in_epochs
 from hookflat.plugins import Hooks
 from hookflat.recipe import Recipe
-from hookflat.records import RunFolder, load_weights
+from hookflat.records import RunFolder
 from hookflat.watch import Watch
 
 
@@ -55,10 +56,6 @@ class Run:
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.console = Console(main=self.main, quiet=quiet)
-        if recipe.run.batch_size % self.processes:
-            raise UserError(
-                f"run.batch_size = {recipe.run.batch_size} does not divide by the {self.processes} processes"
-            )
         if recipe.run.threads:
             torch.set_num_threads(recipe.run.threads)
         self.folder = RunFolder(folder, main=self.main)
@@ -76,18 +73,25 @@ class Run:
 
     # --- building -----------------------------------------------------------------------------------------------------
 
+    def build_network(self) -> None:
+        """Load the data and make the network, each by its plugin: all that measuring needs."""
+        self.data = self.hook.build_data(run=self)
+        set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
+        network = self.hook.build_model(run=self)
+        self.network = network.to(self.device, memory_format=torch.channels_last).train()
+
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
-        self.data = self.hook.build_data(run=self)
+        size = self.recipe.run.batch_size
+        if size % self.processes:
+            raise UserError(f"run.batch_size = {size} does not divide by the {self.processes} processes")
+        self.build_network()
         self.steps_per_epoch = len(self._batch_starts())
         self.total_steps = self.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
             raise UserError(
                 f"{len(self.data.train)} training examples do not fill one batch on {self.processes} processes"
             )
-        set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
-        network = self.hook.build_model(run=self)
-        self.network = network.to(self.device, memory_format=torch.channels_last).train()
         precise = self.recipe.run.precision == "fp32"
         optimizer = self.hook.build_optimizer(
             run=self, parameters=[p for p in self.network.parameters() if p.requires_grad]
@@ -247,6 +251,10 @@ class Run:
         self.hook.epoch_end(run=self)
         return line
 
+    def keep_snapshot(self) -> None:
+        """Save the network of `eval_model` as it is after this epoch (`checkpoints/epoch-000005.safetensors`)."""
+        self.folder.save_weights(self.folder.snapshot(self.epoch), self.eval_model(), epoch=self.epoch)
+
     def keep_best(self, **about: Any) -> None:
         """Save the network of `eval_model` as the best so far (`checkpoints/best.safetensors`, with `about`)."""
         self.folder.save_weights(self.folder.best, self.eval_model(), epoch=self.epoch, **about)
@@ -315,12 +323,14 @@ class Run:
         self.accelerator.wait_for_everyone()
         results: dict[str, Any] = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
         results |= {"protocol": self.measurements.protocol(), "models": {}}
-        results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model)
-        if self.folder.best.exists():
+        kept = ["last", *(["best"] if self.folder.best.exists() else [])]
+        self.console.measuring({label: self.measurements.planned(label) for label in kept}, self.measurements.tally)
+        results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model, "last")
+        if "best" in kept:
             weights, about = load_weights(self.folder.best)
             with restored(model.state_dict().values()):
                 model.load_state_dict(weights)
-                results["models"]["best"] = about | self.measurements.end(model)
+                results["models"]["best"] = about | self.measurements.end(model, "best")
         return results
 
 

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from hookflat import UserError, hookimpl, robust_loss
 from hookflat.data import Data, Examples
-from hookflat.evaluation import RobustLoss
 from hookflat.options import Period, period_in_epochs
+from hookflat.robustness import RobustLoss
 from hookflat.running import Run
 
 

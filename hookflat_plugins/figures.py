@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hookflat import hookimpl
-from hookflat.records import load_weights
+from hookflat.checkpoints import load_weights
 from hookflat.running import Run
 
 if TYPE_CHECKING:

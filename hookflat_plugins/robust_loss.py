@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,7 +14,11 @@ from hookflat.measuring import Subject
 
 @dataclass(eq=False)
 class RobustLossMeasure:
-    """RLoss and RErr by PGD: for each example the worst over restarts; wrong clean or adversarially is wrong."""
+    """RLoss and RErr by PGD: for each example the worst over restarts; wrong clean or adversarially is wrong.
+
+    RLoss also over the examples that are classified correctly and incorrectly without an attack (`rloss_correct`,
+    `rloss_incorrect`, the paper's Fig. 2); a table `per_example` is kept.
+    """
 
     paper: ClassVar[str] = "Stutz et al. 2021, section 2; protocol 1.1"
 
@@ -23,4 +28,10 @@ class RobustLossMeasure:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         robust = subject.robust(self.steps, self.restarts)
-        return {"rloss": robust.loss, "rerr_pgd": robust.error}
+        values = {"rloss": robust.loss, "rerr_pgd": robust.error}
+        values |= {"rloss_correct": robust.loss_correct, "rloss_incorrect": robust.loss_incorrect}
+        subject.keep("per_example", vars(robust.per_example))
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def passes(self) -> int:
+        return (self.steps + 1) * self.restarts

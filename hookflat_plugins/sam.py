@@ -6,13 +6,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
 from hookflat.data import Batch
-from hookflat.neighborhood import moved
+from hookflat.neighborhood import moved, sharpest
 from hookflat.options import Number
 from hookflat.running import Run
 
@@ -42,17 +41,6 @@ class SharpnessAware:
         if self.rho == 0:
             return (yield)
         weights = [p for p in run.network.parameters() if p.requires_grad]
-        nu = self.ascent(weights, run.gradients_at(batch, x_adv, weights))
-        with moved(weights, nu):
+        gradients = run.gradients_at(batch, x_adv, weights)
+        with moved(weights, sharpest(weights, gradients, self.rho, adaptive=self.adaptive, eta=self.eta)):
             return (yield)
-
-    @torch.no_grad()
-    def ascent(self, weights: list, gradients: list[Tensor]) -> list[Tensor]:
-        """The perturbation of every weight."""
-        scales = [self._scale(w) for w in weights]
-        stretched = [t * g for t, g in zip(scales, gradients, strict=True)]
-        factor = self.rho / torch.nn.utils.get_total_norm(stretched).clamp_min(1e-12)
-        return [factor * t * g for t, g in zip(scales, stretched, strict=True)]
-
-    def _scale(self, weight: Tensor) -> Tensor:
-        return weight.abs() + self.eta if self.adaptive and weight.dim() > 1 else torch.ones_like(weight)

@@ -72,8 +72,8 @@ class Unlabeled:
         return replace(data, train=data.train.part(0, kept))
 
     @hookimpl(wrapper=True)
-    def build_model(self, run: Run) -> Generator[None, Any, Any]:
-        if self.fraction:
+    def build_optimizer(self, run: Run) -> Generator[None, Any, Any]:
+        if self.fraction:  # here and not with the data: a network that is only measured needs no labels
             assert self._pool is not None
             if len(self._pool) == 0:
                 raise UserError("plugins.unlabeled: the pool is empty: set path, or share above 0")

@@ -44,7 +44,7 @@ def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
     for word in ("data ", "model ", "attack ", "training ", "device ", "folder "):
         assert any(line.strip().startswith(word) for line in lines[:8]), word
     assert sum(line.startswith("epoch ") for line in lines) == 1
-    for row in ("clean error, test", "RErr (PGD), test", "RLoss, train", "RLoss, gap", "average flatness, test"):
+    for row in ("clean error, test", "RErr (PGD), test", "RLoss, train", "RLoss, gap", "average-case flatness, test"):
         assert row in done.stdout
     assert "\x1b" not in done.stdout
     assert (tmp_path / "runs" / "trades-0" / "figures" / "overfitting.png").stat().st_size > 5000

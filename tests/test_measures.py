@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 import hookflat
 from hookflat import UserError
+from hookflat.checkpoints import load_weights
 from hookflat.data import Examples
-from hookflat.records import load_weights
 from hookflat.testing import run_recipe, tiny_run
 
 STOPPING = {"plugins": {"early_stopping": {"holdout": 4, "every": 2, "steps": 2, "restarts": 2}}}

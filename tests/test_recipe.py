@@ -43,7 +43,7 @@ def test_every_training_plugin_has_a_recipe():
     from hookflat.plugins import kind_of
 
     used = set()
-    for path in [*SHIPPED, *recipes_folder().glob("scales/*.toml")]:
+    for path in [*SHIPPED, *recipes_folder().glob("*/*.toml")]:
         tables = tomllib.loads(path.read_text())
         used |= {t.get("name") for t in tables.values() if isinstance(t, dict)} | set(tables.get("plugins", {}))
         used |= {m for t in tables.get("eval", {}).values() if isinstance(t, dict) for m in t}

@@ -1,0 +1,63 @@
+"""The Hessian of the loss: extreme eigenvalues and trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hookflat import hessian_eigenvalues, hessian_trace, hookimpl
+from hookflat.measuring import Subject
+from hookflat.options import Number
+
+Losses = Annotated[list[Literal["clean", "robust"]], Field(description="which losses", min_length=1)]
+
+
+def both() -> list[Literal["clean", "robust"]]:
+    """The clean and the robust loss."""
+    return ["clean", "robust"]
+
+
+@dataclass(eq=False)
+class Hessian:
+    """Largest and smallest eigenvalues and trace of the Hessian of the mean loss, clean and robust.
+
+    Over the weights of convolutions and linear layers, in evaluation mode. The robust loss is that at adversarial
+    examples found once (`remaximise`: anew at every point). Not invariant to rescaling of the weights.
+    """
+
+    paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2104.04448; protocol, section 7"
+
+    losses: Losses = field(default_factory=both)
+    k: Annotated[int, Field(ge=1, description="largest eigenvalues")] = 1
+    probes: Annotated[int, Field(ge=0, description="of Hutchinson's estimate of the trace")] = 20
+    steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
+    remaximise: Annotated[bool, Field(description="attack anew at every point (not for the trace)")] = False
+    tolerance: Annotated[Number, Field(gt=0, description="relative accuracy of the eigenvalues")] = 0.01
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
+        values = {}
+        for loss in self.losses:
+            options = {"robust": loss == "robust", "steps": self.steps, **subject.attack}
+            work = subject.work(f"hessian {loss}")
+            found = hessian_eigenvalues(
+                subject.model,
+                subject.examples,
+                k=self.k,
+                remaximise=self.remaximise and loss == "robust",
+                tolerance=self.tolerance,
+                work=work,
+                **options,
+            )
+            largest = {f"hessian_{loss}_{i}": value for i, value in enumerate(found.largest[1:], start=2)}
+            values |= {f"hessian_{loss}_max": found.largest[0], **largest, f"hessian_{loss}_ratio": found.ratio}
+            if self.probes:
+                trace = hessian_trace(subject.model, subject.examples, samples=self.probes, work=work, **options)
+                values |= {f"hessian_{loss}_trace": trace.trace}
+                values |= {f"hessian_{loss}_trace_stderr": trace.standard_error} if self.probes > 1 else {}
+        return values
+
+    def passes(self) -> int:
+        return len(self.losses) * (self.steps + 2 * (60 + self.probes))

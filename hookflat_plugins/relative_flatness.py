@@ -1,0 +1,42 @@
+"""Relative flatness of the penultimate layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from hookflat import hookimpl
+from hookflat import relative_flatness as relative_flatness_of
+from hookflat.measuring import Subject
+from hookflat_plugins.hessian import Losses, both
+
+
+@dataclass(eq=False)
+class RelativeFlatness:
+    """Relative flatness: the trace of the Hessian by the last layer's weights, weighted by their inner products, in
+    closed form; in the clean and in the robust loss. Lower is flatter.
+    """
+
+    paper: ClassVar[str] = "Petzka et al. 2021, arXiv 2001.00939; Walter et al. 2025, arXiv 2510.14231"
+
+    losses: Losses = field(default_factory=both)
+    steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
+        return {
+            f"relative_flatness_{loss}": relative_flatness_of(
+                subject.model,
+                subject.examples,
+                robust=loss == "robust",
+                steps=self.steps,
+                work=subject.work(f"relative_flatness {loss}"),
+                **subject.attack,
+            )
+            for loss in self.losses
+        }
+
+    def passes(self) -> int:
+        return len(self.losses) * (self.steps + 2)

@@ -1,0 +1,48 @@
+"""SAM-sharpness and adaptive sharpness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from hookflat import hookimpl, sharpness
+from hookflat.measuring import Subject
+from hookflat.options import Number
+from hookflat_plugins.hessian import Losses, both
+
+
+@dataclass(eq=False)
+class SharpnessMeasure:
+    """Sharpness after one step of ascent: SAM's, of L2 radius `rho`, and the adaptive one, of radius `adaptive_rho`
+    relative to each weight; in the clean and in the robust loss.
+    """
+
+    paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412; Kwon et al. 2021, arXiv 2102.11600"
+
+    losses: Losses = field(default_factory=both)
+    rho: Annotated[Number, Field(ge=0, description="L2 radius over all weights")] = 0.05
+    adaptive_rho: Annotated[Number, Field(ge=0, description="L2 radius in units of |w|")] = 0.5
+    steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
+        values = {}
+        for loss in self.losses:
+            for name, rho in (("sam", self.rho), ("adaptive", self.adaptive_rho)):
+                found = sharpness(
+                    subject.model,
+                    subject.examples,
+                    rho=rho,
+                    adaptive=name == "adaptive",
+                    robust=loss == "robust",
+                    steps=self.steps,
+                    work=subject.work(f"sharpness {loss} {name}"),
+                    **subject.attack,
+                )
+                values[f"{name}_sharpness_{loss}"] = found.sharpness
+        return values
+
+    def passes(self) -> int:
+        return len(self.losses) * 4 * (self.steps + 1)

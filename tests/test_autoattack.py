@@ -1,0 +1,142 @@
+"""AutoAttack through pyautoattack: the package's own numbers, and nothing left behind."""
+
+import sys
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+import hookflat
+from hookflat.autoattacks import attacks_of
+from hookflat.testing import Found
+from hookflat.work import Work
+
+
+@pytest.fixture(scope="module")
+def net(digits_pair):
+    """A perceptron that gets most of the forty digits right: cheap to attack ten thousand times."""
+    x, y = digits_pair
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(25):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    net.zero_grad()
+    return net.eval()
+
+
+def directly(net, x, y, batch_size, **options):
+    """The package as its README has it, with a frozen network."""
+    for p in net.parameters():
+        p.requires_grad_(False)
+    try:
+        with torch.random.fork_rng():
+            attack = AutoAttack(net, **options)
+            if options["version"] == "custom":
+                attack.apgd.n_restarts = attack.fab.n_restarts = 1
+            trace = sys.gettrace()
+            answers = attack.run_standard_evaluation(x, y, batch_size=batch_size)[1]
+            sys.settrace(trace)
+        return answers != y
+    finally:
+        for p in net.parameters():
+            p.requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    ("version", "attacks"), [("standard", None), ("custom", ["apgd-ce", "apgd-dlr"]), ("rand", None)]
+)
+def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks):
+    x, y = (t[:20] for t in digits_pair)
+    listed = {} if attacks is None else {"attacks": attacks}
+    expected = directly(net, x, y, 8, eps=0.15, seed=3, version=version, **listed)
+    found = hookflat.autoattack(net, (x, y), eps=0.15, seed=3, version=version, attacks=attacks, batch_size=8)
+    assert torch.equal(found.broken_by >= 0, expected)
+    assert found.error == expected.double().mean().item()
+    assert 0 < found.clean_error < found.error < 1
+    assert sum(found.broken.values()) + found.clean_error == pytest.approx(found.error)
+    assert list(found.broken) == attacks_of(version, 10, attacks)
+    assert "robust accuracy after APGD-CE" in found.log
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_classes(classes):
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    net[1].weight.data = torch.randn(classes, 16, generator=generator)
+    x = torch.rand(12, 1, 4, 4, generator=generator)
+    y = net(x).argmax(dim=1)
+    small, large = (hookflat.autoattack(net, (x, y), eps=eps, batch_size=12).error for eps in (1e-6, 0.5))
+    assert small == 0
+    assert large > 0.5
+    if classes == 2:  # the linear bound: an example falls where eps ||d||_1 exceeds its margin
+        d = net[1].weight[1] - net[1].weight[0]
+        margins = (net(x)[:, 1] - net(x)[:, 0]).abs()
+        eps = 1.05 * (margins.sort().values[5:7].mean() / d.abs().sum()).item()
+        inside = ((x > eps) & (x < 1 - eps)).flatten(1).all(dim=1)
+        found = hookflat.autoattack(net, (x, y), eps=eps, batch_size=12)
+        assert torch.equal((found.broken_by >= 0)[inside], (margins < eps * d.abs().sum())[inside])
+
+
+def test_attacks_that_are_not_defined_for_few_classes_are_left_out():
+    assert attacks_of("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attacks_of("standard", 4) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attacks_of("standard", 3) == ["apgd-ce", "fab", "square"]
+    assert attacks_of("plus", 3) == ["apgd-ce", "apgd-dlr", "fab", "square"]
+    assert attacks_of("plus", 2) == ["apgd-ce", "fab", "square"]
+
+
+def test_wrong_requests_are_told(net, digits_pair):
+    with pytest.raises(ValueError, match="no attack 'pgd'"):
+        hookflat.autoattack(net, digits_pair, version="custom", attacks=["pgd"])
+    with pytest.raises(ValueError, match="and only there"):
+        hookflat.autoattack(net, digits_pair, attacks=["square"])
+
+
+def test_nothing_is_left_behind(net, digits_pair):
+    x, y = (t[:6] for t in digits_pair)
+    net.train()
+    found, state = Found.of(net), torch.random.get_rng_state()
+
+    def trace(*_):
+        return None
+
+    sys.settrace(trace)
+    try:
+        hookflat.autoattack(net, (x, y), eps=0.05, version="custom", attacks=["apgd-ce", "fab"])
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(None)
+    found.assert_unchanged(net)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+    net.eval()
+
+
+def test_an_interrupted_attack_goes_on_where_it_stopped(tmp_path, net, digits_pair, monkeypatch):
+    x, y = (t[:12] for t in digits_pair)
+    options = {"eps": 0.15, "version": "custom", "attacks": ["apgd-ce", "apgd-dlr", "fab"], "batch_size": 5}
+    whole = hookflat.autoattack(net, (x, y), **options)
+    ran = []
+    evaluate = AutoAttack.run_standard_evaluation
+
+    def counted(self, *arguments, **named):
+        if self.attacks_to_run == ["apgd-dlr"] and not ran.count("stopped"):
+            ran.append("stopped")
+            raise KeyboardInterrupt
+        ran.append(self.attacks_to_run[0])
+        return evaluate(self, *arguments, **named)
+
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", counted)
+    with pytest.raises(KeyboardInterrupt):
+        hookflat.autoattack(net, (x, y), **options, work=Work(tmp_path))
+    again = hookflat.autoattack(net, (x, y), **options, work=Work(tmp_path))
+    first = ran.index("stopped")
+    assert "apgd-ce" in ran[:first]
+    assert "apgd-ce" not in ran[first:]
+    assert torch.equal(again.broken_by, whole.broken_by)
+    assert again.log.splitlines()[:3] == whole.log.splitlines()[:3]

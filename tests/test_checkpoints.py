@@ -1,0 +1,133 @@
+"""Weights from anywhere: what is read, what is refused, and that nothing in a file is run."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hookflat import UserError
+from hookflat.checkpoints import load_into, read_weights
+from hookflat.layers import Normalized
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.fixture
+def net():
+    built = network()
+    built(torch.rand(2, 1, 6, 6))
+    return built
+
+
+@pytest.fixture
+def other():
+    built = network(1)
+    built(torch.rand(2, 1, 6, 6))
+    return built
+
+
+def same(a, b):
+    return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
+
+
+NESTS = {
+    "bare": lambda net: net.state_dict(),
+    "state_dict": lambda net: {"state_dict": net.state_dict(), "epoch": 3, "arch": "resnet"},
+    "model_state_dict": lambda net: {"model_state_dict": net.state_dict(), "loss": 0.5},
+    "any name": lambda net: {"weights of ours": net.state_dict()},
+    "DataParallel": lambda net: nn.DataParallel(net).state_dict(),
+    "compiled, parallel": lambda net: {f"_orig_mod.module.{k}": v for k, v in net.state_dict().items()},
+    "averaged": lambda net: AveragedModel(net).state_dict(),
+    "nested and parallel": lambda net: {"model": nn.DataParallel(net).state_dict()},
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_common_wrappings_are_understood(tmp_path, net, other, nest):
+    torch.save(NESTS[nest](net), tmp_path / "w.pt")
+    load_into(other, read_weights(tmp_path / "w.pt"), "w.pt")
+    assert same(net, other)
+
+
+def test_safetensors_and_the_network_inside_a_normalisation(tmp_path, net, other):
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path / "w.safetensors")
+    outer = Normalized(other, torch.tensor([0.5]), torch.tensor([2.0]))
+    assert load_into(outer, read_weights(tmp_path / "w.safetensors"), "w") is other
+    assert same(net, other)
+    whole = Normalized(net, torch.tensor([0.1]), torch.tensor([3.0]))
+    assert load_into(outer, whole.state_dict(), "w") is outer
+    assert outer.mean.item() == pytest.approx(0.1)
+
+
+def test_several_sets_need_a_choice(tmp_path, net, other):
+    torch.save({"model": net.state_dict(), "ema": other.state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="choose one with --key: model, ema"):
+        read_weights(tmp_path / "w.pt")
+    assert torch.equal(read_weights(tmp_path / "w.pt", "ema")["0.weight"], other[0].weight)
+    with pytest.raises(UserError, match="no weights under 'nothing'"):
+        read_weights(tmp_path / "w.pt", "nothing")
+
+
+def test_every_key_that_does_not_fit_is_listed_and_nothing_is_loaded(net, other):
+    weights = net.state_dict()
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    wrong = {"0.weight": weights["0.weight"], "0.bias": torch.zeros(9), "fc.weight": weights["3.weight"]}
+    with pytest.raises(UserError) as told:
+        load_into(other, wrong, "FILE")
+    message = str(told.value)
+    assert message.startswith("FILE does not fit the network")
+    assert "missing: 1.weight, 1.bias, 1.running_mean, 1.running_var" in message
+    assert "left over: fc.weight" in message
+    assert "0.bias (9,) in the file, (4,) in the network" in message
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+class Hostile:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "inside"])
+def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, net, how):
+    proof, file = tmp_path / "proof", tmp_path / "w.pt"
+    hostile = Hostile(f"touch {proof}")
+    if how == "pickle":
+        file.write_bytes(pickle.dumps(hostile))
+    else:
+        torch.save(hostile if how == "torch" else {"state_dict": net.state_dict(), "extra": hostile}, file)
+    with pytest.raises(UserError, match="was not loaded: it holds more than tensors"):
+        read_weights(file)
+    assert not proof.exists()
+
+
+def test_whole_modules_are_refused_with_what_to_do(tmp_path, net):
+    torch.save(net, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="save its state_dict alone"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_other_files_are_told(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_weights(tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(UserError, match=r"no file of weights|was not loaded"):
+            read_weights(tmp_path / name)
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list"):
+        read_weights(tmp_path / "list.pt")
+    torch.save({"epoch": 3}, tmp_path / "none.pt")
+    with pytest.raises(UserError, match=r"holds no weights \(it has epoch\)"):
+        read_weights(tmp_path / "none.pt")

@@ -1,0 +1,393 @@
+"""`hookflat eval`: any network, one command, results that can be trusted and resumed."""
+
+import json
+import sys
+import types
+
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import fails, hookflat
+
+import hookflat as library
+from hookflat import UserError
+from hookflat.data import Examples
+from hookflat.plugins import Catalogue
+from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
+from hookflat_plugins.digits import Digits
+from hookflat_plugins.resnet_small import ResNetSmall
+
+PLUGINS = [TinyData, TinyModel]
+PROTOCOL = """
+[eval.robustness]
+splits = ["train", "test"]
+examples = 12
+[eval.robustness.clean_error]
+[eval.robustness.robust_loss]
+steps = 2
+restarts = 2
+[eval.robustness.autoattack]
+version = "custom"
+attacks = ["apgd-ce", "apgd-dlr"]
+batch_size = 5
+[eval.flat]
+[eval.flat.average_flatness]
+xi = [0.1, "1/2"]
+samples = 2
+steps = 2
+reference_restarts = 2
+[eval.flat.worst_flatness]
+attempts = 2
+sweeps = 2
+batch_size = 5
+steps = 2
+reference_restarts = 2
+[eval.flat.clean_average_flatness]
+samples = 2
+[eval.flat.clean_worst_flatness]
+attempts = 2
+sweeps = 2
+[eval.flat.hessian]
+probes = 2
+steps = 2
+[eval.flat.sharpness]
+steps = 2
+[eval.flat.relative_flatness]
+steps = 2
+[eval.flat.landscape]
+directions = 2
+points = 3
+steps = 1
+[eval.flat.landscape_2d]
+points = 3
+steps = 1
+"""
+
+
+@pytest.fixture
+def protocol(tmp_path):
+    file = tmp_path / "protocol.toml"
+    file.write_text(PROTOCOL)
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run with snapshots and an early-stopped network."""
+    tables = {
+        "plugins": {"snapshots": {"every": 1}, "early_stopping": {"holdout": 3, "every": 1, "steps": 1, "restarts": 1}}
+    }
+    return run_recipe(tables, tmp_path_factory.mktemp("runs") / "tiny").folder
+
+
+def evaluate(*arguments, **options):
+    return library.evaluate(*arguments, plugins=PLUGINS, **options)
+
+
+def test_every_measure_of_a_run_folder_is_the_library_s(trained, protocol, tmp_path):
+    found = evaluate(trained, protocol=protocol, folder=tmp_path / "out").results
+    assert found == json.loads((tmp_path / "out" / "eval.json").read_text())
+    entry = found["models"]["last"]
+    with tiny_run({"plugins": {"early_stopping": {"holdout": 3}}}) as run:
+        run.network.load_state_dict(load_file(trained / "model.safetensors"))
+        net, attack = run.network, {"eps": 0.1, "step_size": 0.05, "seed": 0}
+        for split in ("train", "test"):
+            examples = Examples(getattr(run.data, split).part(0, 12))
+            r = library.robust_loss(net, examples, steps=2, restarts=2, **attack)
+            a = library.autoattack(
+                net, examples, eps=0.1, version="custom", attacks=["apgd-ce", "apgd-dlr"], batch_size=5
+            )
+            assert entry[split]["rloss"] == pytest.approx(r.loss, abs=1e-6)
+            assert entry[split]["rerr_pgd"] == r.error
+            assert entry[split]["rerr_autoattack"] == a.error
+            assert entry[split]["broken_by_apgd_ce"] == a.broken["apgd-ce"]
+        examples = Examples(run.data.test)
+        options = {"steps": 2, "reference": entry["test"]["rloss"], **attack}
+        for xi in (0.1, 0.5):
+            f = library.average_flatness(net, examples, xi=xi, samples=2, **options)
+            assert entry["test"][f"average_flatness_xi{xi}"] == pytest.approx(f.flatness, abs=1e-6)
+            assert entry["test"][f"average_flatness_xi{xi}_stderr"] == pytest.approx(f.standard_error, abs=1e-6)
+        f = library.worst_flatness(net, examples, xi=0.00075, attempts=2, sweeps=2, batch_size=5, **options)
+        assert entry["test"]["worst_flatness"] == pytest.approx(f.flatness, abs=1e-6)
+        h = library.hessian_eigenvalues(net, examples, k=1, steps=2, tolerance=0.01, **attack)
+        assert entry["test"]["hessian_robust_max"] == pytest.approx(h.largest[0], rel=1e-6)
+        s = library.sharpness(net, examples, rho=0.05, steps=2, **attack)
+        assert entry["test"]["sam_sharpness_robust"] == pytest.approx(s.sharpness, rel=1e-6)
+        k = library.relative_flatness(net, examples, robust=False)
+        assert entry["test"]["relative_flatness_clean"] == pytest.approx(k, rel=1e-6)
+        line = library.landscape(net, examples, directions=2, points=3, steps=1, **attack)
+    assert entry["gap"]["rloss"] == entry["train"]["rloss"] * -1 + entry["test"]["rloss"]
+    assert set(entry["seconds"]) >= {"test/robust_loss", "train/autoattack", "test/landscape_2d"}
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "tables" / "last-test-landscape_layer.parquet").to_pydict()
+    assert table["rloss_1"] == pytest.approx(line.loss[1].tolist(), abs=1e-6)
+    for name in ("landscape_layer", "landscape_2d_filter"):
+        assert (tmp_path / "out" / "figures" / f"last-test-{name}.svg").read_text().count("<path") > 5
+        assert (tmp_path / "out" / "figures" / f"last-test-{name}.png").stat().st_size > 5000
+    assert "apgd-ce" in (tmp_path / "out" / "logs" / "last-test-autoattack.txt").read_text()
+    protocol_there = found["protocol"]["stages"]["robustness"]
+    assert protocol_there["examples"] == {"train": 12, "test": 9}
+    assert protocol_there["measures"]["autoattack"]["batch_size"] == 5
+
+
+def test_last_best_live_and_kept_epochs(trained, tmp_path):
+    found = evaluate(trained, which=["last", "best", "1", "2"], measures=["clean_error"], folder=tmp_path / "out")
+    models = found.results["models"]
+    assert [models[which]["epoch"] for which in ("last", "1", "2")] == [2, 1, 2]
+    assert models["last"]["test"] == models["2"]["test"]
+    kept = load_file(trained / "checkpoints" / "epoch-000002.safetensors")
+    assert all(torch.equal(v, kept[k]) for k, v in load_file(trained / "model.safetensors").items())
+    with pytest.raises(UserError, match="no network '7': it has last, best, 1, 2"):
+        evaluate(trained, which="7", measures=["clean_error"], folder=tmp_path / "seven")
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(trained, protocol, tmp_path, monkeypatch):
+    whole = evaluate(trained, protocol=protocol, folder=tmp_path / "whole").results
+    from hookflat.work import Work
+
+    passed, stop_at, counts = Work.passed, 400, []
+
+    def counted(self, passes):
+        passed(self, passes)
+        if self.tally.passes > stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Work, "passed", counted)
+    for _ in range(60):
+        try:
+            resumed = evaluate(trained, protocol=protocol, folder=tmp_path / "cut").results
+            break
+        except KeyboardInterrupt:
+            counts.append(len(list((tmp_path / "cut").rglob(".unfinished/**/*.safetensors"))))
+            stop_at += 400
+    assert len(counts) > 3
+    assert counts == sorted(counts)
+    for split in ("train", "test"):
+        assert resumed["models"]["last"][split] == whole["models"]["last"][split]
+    assert not (tmp_path / "cut" / ".unfinished").exists()
+    again = evaluate(trained, protocol=protocol, folder=tmp_path / "cut").results
+    assert again == resumed
+
+
+def test_results_of_another_protocol_or_network_are_not_overwritten(trained, tmp_path):
+    out = tmp_path / "out"
+    evaluate(trained, measures=["clean_error"], folder=out)
+    before = (out / "eval.json").read_text()
+    with pytest.raises(UserError, match="another model or protocol"):
+        evaluate(trained, measures=["clean_error"], overrides={"eval.eps": 0.2}, folder=out)
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    (copied / "recipe.toml").write_text((trained / "recipe.toml").read_text())
+    weights = load_file(trained / "model.safetensors")
+    save_file(weights, copied / "model.safetensors")
+    evaluate(copied, measures=["clean_error"], folder=tmp_path / "of the copy")
+    save_file({k: v + 1 if v.is_floating_point() else v for k, v in weights.items()}, copied / "model.safetensors")
+    with pytest.raises(UserError, match="results of other weights"):
+        evaluate(copied, measures=["clean_error"], folder=tmp_path / "of the copy")
+    assert (out / "eval.json").read_text() == before
+
+
+def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
+    own = evaluate(trained, measures=["robust_loss"], folder=tmp_path / "own").results["protocol"]
+    assert (own["eps"], own["step_size"]) == (0.1, 0.05)
+    other = evaluate(trained, measures=["robust_loss"], overrides=["eval.eps=8/255"], folder=tmp_path / "other").results
+    assert other["protocol"]["eps"] == 8 / 255
+
+
+def test_shipped_protocols_are_the_paper_s():
+    from hookflat.evaluation import Source, _recipe
+
+    source = Source("robustbench:X", data="digits")
+    paper = _recipe(source, "paper", (), (), ())
+    assert [s.examples for s in paper.stages.values()] == [10_000, 1000, 1000]
+    assert all(s.splits == ["train", "test"] for s in paper.stages.values())
+    found = paper.measures["robustness"] | paper.measures["flatness"]
+    assert (found["robust_loss"].steps, found["robust_loss"].restarts) == (20, 10)
+    assert found["autoattack"].version == "standard"
+    flat, worst = found["average_flatness"], found["worst_flatness"]
+    assert (flat.xi, flat.samples, flat.steps, flat.reference_restarts) == (0.5, 10, 20, 10)
+    assert (worst.xi, worst.attempts, worst.sweeps, worst.weight_step_size, worst.batch_size) == (
+        *(0.00075, 10, 20, 0.01),
+        128,
+    )
+    assert paper.eval.eps == 8 / 255
+    for name in ("quick", "full", "landscapes"):
+        assert _recipe(source, name, (), (), ()).stages
+
+
+# --- networks from elsewhere ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small network of ours in a file, without its normalisation, as a foreign script would save it."""
+    torch.manual_seed(0)
+    data = Digits(train=40, test=30).build_data()
+    run = types.SimpleNamespace(data=data)
+    net = ResNetSmall(width=8).build_model(run=run).eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.net.state_dict().items()}}, tmp_path / "net.pt")
+    return net, data, tmp_path / "net.pt"
+
+
+SMALL = ["data.train=40", "data.test=30", "model.width=8", "eval.measures.examples=20"]
+
+
+@pytest.mark.parametrize("normalize", ["none", "data", "0.2/0.5"])
+def test_a_file_of_weights_with_the_normalisation_that_is_asked_for(small, tmp_path, normalize):
+    net, data, file = small
+    options = {"arch": "resnet_small", "data": "digits", "normalize": normalize, "overrides": SMALL}
+    found = evaluate(file, measures=["clean_error"], folder=tmp_path / "out", **options).results
+    x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
+    mean, std = {"none": (0, 1), "data": data.train.statistics(), "0.2/0.5": (0.2, 0.5)}[normalize]
+    logits = net.net((x - mean) / std)
+    loss = torch.nn.functional.cross_entropy(logits, y).item()
+    assert found["models"]["last"]["test"]["clean_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_timm_networks(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    options = {"arch": "timm:resnet10t", "data": "digits", "overrides": [SMALL[0], SMALL[1], SMALL[3]]}
+    found = evaluate(tmp_path / "net.safetensors", measures=["clean_error"], folder=tmp_path / "out", **options).results
+    data = Digits(train=40, test=30).build_data()
+    x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
+    loss = torch.nn.functional.cross_entropy(net.eval()(x), y).item()
+    assert found["models"]["last"]["test"]["clean_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_robustbench_networks_where_the_package_is_installed(small, tmp_path, monkeypatch):
+    net, _, _ = small
+    asked = {}
+
+    def load_model(**options):
+        asked.update(options)
+        return net
+
+    package = types.ModuleType("robustbench")
+    package.utils = types.ModuleType("robustbench.utils")
+    package.utils.load_model = load_model
+    options = {"data": "digits", "measures": ["clean_error"], "overrides": [SMALL[0], SMALL[1], SMALL[3]]}
+    with pytest.raises(UserError, match="needs the package robustbench"):
+        evaluate("robustbench:Carmon2019Unlabeled", folder=tmp_path / "no", **options)
+    monkeypatch.setitem(sys.modules, "robustbench", package)
+    monkeypatch.setitem(sys.modules, "robustbench.utils", package.utils)
+    found = evaluate("robustbench:Carmon2019Unlabeled", folder=tmp_path / "out", **options).results
+    assert asked == {"model_name": "Carmon2019Unlabeled", "dataset": "cifar10", "threat_model": "Linf"}
+    assert 0 <= found["models"]["last"]["test"]["clean_error"] <= 1
+
+
+def test_rescaled_networks_measure_alike(tmp_path):
+    """`hookflat rescale` of a run folder, and the quick protocol on both."""
+    folder = run_recipe({"run": {"epochs": 1}}, tmp_path / "runs" / "tiny").folder
+    from hookflat.evaluation import Source
+    from hookflat.rescaling import rescaled
+
+    with pytest.raises(UserError, match="no plugin is called 'tiny_data'"):
+        rescaled(Source(str(folder)), 0.5, tmp_path / "x")
+    out = tmp_path / "runs" / "tiny-x0.5"
+    assert rescaled(Source(str(folder)), 0.5, out, catalogue=Catalogue(PLUGINS)) == 1
+    with pytest.raises(UserError, match="exists already"):
+        rescaled(Source(str(folder)), 0.5, out)
+    one, other = (
+        evaluate(f, protocol="quick", folder=tmp_path / f.name).results["models"]["last"] for f in (folder, out)
+    )
+    assert other["weights"] != one["weights"]
+    for key, value in one["test"].items():
+        assert other["test"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_and_goes_on(small, tmp_path):
+    _, _, file = small
+    arguments = [part for value in SMALL for part in ("--set", value)]
+    arguments += ["--arch", "resnet_small", "--data", "digits", "--measure", "clean_error", "--measure", "robust_loss"]
+    arguments += ["--set", "eval.measures.robust_loss.restarts=1"]
+    done = hookflat("eval", file, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "RErr (PGD), test" in done.stdout
+    assert "2/2 last test robust_loss" in done.stdout
+    assert (tmp_path / "evals" / "net-clean_error-robust_loss-last" / "eval.json").exists()
+    assert "measured already" in hookflat("eval", file, *arguments, cwd=tmp_path).stdout
+    network = ["--arch", "resnet_small", "--data", "digits", "--set", "model.width=8"]
+    done = hookflat("rescale", file, "2", *network, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 convolutions scaled by 2" in done.stdout
+    assert (tmp_path / "net-x2.safetensors").exists()
+
+
+def test_what_is_wrong_is_told(small, tmp_path):
+    _, _, file = small
+    known = {"arch": "resnet_small", "data": "digits", "measures": ["clean_error"]}
+    for options, told in (
+        ({}, "say what network it is for, --arch"),
+        ({"arch": "resnet_small"}, "say what to measure on, --data"),
+        ({"arch": "resnet_small", "data": "digits", "protocol": "papr"}, "no protocol 'papr'"),
+        (known | {"measures": ["robust_los"]}, "did you mean 'robust_loss'"),
+        (known, r"\(8, 1, 3, 3\) in the file, \(16, 1, 3, 3\) in the network"),
+        (known | {"overrides": SMALL, "normalize": "1,2/3"}, "--normalize 1,2/3: should be none, data"),
+        (known | {"which": "best"}, "only a run folder has several networks"),
+        (known | {"overrides": ["eval.measures.autoattack.version=custom"]}, "attacks goes with version"),
+    ):
+        with pytest.raises(UserError, match=told):
+            evaluate(file, folder=tmp_path / "out", **options)
+    with pytest.raises(UserError, match="neither a run folder, nor a file"):
+        evaluate(tmp_path / "nothing.pt", **known)
+    with pytest.raises(UserError, match=r"it has no recipe\.toml"):
+        evaluate(tmp_path)
+    assert "its recipe names data and network" in fails(2, "eval", tmp_path, "--arch", "x", cwd=tmp_path)
+
+
+# --- measures in recipes --------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_may_ask_for_any_measure_at_the_end_during_training_or_of_the_best(tmp_path):
+    tables = {
+        "plugins": {"early_stopping": {"holdout": 3, "every": 1, "steps": 1, "restarts": 1}},
+        "eval": {
+            "through": {
+                "every": 1,
+                "worst_flatness": {"attempts": 1, "sweeps": 1, "steps": 1, "reference_restarts": 1},
+            },
+            "only_best": {"models": ["best"], "relative_flatness": {"steps": 1}},
+            "both": {"sharpness": {"steps": 1}},
+        },
+    }
+    result = run_recipe(tables, tmp_path / "run")
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if line["stage"] == "through" and "worst_flatness" in line]) == 2
+    models = result.results["models"]
+    assert "relative_flatness_robust" in models["best"]["test"]
+    assert "relative_flatness_robust" not in models["last"]["test"]
+    assert all("sam_sharpness_robust" in models[m]["test"] for m in ("last", "best"))
+
+
+def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):
+    from hookflat.work import Work
+
+    tables = {"eval": {"final": {"robust_loss": {"steps": 2, "restarts": 2}, "sharpness": {"steps": 2}}}}
+    whole = run_recipe(tables, tmp_path / "whole")
+    once, computed, stopped = Work.once, [], []
+
+    def cut(self, name, compute, together=None):
+        if name == "sharpness" and not stopped:
+            stopped.append(name)
+            computed.clear()
+            raise KeyboardInterrupt
+
+        def recorded():
+            computed.append(name)
+            return compute()
+
+        return once(self, name, recorded if self.folder else compute, together)
+
+    monkeypatch.setattr(Work, "once", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tables, tmp_path / "cut")
+    resumed = run_recipe(tables, tmp_path / "cut")
+    assert set(computed) == {"sharpness"}
+    assert resumed.results["models"]["last"]["test"] == whole.results["models"]["last"]["test"]

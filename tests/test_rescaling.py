@@ -1,0 +1,53 @@
+"""Networks of another scale are the same function."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import hookflat
+from hookflat.layers import Normalized
+from hookflat_plugins.resnet_small import small_image_resnet
+
+
+def trained_statistics(net):
+    net.train()
+    for seed in range(3):
+        net(torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(seed)))
+    return net.eval()
+
+
+NETWORKS = {
+    "rebn": lambda: small_image_resnet(width=8, blocks=1, channels=1, classes=10, norm="rebn", act="relu"),
+    "batch, mish": lambda: small_image_resnet(width=8, blocks=1, channels=1, classes=10, norm="batch", act="mish"),
+    "timm": lambda: timm.create_model("resnet10t", in_chans=1, num_classes=10),
+    "normalised": lambda: Normalized(
+        small_image_resnet(width=8, blocks=1, channels=1, classes=10, norm="rebn", act="relu"),
+        torch.tensor([0.3]),
+        torch.tensor([0.2]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_the_rescaled_network_is_the_same_function(name, factor):
+    torch.manual_seed(0)
+    net = trained_statistics(NETWORKS[name]())
+    scaled = copy.deepcopy(net)
+    count = hookflat.rescale(scaled, factor)
+    assert count >= 9
+    x = torch.rand(8, 1, 16, 16)
+    assert torch.allclose(scaled(x), net(x), rtol=1e-4, atol=1e-4)
+    changed = [k for k, v in net.state_dict().items() if not torch.equal(v, scaled.state_dict()[k])]
+    assert sum(k.endswith("weight") and net.state_dict()[k].dim() == 4 for k in changed) == count
+
+
+def test_what_cannot_be_rescaled_is_told():
+    with pytest.raises(ValueError, match="nothing to rescale"):
+        hookflat.rescale(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2.0)
+    for factor in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="should be positive"):
+            hookflat.rescale(NETWORKS["rebn"](), factor)

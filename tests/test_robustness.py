@@ -1,0 +1,109 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hookflat
+from hookflat.data import Examples, Images
+from hookflat.testing import Found
+from hookflat_plugins.resnet_small import small_image_resnet
+
+ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
+
+
+def images(n=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(0, 256, (n, 1, 8, 8), generator=generator).to(torch.uint8)
+    return Images(levels, torch.randint(0, 10, (n,), generator=generator))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    model = small_image_resnet(width=8, blocks=1, channels=1, classes=10, norm="rebn", act="relu")
+    model.train()
+    for _ in range(5):
+        model(torch.rand(32, 1, 8, 8))
+    return model
+
+
+def pair(n=40):
+    data = images(n)
+    return data.x.float() / 255, data.y
+
+
+def test_a_linear_models_robust_loss_and_error_in_closed_form():
+    torch.manual_seed(1)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    x, y = 0.25 + 0.5 * torch.rand(100, 1, 8, 8), torch.randint(0, 2, (100,))
+    w, b = linear[1].weight.double(), linear[1].bias.double()
+    sign = (2 * y - 1).double()
+    margin = sign * (x.flatten(1).double() @ (w[1] - w[0]) + b[1] - b[0])
+    worst = margin - 0.05 * (w[1] - w[0]).abs().sum()
+    r = hookflat.robust_loss(linear, (x, y), eps=0.05, step_size=0.02, steps=10, restarts=2)
+    assert r.loss == pytest.approx(torch.nn.functional.softplus(-worst).mean().item(), abs=1e-5)
+    assert r.error == pytest.approx((worst < 0).double().mean().item())
+    assert r.clean_error == pytest.approx((margin < 0).double().mean().item())
+    assert r.per_example.loss.shape == (100,)
+
+
+def test_robust_error_is_clean_or_any_restart_and_the_loss_is_the_largest(net):
+    x, y = pair()
+    separate = [hookflat.robust_loss(net, (x, y), restarts=r, **ATTACK).per_example for r in (1, 2, 3)]
+    for fewer, more in pairwise(separate):
+        assert (more.loss >= fewer.loss).all()
+        assert (more.wrong | ~fewer.wrong).all()
+    assert (separate[0].wrong | ~separate[0].clean_wrong).all()
+    clean = hookflat.robust_loss(net, (x, y), restarts=0)
+    assert clean.loss == pytest.approx(clean.per_example.clean_loss.mean().item())
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_does_not_depend_on_the_batch_size_or_the_kind_of_loader(net, batch):
+    x, y = pair()
+    reference = hookflat.robust_loss(net, (x, y), restarts=2, **ATTACK)
+    loader = DataLoader(TensorDataset(x, y), batch_size=batch)
+    other = hookflat.robust_loss(net, loader, restarts=2, **ATTACK)
+    assert torch.allclose(reference.per_example.loss, other.per_example.loss, atol=1e-4)
+    examples = hookflat.robust_loss(net, Examples(images(), batch_size=batch), restarts=2, **ATTACK)
+    assert examples.loss == pytest.approx(reference.loss, abs=1e-5)
+
+
+def test_networks_are_left_as_found_also_when_interrupted(net):
+    x, y = pair(10)
+    net.train()
+    net.conv1.weight.requires_grad_(False)
+    found = Found.of(net)
+    hookflat.robust_loss(net, (x, y), restarts=1, **ATTACK)
+    found.assert_unchanged(net)
+
+    def stops():
+        yield x, y
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hookflat.robust_loss(net, stops(), **ATTACK)
+    found.assert_unchanged(net)
+    net.conv1.weight.requires_grad_(True)
+
+
+def test_loss_by_whether_the_clean_image_is_classified_correctly(digits_net, digits_pair):
+    """The paper's Fig. 2: the two parts, weighted by their shares, are the whole."""
+    r = hookflat.robust_loss(digits_net, digits_pair, restarts=2, **ATTACK)
+    wrong = r.clean_error
+    assert 0 < wrong < 0.5
+    assert r.loss == pytest.approx((1 - wrong) * r.loss_correct + wrong * r.loss_incorrect)
+    assert r.loss_correct < r.loss_incorrect
+
+
+def test_no_examples_is_an_error(net):
+    with pytest.raises(ValueError, match="no examples"):
+        hookflat.robust_loss(net, [], **ATTACK)
+
+
+def test_the_global_generators_are_left_alone(net):
+    before = torch.random.get_rng_state()
+    hookflat.robust_loss(net, pair(5), restarts=1, **ATTACK)
+    assert torch.equal(before, torch.random.get_rng_state())
