@@ -150,3 +150,96 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_process(tmp_path):
     done = start(TORCHRUN, recipe, tmp_path / "run")
     assert done.returncode != 0
     assert "batch_size = 15 does not divide by the 2 processes" in done.stderr
+
+
+MEASURES = """
+import json, sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+import hookflat
+from hookflat.data import Examples, Images
+from hookflat.testing import TinyData
+from hookflat.work import Work
+
+accelerator = Accelerator(cpu=True)
+torch.manual_seed(0)
+data = TinyData(test=31).build_data().test
+net = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96, 3)
+).double().eval()
+
+
+class Double(Images):
+    def __getitems__(self, indices):
+        x, y = super().__getitems__(indices)
+        return x.double(), y
+
+
+examples = Examples(Double(data.x, data.y), batch_size=7, device="cpu", accelerator=accelerator)
+attack = {"eps": 0.1, "step_size": 0.03, "steps": 3}
+one = {"work": Work(Path(sys.argv[1]) / str(accelerator.process_index))}
+found = {
+    "rloss": hookflat.robust_loss(net, examples, restarts=2, **attack).loss,
+    "average": hookflat.average_flatness(net, examples, samples=2, reference=0.0, **attack).losses,
+    "worst": hookflat.worst_flatness(net, examples, xi=0.01, attempts=2, sweeps=3, batch_size=10, eps=0.1, reference=0.0,
+                                     **one).losses,
+    "worst again": hookflat.worst_flatness(net, examples, xi=0.01, attempts=2, sweeps=3, batch_size=10, eps=0.1,
+                                           reference=0.0, **one).losses,
+    "clean worst": hookflat.worst_flatness(net, examples, attempts=1, sweeps=2, robust=False).losses,
+    "eigenvalues": hookflat.hessian_eigenvalues(net, examples, k=2, tolerance=1e-9, **attack).largest,
+    "trace": hookflat.hessian_trace(net, examples, samples=2, **attack).trace,
+    "sharpness": hookflat.sharpness(net, examples, adaptive=True, **attack).sharpness,
+    "relative": hookflat.relative_flatness(net, examples, **attack),
+    "landscape": hookflat.landscape(net, examples, kind="adversarial", directions=1, points=3, **attack).loss.tolist(),
+    "autoattack": hookflat.autoattack(net.float(), Examples(data, batch_size=7, accelerator=accelerator), eps=0.1,
+                                      batch_size=6).broken_by.tolist(),
+}
+if accelerator.is_main_process:
+    print("FOUND", json.dumps(found))
+"""
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    script = tmp_path / "measures.py"
+    script.write_text(MEASURES)
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    found = []
+    for number, launcher in enumerate(([sys.executable], [*TORCHRUN[:-2]])):
+        command = [*launcher, str(script), str(tmp_path / str(number))]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+        found.append(json.loads(line.removeprefix("FOUND ")))
+    one, two = found
+    for name, value in one.items():
+        flat = [torch.tensor(v).flatten().tolist() for v in (value, two[name])]
+        assert flat[1] == pytest.approx(flat[0], abs=1e-6, rel=1e-6), name
+    assert one["worst"] == one["worst again"]
+    assert len(set(one["autoattack"])) > 1
+
+
+def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
+    recipe = write(tmp_path)
+    assert start(ONE, recipe, tmp_path / "run", "--set", "run.epochs=1").returncode == 0
+    options = ["--measure", "robust_loss", "--measure", "worst_flatness", "--measure", "autoattack"]
+    for key, value in {
+        **{"examples": 33, "robust_loss.restarts": 2, "robust_loss.steps": 2, "worst_flatness.attempts": 1},
+        **{"worst_flatness.sweeps": 2, "worst_flatness.steps": 2, "worst_flatness.reference_restarts": 2},
+        **{"autoattack.version": "custom", "autoattack.attacks": '["apgd-ce"]', "autoattack.batch_size": 12},
+    }.items():
+        options += ["--set", f"eval.measures.{key}={value}"]
+    results = []
+    for launcher, out in ((ONE, tmp_path / "one"), (TORCHRUN, tmp_path / "two")):
+        env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        command = [*launcher, "eval", str(tmp_path / "run"), "--out", str(out), *options]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("3/3 last test autoattack") == 1
+        results.append(json.loads((out / "eval.json").read_text()))
+    assert [r["processes"] for r in results] == [1, 2]
+    one, two = (r["models"]["last"]["test"] for r in results)
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=1e-3), name
