@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -98,12 +98,14 @@ def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
     s, t, z = (v.view(side, side).numpy() for v in (*at.unbind(dim=1), loss))
     figure = _figure(5.2, 4.2)
     axes = figure.subplots()
-    filled = axes.contourf(s, t, z, levels=16, cmap="Blues")
-    lines = axes.contour(s, t, z, levels=list(filled.levels)[::2], colors="0.25", linewidths=0.6)
+    low, high = max(float(z.min()), 1e-3), float(z.max())
+    levels = np.geomspace(low, max(high, 1.01 * low), 17)  # a loss grows exponentially away from the network
+    filled = axes.contourf(s, t, z, levels=levels, cmap="Blues", norm=LogNorm(), extend="min")
+    lines = axes.contour(s, t, z, levels=levels[2::3], colors="0.25", linewidths=0.6)
     axes.clabel(lines, fontsize=7, fmt="%.2g")
     axes.plot(0, 0, "+", color=_STOP, ms=9, mew=1.8)
     axes.set(xlabel=f"first direction, in units of {unit}", ylabel="second direction", aspect="equal")
-    figure.colorbar(filled, ax=axes, label="RLoss")
+    figure.colorbar(filled, ax=axes, label="RLoss", format="%.3g", ticks=levels[::4])
     return figure
 
 

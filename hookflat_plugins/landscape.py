@@ -51,8 +51,7 @@ class LandscapeMeasure:
         lines = range(self.directions)
         columns = {"t": t} | {f"rloss_{i}": found.loss[i] for i in lines} | {f"rerr_{i}": found.error[i] for i in lines}
         subject.keep(f"landscape_{self.kind}", columns)
-        xi = RADIUS[self.kind] if self.radius is None else self.radius
-        subject.keep(f"landscape_{self.kind}", curves(t, found.loss, f"t, in units of {xi:g} ||w|| ({self.kind})"))
+        subject.keep(f"landscape_{self.kind}", curves(t, found.loss, f"t, in units of {unit(self.kind, self.radius)}"))
         return {}
 
     def passes(self) -> int:
@@ -84,9 +83,14 @@ class Landscape2dMeasure:
         )
         s, t = found.at.unbind(dim=1)
         subject.keep(f"landscape_2d_{self.kind}", {"s": s, "t": t, "rloss": found.loss, "rerr": found.error})
-        xi = RADIUS[self.kind] if self.radius is None else self.radius
-        subject.keep(f"landscape_2d_{self.kind}", contours(found.at, found.loss, f"{xi:g} ||w|| ({self.kind})"))
+        subject.keep(f"landscape_2d_{self.kind}", contours(found.at, found.loss, unit(self.kind, self.radius)))
         return {}
 
     def passes(self) -> int:
         return self.points**2 * (self.steps + 1)
+
+
+def unit(kind: str, radius: float | None) -> str:
+    """The length of a direction, as an axis names it."""
+    xi = RADIUS[kind] if radius is None else radius
+    return f"{'' if xi == 1 else f'{xi:g} '}||w|| of each {'filter' if kind == 'filter' else 'layer'}"

@@ -5,7 +5,15 @@ import pytest
 from hookflat import testing
 from hookflat.plugins import Catalogue
 
-OPTIONS = {"early_stopping": {"holdout": 4, "every": 1}}
+OPTIONS = {
+    "early_stopping": {"holdout": 4, "every": 1},
+    "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
+    "landscape": {"kind": "adversarial", "directions": 2, "points": 3, "steps": 1},
+    "landscape_2d": {"points": 3, "steps": 1},
+    "worst_flatness": {"attempts": 2, "sweeps": 2},
+    "clean_worst_flatness": {"attempts": 2, "sweeps": 2},
+    "hessian": {"probes": 2, "steps": 2, "remaximise": True},
+}
 
 
 @pytest.mark.parametrize("plugin", Catalogue().names())

@@ -180,14 +180,13 @@ class Double(Images):
 
 examples = Examples(Double(data.x, data.y), batch_size=7, device="cpu", accelerator=accelerator)
 attack = {"eps": 0.1, "step_size": 0.03, "steps": 3}
-one = {"work": Work(Path(sys.argv[1]) / str(accelerator.process_index))}
+worst = {"xi": 0.01, "attempts": 2, "sweeps": 3, "batch_size": 10, "eps": 0.1, "reference": 0.0}
+worst["work"] = Work(Path(sys.argv[1]) / str(accelerator.process_index))
 found = {
     "rloss": hookflat.robust_loss(net, examples, restarts=2, **attack).loss,
     "average": hookflat.average_flatness(net, examples, samples=2, reference=0.0, **attack).losses,
-    "worst": hookflat.worst_flatness(net, examples, xi=0.01, attempts=2, sweeps=3, batch_size=10, eps=0.1, reference=0.0,
-                                     **one).losses,
-    "worst again": hookflat.worst_flatness(net, examples, xi=0.01, attempts=2, sweeps=3, batch_size=10, eps=0.1,
-                                           reference=0.0, **one).losses,
+    "worst": hookflat.worst_flatness(net, examples, **worst).losses,
+    "worst again": hookflat.worst_flatness(net, examples, **worst).losses,
     "clean worst": hookflat.worst_flatness(net, examples, attempts=1, sweeps=2, robust=False).losses,
     "eigenvalues": hookflat.hessian_eigenvalues(net, examples, k=2, tolerance=1e-9, **attack).largest,
     "trace": hookflat.hessian_trace(net, examples, samples=2, **attack).trace,
