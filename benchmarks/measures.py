@@ -1,4 +1,4 @@
-"""Every measure on five trained networks of the embedded digits: `python benchmarks/measures.py` writes docs/measures.md.
+"""Every measure on five networks trained on the embedded digits: `python benchmarks/measures.py` writes its page.
 
 Runs and evaluations that are complete are not made again, so the command may be stopped and started.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[1] / "docs" / "measures.md"
+PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
 METHODS = {
     "at": "AT",
     "trades": "TRADES",
@@ -24,7 +24,7 @@ METHODS = {
 EXAMPLES = 200
 HEAD = f"""# Every measure on five networks
 
-Made by `python benchmarks/measures.py`: `hookflat run NAME` (seed 0) and then `hookflat eval runs/NAME-0 --protocol full`
+Made by `python benchmarks/measures.py`: `hookflat run NAME` (seed 0), then `hookflat eval runs/NAME-0 --protocol full`
 on the first {EXAMPLES} test and training digits, one CPU thread. Errors and shares in %; ± is the standard error over
 weight perturbations, attempts or probes; seconds are the median over the networks and both splits, on two shared cores
 without AVX-512. Clean error is of all test digits (700, or 500 where 200 are held out). Lower is flatter everywhere.

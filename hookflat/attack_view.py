@@ -84,6 +84,8 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters and buffers are the model's own memory, frozen."""
     memo: dict[int, Tensor] = {id(b): b for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    computed = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
+    memo |= {id(v): v.detach() for v in computed}  # weight norm keeps one, which copying refuses
     return copy.deepcopy(model, memo).eval()
 
 

@@ -94,6 +94,7 @@ def worst_flatness(
     sweeps: int = 20,
     weight_step_size: float = 0.01,
     batch_size: int = 128,
+    filters: bool = False,
     robust: bool = True,
     eps: float = 8 / 255,
     step_size: float = 0.007,
@@ -109,8 +110,9 @@ def worst_flatness(
     `attempts` joint ascents on weights and inputs, each from a random point, of `sweeps` over the whole set in batches
     of `batch_size`. At each batch the perturbation of every layer moves by `weight_step_size` times the layer's norm
     along its gradient and back into the ball, and the batch's inputs take a step of PGD. All examples are scored at
-    the last weights and inputs. `robust=False`: on the clean loss, the weights alone, scored at the weights of the
-    sweep of largest loss. `restarts`, `steps`: of the reference RLoss at w, where `reference` is not given.
+    the last weights and inputs. `filters`: ball and steps relative to each filter of a convolution. `robust=False`: on
+    the clean loss, the weights alone, scored at the weights of the sweep of largest loss. `restarts`, `steps`: of the
+    reference RLoss at w, where `reference` is not given.
 
     `batch_size` is part of the definition; how `loader` batches, and over how many processes, is not.
     """
@@ -126,10 +128,10 @@ def worst_flatness(
         for attempt in range(attempts):
             generator = seeds.generator(seed, "worst_flatness", attempt)
             draw = seeds.derive(seed, "inputs at perturbed weights", attempt)
-            nu = ball(weights, xi, generator)
+            nu = ball(weights, xi, generator, filters=filters)
 
             def ascend(nu: list[Tensor] = nu, draw: int = draw) -> Values:
-                climb = _Climb(model, weights, nu, xi, weight_step_size, work)
+                climb = _Climb(model, weights, nu, xi, weight_step_size, filters, work)
                 if not robust:
                     return {"loss": climb.clean(examples, sweeps)}
                 delta = initial_delta(examples.x, eps, start, examples.keys, draw)
@@ -165,7 +167,7 @@ def adversarial_direction(
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat([pgd(view, held.x[i], held.y[i], keys=held.keys[i], **attack) for i in pieces])
         nu = ball(weights, xi, seeds.generator(seed, "adversarial_direction"))
-        climb = _Climb(model, weights, nu, xi, weight_step_size, Work())
+        climb = _Climb(model, weights, nu, xi, weight_step_size, False, Work())
         for _ in range(sweeps):
             for batch in held.batches():
                 climb.step(held, batch, held.x)
@@ -196,9 +198,17 @@ class _Climb:
     """Gradient ascent in the ball around the weights (protocol, sections 1.6 and 1.7)."""
 
     def __init__(
-        self, model: nn.Module, weights: list[nn.Parameter], nu: list[Tensor], xi: float, size: float, work: Work
+        self,
+        model: nn.Module,
+        weights: list[nn.Parameter],
+        nu: list[Tensor],
+        xi: float,
+        step_size: float,
+        filters: bool,
+        work: Work,
     ) -> None:
-        self.model, self.weights, self.nu, self.xi, self.size, self.work = model, weights, nu, xi, size, work
+        self.model, self.weights, self.nu, self.work = model, weights, nu, work
+        self.xi, self.step_size, self.filters = xi, step_size, filters
 
     def robust(self, examples: _Held, sweeps: int, x_adv: Tensor, eps: float, step_size: float) -> Tensor:
         """Mean loss at the last weights and inputs of a joint ascent that starts at `x_adv`."""
@@ -246,8 +256,9 @@ class _Climb:
         flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
         total, *parts = flat.split([1, *(g.numel() for g in summed)])
         directions = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
-        moves = scaled_to(directions, self.weights, self.size)
-        self.nu = project([n + m for n, m in zip(self.nu, moves, strict=True)], self.weights, self.xi)
+        moves = scaled_to(directions, self.weights, self.step_size, filters=self.filters)
+        nu = [n + m for n, m in zip(self.nu, moves, strict=True)]
+        self.nu = project(nu, self.weights, self.xi, filters=self.filters)
         return total, found
 
     def _loss(self, examples: _Held, x: Tensor) -> Tensor:

@@ -159,7 +159,10 @@ def eval_model(run: Run) -> nn.Module | None:
 def measure(subject: Subject) -> dict[str, float] | None:
     """All measures of one `[eval.STAGE]`. Numbers by name for one split; the caller adds split, step and protocol.
 
-    Two measures that return the same name are an error. Every process calls it and returns the same numbers.
+    Two measures that return the same name are an error. Every process calls it and returns the same numbers. One that
+    ends in `_stderr` is the standard error of the number before it. `subject.keep` puts tables, figures and texts
+    beside the results; what a long measure computes in parts goes through `subject.work`. A method `passes()` says how
+    often it will send an example through the network, for the bar's time left.
     """
 
 

@@ -60,9 +60,14 @@ def scaled_to(
 
 
 def _by_filter(direction: Tensor, weight: Tensor, xi: float) -> Tensor:
-    dims = tuple(range(1, weight.dim())) if weight.dim() > 2 else tuple(range(weight.dim()))
-    norm, size = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (direction, weight))
+    norm, size = _norms(direction, True), _norms(weight, True)
     return torch.where(norm > 0, xi * size / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0) * direction
+
+
+def _norms(tensor: Tensor, filters: bool) -> Tensor:
+    """The norm of a tensor, or of each filter of a convolution's, in a shape to multiply it by."""
+    dims = tuple(range(1 if filters and tensor.dim() > 2 else 0, tensor.dim()))
+    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
 
 
 def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
@@ -89,16 +94,24 @@ def sharpest(
     return [factor * t * g for t, g in zip(scales, stretched, strict=True)]
 
 
-def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator) -> list[Tensor]:
-    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2] (CPU `generator`)."""
+def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
+    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2] (CPU `generator`).
+
+    `filters`: each filter of a convolution is of its own relative norm, scaled by the layer's one draw.
+    """
     radii = torch.rand(len(weights), generator=generator)
-    return [r.to(nu) * nu for r, nu in zip(radii.unbind(), sphere(weights, xi, generator), strict=True)]
+    on_sphere = sphere(weights, xi, generator, filters=filters)
+    return [r.to(nu) * nu for r, nu in zip(radii.unbind(), on_sphere, strict=True)]
 
 
-def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float) -> list[Tensor]:
-    """The nearest point of the ball: layers outside are pulled back to norm xi ||w_l||_2, the others unchanged."""
-    on_sphere = scaled_to(nu, weights, xi)
-    return [torch.where(s.norm() < n.norm(), s, n) for n, s in zip(nu, on_sphere, strict=True)]
+def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filters: bool = False) -> list[Tensor]:
+    """The nearest point of the ball: layers outside are pulled back to norm xi ||w_l||_2, the others unchanged.
+
+    `filters`: the same for each filter of a convolution.
+    """
+    on_sphere = scaled_to(nu, weights, xi, filters=filters)
+    sizes = [_norms(n, filters) for n in nu], [_norms(s, filters) for s in on_sphere]
+    return [torch.where(b < a, s, n) for n, s, a, b in zip(nu, on_sphere, *sizes, strict=True)]
 
 
 @contextmanager

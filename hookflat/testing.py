@@ -129,11 +129,12 @@ def tiny_run(tables: dict[str, Any] | None = None, plugins: Iterable[type] = ())
 
 @dataclass
 class Found:
-    """A network as it was: weights, buffers, modes and flags."""
+    """A network as it was: weights, buffers, modes, flags and hooks."""
 
     tensors: list[Tensor]
     modes: list[bool]
     flags: list[bool]
+    hooks: int
 
     @classmethod
     def of(cls, model: nn.Module, *, buffers: bool = True) -> Found:
@@ -143,6 +144,7 @@ class Found:
             [t.detach().clone() for t in tensors],
             [m.training for m in model.modules()],
             [p.requires_grad for p in model.parameters()],
+            sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()),
         )
 
     def assert_unchanged(self, model: nn.Module, *, buffers: bool = True) -> None:
@@ -153,6 +155,7 @@ class Found:
         )
         assert self.modes == now.modes, "training or evaluation mode changed"
         assert self.flags == now.flags, "requires_grad flags changed"
+        assert self.hooks == now.hooks, "hooks of the network's modules were added or removed"
 
 
 Table = dict[str, Any] | None

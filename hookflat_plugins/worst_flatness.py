@@ -17,6 +17,7 @@ from hookflat_plugins.average_flatness import Xi, by_xi, radii
 Attempts = Annotated[int, Field(ge=1, description="ascents from random points; the largest loss counts")]
 Sweeps = Annotated[int, Field(ge=1, description="over the whole set, in each attempt")]
 Step = Annotated[Number, Field(gt=0, description="of the weights, relative to the norm of each layer")]
+Filters = Annotated[bool, Field(description="ball and steps relative to each filter of a convolution")]
 Batch = Annotated[int, Field(ge=1, description="examples in a step of the ascent")]
 
 
@@ -33,6 +34,7 @@ class WorstFlatness:
     sweeps: Sweeps = 20
     weight_step_size: Step = 0.01
     batch_size: Batch = 128
+    filters: Filters = False
     steps: Annotated[int, Field(ge=1, description="of PGD, for the reference")] = 20
     reference_restarts: Annotated[int, Field(ge=1, description="of the reference RLoss")] = 10
 
@@ -59,6 +61,7 @@ class CleanWorstFlatness:
     sweeps: Sweeps = 20
     weight_step_size: Step = 0.01
     batch_size: Batch = 128
+    filters: Filters = False
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
@@ -72,7 +75,9 @@ class CleanWorstFlatness:
 
 def worst_at(plugin: Any, subject: Subject, name: str, **options: Any) -> list[Flatness]:
     """Worst-case flatness at every radius of the plugin."""
-    options |= {key: getattr(plugin, key) for key in ("attempts", "sweeps", "weight_step_size", "batch_size")}
+    options |= {
+        key: getattr(plugin, key) for key in ("attempts", "sweeps", "weight_step_size", "batch_size", "filters")
+    }
     options |= subject.attack
     model, examples = subject.model, subject.examples
     return [

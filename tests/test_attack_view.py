@@ -3,6 +3,7 @@ import timm
 import torch
 from torch import nn
 
+import hookflat
 from hookflat.attack_view import AttackView
 from hookflat.layers import Normalized
 from hookflat_plugins.resnet_small import small_image_resnet
@@ -94,3 +95,17 @@ def test_bfloat16_is_near_and_returns_float32():
     logits = AttackView(net, bf16=True)(x)
     assert logits.dtype == torch.float32
     assert (logits - net(x)).abs().max() < 0.1 * (1 + net(x).abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_networks_with_weight_norm_are_attacked_unfolded(norm):
+    """Also after a backward pass, when the old one keeps its computed weight as a tensor with a history."""
+    torch.manual_seed(0)
+    net = nn.Sequential(norm(nn.Conv2d(1, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(5, 1, 6, 6)
+    net(x).sum().backward()
+    net.eval()
+    view = AttackView(net)
+    assert torch.allclose(view(x), net(x), atol=1e-6)
+    assert hookflat.robust_loss(net, (x, torch.zeros(5, dtype=torch.long)), restarts=1, steps=2).loss > 0

@@ -69,9 +69,10 @@ def test_weights_are_restored_when_the_loss_raises_at_the_perturbed_weights():
             if len(passes) == 2:
                 raise Fails
 
-        run.network.register_forward_pre_hook(second_pass_fails)
+        handle = run.network.register_forward_pre_hook(second_pass_fails)
         with pytest.raises(Fails):
             run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
+        handle.remove()
         found.assert_unchanged(run.network, buffers=False)
 
 

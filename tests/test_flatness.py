@@ -83,7 +83,7 @@ def test_average_flatness_equals_the_definition_written_out(digits_net, digits_p
         generator = seeds.generator(5, "average_flatness", sample)
         for w in layers(copied).values():
             direction = torch.randn(w.shape, generator=generator)
-            for part, g in zip(w.data, direction, strict=True) if filters and w.dim() == 4 else [(w.data, direction)]:
+            for part, g in zip(rows(w.data, filters), rows(direction, filters), strict=True):
                 part += 0.3 * part.norm() * g / g.norm().clamp_min(1e-12)
         losses.append(rloss(copied))
     assert ours.losses == pytest.approx(losses, rel=1e-3)
@@ -128,10 +128,15 @@ def test_worst_flatness_of_a_linear_model_in_closed_form(eps):
         assert clean.flatness == pytest.approx(expected, rel=1e-5)
 
 
-def test_worst_flatness_equals_the_protocol_written_out(digits_net, digits_pair):
+def rows(tensor, filters):
+    return list(tensor) if filters and tensor.dim() == 4 else [tensor]
+
+
+@pytest.mark.parametrize("filters", [False, True])
+def test_worst_flatness_equals_the_protocol_written_out(digits_net, digits_pair, filters):
     """Section 1.6, step by step, on a copy without views or accumulation: batches of 16, then 8."""
     x, y = digits_pair
-    options = {"xi": 0.05, "sweeps": 3, "weight_step_size": 0.01}
+    options = {"xi": 0.05, "sweeps": 3, "weight_step_size": 0.01, "filters": filters}
     ours = hookflat.worst_flatness(
         digits_net, (x, y), attempts=2, batch_size=16, eps=0.1, step_size=0.03, seed=3, reference=1.0, **options
     )
@@ -140,7 +145,7 @@ def test_worst_flatness_equals_the_protocol_written_out(digits_net, digits_pair)
         net = copy.deepcopy(digits_net).eval()
         weights = list(layers(net).values())
         base = [w.detach().clone() for w in weights]
-        nu = ball(weights, 0.05, seeds.generator(3, "worst_flatness", attempt))
+        nu = ball(weights, 0.05, seeds.generator(3, "worst_flatness", attempt), filters=filters)
         draw = seeds.derive(3, "inputs at perturbed weights", attempt)
         x_adv = (x + initial_delta(x, 0.1, "uniform_norm", torch.arange(40), draw)).clamp(0, 1)
         for _ in range(3):
@@ -149,11 +154,12 @@ def test_worst_flatness_equals_the_protocol_written_out(digits_net, digits_pair)
                     w.data = b + n
                 z = x_adv[batch].clone().requires_grad_()
                 gradients = torch.autograd.grad(cross_entropy(net(z), y[batch]), [*weights, z])
-                for i, (b, g) in enumerate(zip(base, gradients[:-1], strict=True)):
-                    if g.norm() > 0:
-                        nu[i] = nu[i] + 0.01 * b.norm() * g / g.norm()
-                    if nu[i].norm() > 0.05 * b.norm():
-                        nu[i] = nu[i] * (0.05 * b.norm() / nu[i].norm())
+                for whole in zip(base, gradients[:-1], nu, strict=True):
+                    for b, g, n in zip(*(rows(t, filters) for t in whole), strict=True):
+                        if g.norm() > 0:
+                            n += 0.01 * b.norm() * g / g.norm()
+                        if n.norm() > 0.05 * b.norm():
+                            n *= 0.05 * b.norm() / n.norm()
                 delta = (x_adv[batch] + 0.03 * gradients[-1].sign() - x[batch]).clamp(-0.1, 0.1)
                 x_adv[batch] = (x[batch] + delta).clamp(0, 1)
         for w, b, n in zip(weights, base, nu, strict=True):
