@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -97,11 +98,13 @@ def cell(values: dict[str, float], key: str) -> str:
     """A number with its standard error."""
     if key not in values:
         return "-"
-    factor, digits = (100, 1) if key.startswith(("clean_error", "rerr", "broken")) else (1, 2)
-    if not 0.01 <= abs(values[key]) < 100:
-        digits = 1 if abs(values[key]) >= 100 else 4
+    value, digits = values[key], 1
+    if key.startswith(("clean_error", "rerr", "broken")):
+        value *= 100
+    else:  # three significant digits, at most four decimals
+        digits = min(4, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 2
     error = values.get(f"{key}_stderr")
-    return f"{factor * values[key]:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,81 @@ def rescale(
 
 
 @app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A TOML file, or a shipped study such as table1.")],
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="The folder of the runs, instead of the study's.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores or a GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of each training, under accelerate launch.")] = 1,
+    launcher: Annotated[str, typer.Option(help="here, or slurm (through submitit).")] = "here",
+    slurm: Annotated[list[str], typer.Option(help="timeout_min=600, slurm_partition=gpu ... Repeatable.")] = [],  # noqa: B006
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what there is and what is left.")] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Make runs of a changed recipe anew, the old ones aside.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train and measure everything of a study that is missing. The same command again goes on."""
+    from collections import Counter
+
+    from hookflat import studies
+    from hookflat.merging import assignment
+
+    if launcher not in ("here", "slurm"):
+        raise UserError(f"--launcher {launcher}: should be here or slurm")
+    found = studies.read_study(study, overlays=with_, overrides=set_, plugins=plugin, folder=out)
+    states, hours = studies.plan(found)
+    _out.print(f"{found.name}: {len(found.jobs)} runs in {found.folder}", markup=False)
+    counts = Counter(states.values())
+    left = f", about {hours / jobs:.1f} hours left" if hours else ""
+    _out.print("  " + ", ".join(f"{count} {state}" for state, count in counts.items()) + left, markup=False)
+    changed = [job for job in found.jobs if states[job.name] == "changed"]
+    for job in changed:
+        _out.print(f"changed  {job.name}: {'; '.join(job.changes()[:3])}", markup=False)
+    if changed and not redo:
+        _out.print("  --redo moves them aside and makes them anew", markup=False)
+    if plan:
+        for name, state in states.items():
+            _out.print(f"{state:<8} {name}", markup=False)
+        return
+    if launcher == "slurm":
+        submitted = studies.submit(found, processes=processes, redo=redo, **dict(assignment(s) for s in slurm))
+        _out.print(f"{len(submitted)} jobs submitted; --plan shows how far they are", markup=False)
+        return
+    say = lambda line: _out.print(line, markup=False)
+    ended = studies.make(found, workers=jobs, processes=processes, redo=redo, say=say)
+    failed = [name for name, state in ended.items() if state == "failed"]
+    _out.print(", ".join(f"{count} {state}" for state, count in Counter(ended.values()).items()), markup=False)
+    if failed:
+        raise TrainingFailed(
+            f"{len(failed)} of {len(ended)} runs failed: {', '.join(failed)}; the same command retries"
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    debug: Debug = False,
+) -> None:
+    """The recipe lines and the numbers in which runs differ."""
+    from hookflat.comparing import compare as compare_runs
+
+    if len(runs) < 2:
+        raise UserError("compare takes two run folders or more")
+    lines, numbers = compare_runs(runs)
+    for title, rows in (("recipe", lines), ("numbers", numbers)):
+        if not rows:
+            _out.print(f"{title}: the same", markup=False)
+            continue
+        table = Table(title, *(run.name for run in runs), box=None, pad_edge=False)
+        for name, values in rows:
+            table.add_row(name, *(_cell(value) for value in values))
+        _wide().print(table)
+
+
+@app.command()
 def show(
     recipe: RecipeArgument,
     with_: With = [],  # noqa: B006
@@ -268,6 +343,10 @@ def _text(cls: type) -> str:
 def _toml(value: Any) -> str:
     """A number, string, boolean or list of them, as TOML writes it."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else _toml(value)
 
 
 def _wide() -> Console:

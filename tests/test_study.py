@@ -1,0 +1,235 @@
+"""Studies: what is missing is made, what is there is left alone, what fails is listed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from test_cli import fails, hookflat
+
+from hookflat import UserError
+from hookflat.comparing import compare
+from hookflat.shipped import recipes_folder
+from hookflat.studies import make, plan, read_study, run_job, share, submit
+
+RECIPE = """
+data = { name = "digits", train = 32, test = 40 }
+model = { name = "resnet_small", width = 8 }
+optimizer = { name = "sgd" }
+schedule = { name = "multistep" }
+attack = { name = "pgd", eps = 0.15, step_size = 0.05, steps = 1 }
+run = { epochs = 1, batch_size = 16, threads = 1 }
+[loss]
+name = "trades"
+[eval]
+eps = 0.15
+step_size = 0.05
+[eval.final]
+examples = 10
+[eval.final.clean_error]
+"""
+
+STUDY = """
+[study]
+folder = "{folder}"
+seeds = [0, 1]
+[[study.grid]]
+recipe = "{recipe}"
+values = {{ "loss.beta" = [1.0, 6.0] }}
+"""
+
+PROTOCOL = """
+[eval.quick]
+examples = 10
+[eval.quick.clean_error]
+[eval.quick.average_flatness]
+samples = 1
+steps = 1
+reference_restarts = 1
+"""
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are made in this process: starting a fresh one takes seconds."""
+
+    def status(command, log, environment):
+        from hookflat.cli import app
+
+        assert command[:3] == [sys.executable, "-m", "hookflat"]
+        try:
+            app(command[3:], standalone_mode=False)
+        except UserError as error:
+            log.write_text(f"hookflat: {error}\n")
+            return 2
+        return 0
+
+    monkeypatch.setattr("hookflat.studies._status", status)
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "study.toml").write_text(STUDY.format(folder=tmp_path / "runs", recipe=tmp_path / "tiny.toml"))
+    return tmp_path / "study.toml"
+
+
+def test_a_study_is_every_recipe_at_every_value_and_seed(study):
+    jobs = read_study(study).jobs
+    assert [job.name for job in jobs] == ["tiny-beta=1-0", "tiny-beta=1-1", "tiny-beta=6-0", "tiny-beta=6-1"]
+    assert [job.resolved()["loss"]["beta"] for job in jobs] == [1, 1, 6, 6]
+    assert [job.resolved()["run"]["seed"] for job in jobs] == [0, 1, 0, 1]
+
+
+def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monkeypatch):
+    found = read_study(study)
+    assert set(plan(found)[0].values()) == {"todo"}
+    assert plan(found)[1] is None
+    said = []
+    assert set(make(found, say=said.append).values()) == {"done"}
+    assert sum(line.startswith("done ") for line in said) == 4
+    states, hours = plan(found)
+    assert set(states.values()) == {"done"}
+    assert hours == 0
+    stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
+    ran = []
+    monkeypatch.setattr("hookflat.studies._status", lambda *a: ran.append(a))
+    assert set(make(found).values()) == {"done"}
+    assert not ran
+    assert [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs] == stamps
+
+
+def test_a_changed_recipe_is_detected_and_only_redone_when_asked(study, here, tmp_path):
+    job = read_study(study).jobs[0]
+    assert run_job(job) == "done"
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 1", "epochs = 2"))
+    changed = read_study(study).jobs[0]
+    assert changed.state() == "changed"
+    assert changed.changes() == ["run.epochs: 1 in the folder, 2 now"]
+    assert run_job(changed) == "changed"
+    assert json.loads((job.folder / "eval.json").read_text())["epochs"] == 1
+    assert run_job(changed, redo=True) == "done"
+    assert json.loads((job.folder / "eval.json").read_text())["epochs"] == 2
+    assert json.loads((job.folder.with_name(job.folder.name + "~1") / "eval.json").read_text())["epochs"] == 1
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(study, here):
+    found = read_study(study)
+    blocked = found.jobs[1].folder
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder should be")
+    said = []
+    states = make(found, say=said.append)
+    assert [states[job.name] for job in found.jobs] == ["done", "failed", "done", "done"]
+    (line,) = [line for line in said if line.startswith("failed")]
+    assert "tiny-beta=1-1: hookflat: " in line
+    blocked.unlink()
+    assert set(make(found, say=said.append).values()) == {"done"}
+
+
+def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
+    """The lock is free again when its process ends, however it ends."""
+    found = read_study(study)
+    lock = found.jobs[0].folder.parent / f".{found.jobs[0].name}.lock"
+    lock.parent.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); "
+            "print(1, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    holder.stdout.readline()
+    assert run_job(found.jobs[0]) == "elsewhere"
+    assert not found.jobs[0].folder.exists()
+    holder.kill()
+    holder.wait()
+    assert run_job(found.jobs[0]) == "done"
+
+
+def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
+    (tmp_path / "mine.toml").write_text(PROTOCOL)
+    text = STUDY.format(folder=tmp_path / "runs", recipe=tmp_path / "tiny.toml")
+    text = text.replace("seeds = [0, 1]", f'protocol = "{tmp_path / "mine.toml"}"').replace(", 6.0", "")
+    study.write_text(text + "rescale = [0.5]\n")
+    found = read_study(study)
+    assert [job.name for job in found.jobs] == ["tiny-beta=1-0", "tiny-beta=1-0-x0.5"]
+    said = []
+    assert set(make(found, say=said.append).values()) == {"done"}, said
+    values = []
+    for job in found.jobs:
+        assert job.results == job.folder / "eval" / "mine-last" / "eval.json"
+        values.append(json.loads(job.results.read_text())["models"]["last"]["test"])
+    assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-4)
+
+
+def test_submitit_runs_what_is_missing(study, tmp_path):
+    """Its local executor, as it would on a cluster; killed runs go on."""
+    study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
+    found = read_study(study)
+    (submitted,) = submit(found, cluster="local", timeout_min=5)
+    assert submitted.result() == "done"
+    assert set(plan(found)[0].values()) == {"done"}
+    assert submit(found, cluster="local", timeout_min=5) == []
+
+
+def test_workers_share_cores_and_gpus(monkeypatch):
+    monkeypatch.setattr("hookflat.studies.os.cpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [share(w, 4) for w in (0, 1, 2)] == [
+        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")
+    ]
+    assert share(0, 1) == {}
+
+
+@pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling"])
+@pytest.mark.parametrize("overlays", [[], ["scales/cifar10"]])
+def test_shipped_studies_are_whole_at_any_scale(name, overlays):
+    found = read_study(name, overlays=overlays)
+    if name == "table1":
+        assert len(found.jobs) == 19 * 3
+        titled = {p.stem for p in recipes_folder().glob("*.toml") if "of Table 1" in p.read_text().splitlines()[0]}
+        assert {job.recipe for job in found.jobs} == titled
+
+
+def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):
+    def wrong(text, match):
+        study.write_text(text)
+        with pytest.raises(UserError, match=match):
+            read_study(study)
+
+    wrong('[study]\nruns = ["atx"]', "no recipe atx")
+    wrong('[study]\nrun = ["at"]', "did you mean 'runs'")
+    wrong('[studies]\nruns = ["at"]', r"unknown table \[studies\]")
+    wrong("[study]\n", "needs runs")
+    wrong('[study]\nruns = ["at", "at"]', "'at-0' twice")
+    wrong('[study]\nruns = ["at"]\nseeds = []', "seeds")
+    wrong('[[study.grid]]\nrecipe = "at"\nvalues = { "loss.bta" = [1] }', "unknown option of 'at'")
+    with pytest.raises(UserError, match="no study nothing"):
+        read_study("nothing")
+
+
+def test_the_commands(study, tmp_path):
+    study.write_text(study.read_text().replace("[0, 1]", "[0]"))
+    assert "todo     tiny-beta=6-0" in hookflat("study", study, "--plan", cwd=tmp_path).stdout
+    done = hookflat("study", study, "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "study: 2 runs in" in done.stdout
+    assert "2 done" in done.stdout
+    runs = [tmp_path / "runs" / f"tiny-beta={beta}-0" for beta in (1, 6)]
+    compared = hookflat("compare", *runs, cwd=tmp_path).stdout
+    for shown in ("loss.beta", "last test clean_loss"):
+        assert shown in compared
+    for same in ("loss.name", "run.seed"):
+        assert same not in compared
+    lines, numbers = compare(runs)
+    assert lines == [("loss.beta", [1, 6])]
+    assert all(values[0] != values[1] for _, values in numbers)
+    with pytest.raises(UserError, match="is no run folder"):
+        compare([runs[0], tmp_path])
+    assert "compare takes two run folders" in fails(2, "compare", runs[0], cwd=tmp_path)
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 1", "epochs = 2"))
+    told = hookflat("study", study, cwd=tmp_path)
+    assert "run.epochs: 1 in the folder, 2 now" in told.stdout
+    assert "--redo moves them aside" in told.stdout
