@@ -19,6 +19,7 @@ from hookflat.errors import TrainingFailed, UserError
 from hookflat.plugins import Catalogue
 from hookflat.recipe import Recipe, load
 from hookflat.running import Run
+from hookflat.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
             return Result(path, done)
         run.build()
         console.starting(run, run.resume())
+        run.tracking = Tracking(recipe, run.folder, run.accelerator)
         loop.train(run, console)
         results = run.finish()
         run.folder.save_results(results)
@@ -85,6 +87,8 @@ def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Re
         raise
     finally:
         console.close()
+        if run.tracking:
+            run.tracking.close()
     console.results(results)
     console.say(f"{console.took()}, everything is in {path}")
     return Result(path, results)
@@ -109,6 +113,8 @@ def draw(run: Run) -> None:
     for figures in drawn:
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
+        if run.tracking:
+            run.tracking.draw(figures, run.step)
 
 
 @contextmanager

@@ -71,6 +71,26 @@ class Stage:
     ] = field(default_factory=lambda: ["last", "best"])
 
 
+@dataclass(eq=False)
+class TrackOptions:
+    """The table `[track]`; in a recipe `trackers` is called `with`."""
+
+    trackers: Annotated[list[str], Field(description="tensorboard, wandb, trackio ...")] = field(default_factory=list)
+    project: Annotated[str, Field(description="as the tracker groups runs")] = "hookflat"
+
+    def __post_init__(self) -> None:
+        if not self.trackers:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        available = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        for name in self.trackers:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise ValueError(f"no tracker is called {name!r}{nearest(name, list(LOGGER_TYPE_TO_CLASS))}")
+            if name not in available:
+                raise ValueError(f"the tracker {name!r} is not installed: pip install {name}")
+
+
 @dataclass
 class Recipe:
     """A checked recipe: options, plugin instances, and where every value came from."""
@@ -78,6 +98,7 @@ class Recipe:
     name: str
     run: RunOptions
     eval: EvalOptions
+    track: TrackOptions
     slots: dict[str, Any]
     """Slot to plugin instance."""
     slot_names: dict[str, str]
@@ -150,7 +171,7 @@ class _Checker:
         self.faults: list[str] = []
 
     def recipe(self, name: str) -> Recipe:
-        known = [*SLOTS, "plugins", "run", "eval"]
+        known = [*SLOTS, "plugins", "run", "eval", "track"]
         for table in self.tables.keys() - set(known):
             self._fault((table,), f"unknown table{nearest(table, [*known, 'extends'])}")
         if not self.tables.keys() & SLOTS.keys():
@@ -160,6 +181,8 @@ class _Checker:
         slots, slot_names = self._slots()
         plugins = self._plugins()
         options, stages, measures = self._eval()
+        asked = {"trackers" if key == "with" else key: value for key, value in self._table("track").items()}
+        track = self._options(("track",), TrackOptions, asked)
         self._clashes(slot_names, plugins)
         if self.faults:
             raise UserError("\n".join(self.faults))
@@ -169,7 +192,9 @@ class _Checker:
         resolved["eval"] = as_table(options) | {
             stage: as_table(s) | {n: as_table(m) for n, m in measures[stage].items()} for stage, s in stages.items()
         }
-        parts = (run, options, slots, slot_names, plugins, stages, measures)
+        if track.trackers:
+            resolved["track"] = {"with": track.trackers, "project": track.project}
+        parts = (run, options, track, slots, slot_names, plugins, stages, measures)
         return Recipe(name, *parts, self.origins, resolved, self.catalogue)
 
     def _fault(self, path: Place, message: str) -> None:

@@ -27,6 +27,7 @@ from hookflat.options import period_in_epochs
 from hookflat.plugins import Hooks
 from hookflat.recipe import Recipe
 from hookflat.records import RunFolder
+from hookflat.tracking import Tracking
 from hookflat.watch import Watch
 
 
@@ -59,6 +60,7 @@ class Run:
         if recipe.run.threads:
             torch.set_num_threads(recipe.run.threads)
         self.folder = RunFolder(folder, main=self.main)
+        self.tracking: Tracking | None = None
         self.plugins = recipe.registered()
         self.hooks = Hooks(self.plugins | {"core": Core()})
         self.hook = self.hooks.call
@@ -237,7 +239,7 @@ class Run:
         self._loss_sum.zero_()
         at = {"epoch": self.epoch, "step": self.step}
         line: dict[str, Any] = {"lr": self.lr, "loss": float(loss)}
-        self.folder.append(at | {"stage": "training", "split": "train"} | line)
+        self.record(at | {"stage": "training", "split": "train"} | line)
         due = {n: s for n, s in self.measurements.during.items() if s.every and self.is_due(s.every)}
         if due:
             model = self.eval_model()
@@ -246,10 +248,16 @@ class Run:
                     s: self.measurements.subject(model, s, stage.examples) for s in stage.splits
                 }
                 for split, result in self.measurements.stage(name, stage, subjects).items():
-                    self.folder.append(at | {"stage": name, "split": split} | result["values"])
+                    self.record(at | {"stage": name, "split": split} | result["values"])
                     line[split] = line.get(split, {}) | result["values"]
         self.hook.epoch_end(run=self)
         return line
+
+    def record(self, line: dict[str, Any]) -> None:
+        """One line for metrics.jsonl, and its numbers for the trackers."""
+        self.folder.append(line)
+        if self.tracking:
+            self.tracking.log(line)
 
     def keep_snapshot(self) -> None:
         """Save the network of `eval_model` as it is after this epoch (`checkpoints/epoch-000005.safetensors`)."""

@@ -182,7 +182,8 @@ def read_study(
     if not jobs:
         raise UserError(f"{path}: a study needs runs = [...] or [[study.grid]]")
     for job in jobs:
-        job.resolved()
+        if job.seed == options.seeds[0]:  # another seed is no other recipe
+            job.resolved()
     return Study(path.stem, place, jobs)
 
 

@@ -51,9 +51,7 @@ class EarlyStopping:
             return
         robust = self._robust(run)
         values = {"rerr_pgd": robust.error, "rloss": robust.loss}
-        run.folder.append(
-            {"epoch": run.epoch, "step": run.step, "stage": "early_stopping", "split": "holdout"} | values
-        )
+        run.record({"epoch": run.epoch, "step": run.step, "stage": "early_stopping", "split": "holdout"} | values)
         if self.best is None or values[self.by] < self.best:
             self.best = values[self.by]
             run.keep_best(holdout=values)
