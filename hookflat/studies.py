@@ -94,10 +94,10 @@ class Job:
             return self.folder / "eval.json"
         return self.folder / "eval" / "-".join([Path(self.protocol).stem, *self.which]) / "eval.json"
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
         """The tables of its recipe. Raises UserError when they are wrong."""
-        catalogue = Catalogue([Path(p) for p in self.plugins])
-        return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=catalogue).tables
+        known = catalogue or Catalogue([Path(p) for p in self.plugins])
+        return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
 
     def changes(self) -> list[str]:
         """What is another in the folder's recipe than in the study's; empty where nothing was begun."""
@@ -165,7 +165,7 @@ def read_study(
     """
     from hookflat.merging import assignment
 
-    path = _found(study)
+    path, plugins = _found(study), list(plugins)
     options, grids = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
     values = options.set | dict(assignment(o) for o in overrides)
@@ -181,9 +181,10 @@ def read_study(
         raise UserError(f"{path}: names {sorted(twice)[0]!r} twice")
     if not jobs:
         raise UserError(f"{path}: a study needs runs = [...] or [[study.grid]]")
+    catalogue = Catalogue(tuple(plugins))
     for job in jobs:
-        if job.seed == options.seeds[0]:  # another seed is no other recipe
-            job.resolved()
+        if job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
+            job.resolved(catalogue)
     return Study(path.stem, place, jobs)
 
 

@@ -1,6 +1,7 @@
 """Studies: what is missing is made, what is there is left alone, what fails is listed."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -187,6 +188,8 @@ def test_workers_share_cores_and_gpus(monkeypatch):
 @pytest.mark.parametrize("overlays", [[], ["scales/cifar10"]])
 def test_shipped_studies_are_whole_at_any_scale(name, overlays):
     found = read_study(name, overlays=overlays)
+    page = (recipes_folder().parent / "docs" / "studies.md").read_text()
+    assert re.search(rf"^\| `{name}` \| .* \| {len(found.jobs)} \|$", page, re.M)
     if name == "table1":
         assert len(found.jobs) == 19 * 3
         titled = {p.stem for p in recipes_folder().glob("*.toml") if "of Table 1" in p.read_text().splitlines()[0]}
