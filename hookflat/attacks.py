@@ -83,7 +83,7 @@ def pgd(
     with frozen(model, train=mode == "train"), torch.enable_grad():
         for restart in range(restarts):
             delta = initial_delta(x, eps, start, keys, seeds.derive(seed, "start", restart))
-            x_adv = torch.clamp(x + delta, low, high)
+            x_adv = torch.clamp(x + delta.to(x), low, high)
             for _ in range(steps):
                 x_adv.requires_grad_()
                 value = objective(model, x_adv)

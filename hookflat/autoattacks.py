@@ -71,7 +71,7 @@ def autoattack(
         clean = [_predicted(model, part) for part in x.split(batch_size)]
         classes, wrong = clean[0].shape[1], torch.cat([c.argmax(dim=1) for c in clean]) != y
         broken_by = torch.where(wrong, 0, -1)
-        package = _Package(model, eps, norm, version, attacks, classes, seed, work)
+        package = _Package(model, x.dtype, eps, norm, version, attacks, classes, seed, work)
         for number, attack in enumerate(package.attacks, start=1):
             left = (broken_by < 0).nonzero().flatten()
             flags = torch.zeros(len(y), device=device)
@@ -106,6 +106,7 @@ class _Package:
     def __init__(
         self,
         model: nn.Module,
+        dtype: torch.dtype,
         eps: float,
         norm: Norm,
         version: Version,
@@ -120,7 +121,7 @@ class _Package:
             raise ValueError(f"AutoAttack has no attack {strange[0]!r}: it has {', '.join(known)}")
         if not self.attacks:
             raise ValueError(f"no attack of {version!r} is possible with {classes} classes")
-        self.model, self.version, self.classes = _Observed(model, work), version, classes
+        self.model, self.version, self.classes = _Observed(model, dtype, work), version, classes
         self.options: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed}
 
     def run(self, attack: str, x: Tensor, y: Tensor) -> Values:
@@ -137,7 +138,7 @@ class _Package:
         trace = sys.gettrace()
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), _log_of_the_package() as log:
             try:
-                _, answers = package.run_standard_evaluation(x, y, batch_size=len(y))
+                _, answers = package.run_standard_evaluation(x.float(), y, batch_size=len(y))
             finally:
                 sys.settrace(trace)  # the package switches tracing off
         text = "".join(f"{line}\n" for line in log).encode()
@@ -145,16 +146,16 @@ class _Package:
 
 
 class _Observed(nn.Module):
-    """The network, its logits in float32 as the package reads them, its passes counted."""
+    """The network as the package takes it, images and logits in float32, its passes counted."""
 
-    def __init__(self, model: nn.Module, work: Work) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, work: Work) -> None:
         super().__init__()
-        self.model, self.work = model, work
+        self.model, self.dtype, self.work = model, dtype, work
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K)."""
         self.work.passed(len(x))
-        return self.model(x).float()
+        return self.model(x.to(self.dtype)).float()
 
 
 def _whole(loader: Loader, device: torch.device) -> tuple[Tensor, Tensor, Set]:

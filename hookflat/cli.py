@@ -74,7 +74,7 @@ Key = Annotated[str | None, typer.Option(help="Of a file with several sets of we
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
-    protocol: Annotated[str, typer.Option(help="paper, quick, full, or a TOML file of [eval] tables.")] = "paper",
+    protocol: Annotated[str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.")] = "paper",
     measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
     arch: Arch = None,
@@ -128,7 +128,7 @@ def study(
     plugin: Plugin = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The folder of the runs, instead of the study's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores or a GPU.")] = 1,
-    processes: Annotated[int, typer.Option(min=1, help="Of each training, under accelerate launch.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of each training.")] = 1,
     launcher: Annotated[str, typer.Option(help="here, or slurm (through submitit).")] = "here",
     slurm: Annotated[list[str], typer.Option(help="timeout_min=600, slurm_partition=gpu ... Repeatable.")] = [],  # noqa: B006
     plan: Annotated[bool, typer.Option("--plan", help="Only show what there is and what is left.")] = False,

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from hookflat import seeds
@@ -95,7 +95,7 @@ def hessian_eigenvalues(
         start = torch.randn(hessian.size, generator=seeds.generator(seed, "hessian_eigenvalues")).double().numpy()
 
         def solve() -> Values:
-            return {"eigenvalues": torch.from_numpy(_extremes(hessian, start, k, tolerance))}
+            return {"eigenvalues": _led(hessian, lambda product: _extremes(product, start, k, tolerance))}
 
         values = work.once("eigenvalues", solve, together=points.set)["eigenvalues"].tolist()
     return Eigenvalues(values[:-1], values[-1])
@@ -271,22 +271,56 @@ class _Hessian:
         return (sides[0] - sides[1]) / (2 * h)
 
 
-def _extremes(hessian: _Hessian, start: np.ndarray, k: int, tolerance: float) -> np.ndarray:
-    """The k largest eigenvalues, descending, and the smallest."""
-    like = hessian.weights[0]
+Product = Callable[[np.ndarray], np.ndarray]
+
+
+def _led(hessian: _Hessian, solve: Callable[[Product], np.ndarray]) -> Tensor:
+    """What `solve` finds on the main process; the others take part in its products until it is done."""
+    like, examples = hessian.weights[0], hessian.points.set
 
     def product(v: np.ndarray) -> np.ndarray:
-        return hessian.product(torch.from_numpy(v.ravel()).to(like)).double().cpu().numpy()
+        vector = torch.from_numpy(v.ravel()).to(like)
+        if examples.processes > 1:
+            examples.sum(torch.ones(1))
+            vector = examples.sum(vector)
+        return hessian.product(vector).double().cpu().numpy()
 
-    k = min(k, hessian.size)
-    if hessian.size <= 4 * k + 20:  # ARPACK wants more room than there is
-        values = np.linalg.eigvalsh(np.stack([product(row) for row in np.eye(hessian.size)]))
+    if examples.rank == 0:
+        found = torch.from_numpy(solve(product))
+        if examples.processes == 1:
+            return found
+        examples.sum(torch.zeros(1))
+        examples.sum(torch.tensor([float(len(found))]))
+        return examples.sum(found)
+    while examples.sum(torch.zeros(1)) > 0:
+        hessian.product(examples.sum(torch.zeros(hessian.size).to(like)))
+    return examples.sum(torch.zeros(int(examples.sum(torch.zeros(1))), dtype=torch.float64))
+
+
+def _extremes(product: Product, start: np.ndarray, k: int, tolerance: float) -> np.ndarray:
+    """The k largest eigenvalues, descending, and the smallest; NaN for one that does not converge.
+
+    The smallest is found as the largest of (largest - H), so that `tolerance` is relative to the spread of the values:
+    relative to itself, one near zero would never be reached.
+    """
+    size = len(start)
+    if size <= 4 * k + 20:  # ARPACK wants more room than there is
+        values = np.linalg.eigvalsh(np.stack([product(row) for row in np.eye(size)]))
         return np.append(values[::-1][:k], values[0])
-    shape = (hessian.size, hessian.size)
+    largest = _largest(product, start, k, tolerance)
+    top = largest[0]
+    return np.append(largest, top - _largest(lambda v: top * v.ravel() - product(v), start, 1, tolerance))
+
+
+def _largest(product: Product, start: np.ndarray, k: int, tolerance: float) -> np.ndarray:
+    shape = (len(start), len(start))
     operator = LinearOperator(shape=shape, matvec=product, dtype=np.float64)  # ty: ignore[unknown-argument]
-    solve = {"v0": start, "tol": tolerance, "return_eigenvectors": False}
-    largest = np.sort(eigsh(operator, k=k, which="LA", **solve))[::-1]
-    return np.append(largest, eigsh(operator, k=1, which="SA", **solve))
+    options = {"v0": start, "tol": tolerance, "maxiter": 200, "return_eigenvectors": False}
+    try:
+        return np.sort(eigsh(operator, k=k, which="LA", **options))[::-1]
+    except ArpackNoConvergence as error:
+        found = np.sort(error.eigenvalues)[::-1]
+        return np.append(found, np.full(k - len(found), np.nan))
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

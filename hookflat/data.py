@@ -149,14 +149,14 @@ class Examples(Set):
     ) -> None:
         self.images, self.batch_size, self.device, self.accelerator = images, batch_size, device, accelerator
         self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-        self.mine = torch.arange(self.rank, len(images), self.processes)
+        self.mine = torch.arange(len(images))[self.rank :: self.processes]
 
     def __len__(self) -> int:
         """The number of examples over all processes."""
         return len(self.images)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for indices in self.mine.split(self.batch_size):
+        for indices in self.mine.split(self.batch_size) if len(self.mine) else ():
             x, y = self.images.__getitems__(indices)
             yield x.to(self.device), y.to(self.device), indices.to(self.device)
 

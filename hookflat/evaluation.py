@@ -54,7 +54,9 @@ class Source:
     @property
     def name(self) -> str:
         """For a title and for the name of a folder."""
-        return self.model.replace(":", "-").replace("/", "-") if self.is_robustbench else Path(self.model).stem
+        if self.is_robustbench:
+            return self.model.replace(":", "-").replace("/", "-")
+        return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
 
     def tables(self) -> dict[str, Any]:
         """The recipe's tables, without stages of measures. Raises UserError when something is not said or not there."""
@@ -145,7 +147,9 @@ def evaluate(
     home = Path(model, "eval") if source.is_run else Path("evals")
     place = Path(folder) if folder else home / "-".join([*([] if source.is_run else [source.name]), named, *chosen])
     with global_generators_restored():
-        return _evaluate(source, recipe, place, quiet)
+        run = Run(recipe, place, quiet=quiet)
+        with run.folder.held():
+            return _evaluate(source, run)
 
 
 def _recipe(
@@ -155,7 +159,7 @@ def _recipe(
     if measures:
         stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}
         tables["eval"] = tables.get("eval", {}) | {"measures": stage}
-    overlays = [] if measures else [_protocol(protocol)]
+    overlays = [] if measures else [protocol_file(protocol)]
     needs = ("data",) if source.is_robustbench else ("data", "model")
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
     recipe = load(tables, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs)
@@ -163,28 +167,31 @@ def _recipe(
     return recipe
 
 
-def _protocol(name: str | Path) -> Path:
+def protocol_file(name: str | Path) -> Path:
+    """A TOML file, or a shipped protocol by its name. Raises UserError where there is none."""
     if Path(name).suffix == ".toml" and Path(name).is_file():
         return Path(name)
     try:
         return find_recipe(f"protocols/{name}")
     except UserError:
-        raise UserError(f"no protocol {str(name)!r}: there are paper and quick, or give a TOML file") from None
+        raise UserError(
+            f"no protocol {str(name)!r}: there are paper, quick, full and landscapes, or give a TOML file"
+        ) from None
 
 
-def _evaluate(source: Source, recipe: Recipe, place: Path, quiet: bool) -> Result:
-    run = Run(recipe, place, quiet=quiet)
-    console, measurements = run.console, run.measurements
+def _evaluate(source: Source, run: Run) -> Result:
+    recipe, place, console, measurements = run.recipe, run.folder.path, run.console, run.measurements
     if source.is_robustbench:
         run.data = run.hook.build_data(run=run)
     else:
         run.build_network()
     plan = {label: measurements.planned(label) for label in source.which}
     results: dict[str, Any] = {"model": source.model, "recipe": recipe.name, "processes": run.processes}
-    results |= {"protocol": measurements.protocol(), "models": {}}
+    results |= {"setting": measurements.setting(), "protocol": measurements.protocol(), "models": {}}
     try:
+        done = _same(run, results)
         run.folder.prepare(recipe)
-        if done := _same(run, results):
+        if done:
             console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
         else:
             console.evaluating(run, source.model)
@@ -219,9 +226,11 @@ def _same(run: Run, results: dict[str, Any]) -> dict[str, Any] | None:
     done = run.folder.load_results()
     if done is None:
         return None
-    same = all(done.get(name) == results[name] for name in ("model", "protocol"))
-    if not same or not done.get("models"):
-        raise UserError(f"{run.folder.path} holds the results of another model or protocol: choose another --out")
+    for what, name in (("protocol", "protocol"), ("network or other data", "setting")):
+        if done.get(name) != results[name]:
+            raise UserError(
+                f"{run.folder.path} holds the results of another {what}: choose another --out, or remove it"
+            )
     return done
 
 
@@ -229,7 +238,11 @@ def load_unwrapped(run: Run, weights: dict[str, torch.Tensor], source: str, norm
     """Load foreign weights into the run's network; where they have no normalisation of their own, set it."""
     network = run.network
     fitted = load_into(network, weights, source)
-    if not isinstance(network, Normalized) or fitted is network or normalize == "data":
+    if not isinstance(network, Normalized) or fitted is network:
+        if normalize not in ("none", "data"):
+            raise UserError(f"--normalize {normalize}: {source} or its network brings a normalisation of its own")
+        return
+    if normalize == "data":
         return
     channels = run.data.channels
     mean, std = [0.0] * channels, [1.0] * channels

@@ -100,6 +100,7 @@ def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
     axes = figure.subplots()
     low, high = max(float(z.min()), 1e-3), float(z.max())
     levels = np.geomspace(low, max(high, 1.01 * low), 17)  # a loss grows exponentially away from the network
+    z = z.clip(min=low)
     filled = axes.contourf(s, t, z, levels=levels, cmap="Blues", norm=LogNorm(), extend="min")
     lines = axes.contour(s, t, z, levels=levels[2::3], colors="0.25", linewidths=0.6)
     axes.clabel(lines, fontsize=7, fmt="%.2g")

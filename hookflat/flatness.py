@@ -89,7 +89,7 @@ def worst_flatness(
     model: nn.Module,
     loader: Loader,
     *,
-    xi: float = 0.003,
+    xi: float = 0.00075,
     attempts: int = 10,
     sweeps: int = 20,
     weight_step_size: float = 0.01,
@@ -191,7 +191,8 @@ class _Held:
 
     def members(self, batch: int) -> Sequence[Tensor]:
         """Where this process's members of a batch are, in pieces as large as the loader's."""
-        return (self.keys // self.batch_size == batch).nonzero().flatten().split(self.size)
+        mine = (self.keys // self.batch_size == batch).nonzero().flatten()
+        return mine.split(self.size) if len(mine) else ()
 
 
 class _Climb:

@@ -50,12 +50,13 @@ def run(
         recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
     with global_generators_restored():
         files = tuple(p for p in extra if isinstance(p, Path))
-        return _run(recipe, Path(folder) if folder else recipe.folder, files, quiet)
+        run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
+        with run.folder.held():
+            return _run(run, files)
 
 
-def _run(recipe: Recipe, path: Path, files: tuple[Path, ...], quiet: bool) -> Result:
-    run = Run(recipe, path, quiet=quiet)
-    console = run.console
+def _run(run: Run, files: tuple[Path, ...]) -> Result:
+    recipe, path, console = run.recipe, run.folder.path, run.console
     try:
         run.folder.prepare(recipe, files)
         run.accelerator.wait_for_everyone()

@@ -137,16 +137,22 @@ class Measurements:
         for (split, _), subject in shared.items():
             for kept, what in subject.kept:
                 self.run.folder.keep(f"{label}-{split}-{kept}", what)
+        self.run.accelerator.wait_for_everyone()  # nobody writes parts any more
         return entry
 
     def _unfinished(self, model: nn.Module, label: str) -> Work:
         """Where the parts of an interrupted measurement of this model, by this protocol, are found again."""
         run = self.run
         tensors = [t.detach().cpu() for t in model.state_dict().values()]
-        images = [t for part in (run.data.train, run.data.test) for t in (part.x, part.y)]
-        name = fingerprint(json.dumps(self.protocol()), *tensors, *images)
+        name = fingerprint(json.dumps(self.protocol()), self.setting(), *tensors)
         mine = f"{run.rank} of {run.processes}"
         return Work(run.folder.unfinished / f"{label} {name}" / mine, self.tally)
+
+    def setting(self) -> str:
+        """A fingerprint of what is measured but for the weights: architecture and images."""
+        tables, data = self.run.recipe.tables, self.run.data
+        named = json.dumps([tables.get(name) for name in ("data", "model", "plugins")])
+        return fingerprint(named, *(t for part in (data.train, data.test) for t in (part.x, part.y)))
 
     def planned(self, label: str) -> list[Planned]:
         """Everything `end` will do for a network, with the passes that the measures expect (their `passes()`)."""

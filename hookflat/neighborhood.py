@@ -25,8 +25,8 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
 
     Flatness moves biases too, perturbations during training do not (protocol 1.5 and 4.1; official AWP code).
 
-    Raises ValueError for layers whose weight is computed from other parameters, and when nothing is left, as in a
-    network whose parameters are all frozen.
+    A tensor that several layers share is there once. Raises ValueError for layers whose weight is computed from other
+    parameters, for weights in half precision, and when nothing is left (all parameters frozen).
     """
     found: dict[str, nn.Parameter] = {}
     auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
@@ -35,8 +35,10 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
             if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
                 raise ValueError(f"layer {prefix!r} is parametrized (weight norm?): make its weight a parameter first")
             for name, p in module.named_parameters(prefix, recurse=False):
-                if p.requires_grad and (biases or p.dim() > 1):
+                if p.requires_grad and (biases or p.dim() > 1) and not any(p is other for other in found.values()):
                     found[name] = p
+    if half := [name for name, p in found.items() if p.dtype in (torch.bfloat16, torch.float16)]:
+        raise ValueError(f"weights in half precision round perturbations away ({half[0]}): use model.float()")
     if not found:
         raise ValueError(
             "no weights to perturb: no convolution or linear layer has a parameter that requires gradients"

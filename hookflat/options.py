@@ -8,7 +8,8 @@ import json
 import math
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -129,9 +130,21 @@ def _describe(name: str, hint: Any, field: Any) -> Option:
         default = repr(field.default_factory())
     else:
         default = "required" if field.default is MISSING else repr(field.default)
-    kind = getattr(hint, "__name__", None) if get_origin(hint) is None else None
-    shown = kind or str(hint).replace("typing.", "")
-    return Option(name, shown, default, ", ".join(dict.fromkeys(bounds)), description)
+    return Option(name, _type(hint), default, ", ".join(dict.fromkeys(bounds)), description)
+
+
+def _type(hint: Any) -> str:
+    """A type as a reader writes it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type, arguments))
+    if origin in (list, dict, tuple):
+        return f"{origin.__name__}[{', '.join(map(_type, arguments))}]"
+    if origin is None:
+        return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    return str(hint).replace("typing.", "")
 
 
 def plain(value: Any) -> Any:

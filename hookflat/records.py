@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -54,6 +57,40 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
             ) from error
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Nobody else writes into the folder inside, however a process that did has ended.
+
+        Raises UserError when somebody does.
+        """
+        if not self.main:
+            yield
+            return
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path} is in use: another process is working in it") from None
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def in_use(self) -> bool:
+        """Whether a process is working in the folder."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.path / ".lock").acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def same_recipe(self, recipe: Recipe) -> None:
         """Raises UserError when the folder holds a begun run of another recipe, with the values that differ."""

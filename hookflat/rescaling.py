@@ -66,11 +66,17 @@ def rescaled(
     with global_generators_restored():
         run.build_network()
     _, about, network = next(iter(source.networks(run)))
+    about |= {"rescaled": factor * about.get("rescaled", 1.0)}
     try:
         count = rescale(network, factor)
     except ValueError as error:
         raise UserError(f"{source.model}: {error}") from error
-    run.folder.save_weights(out / "model.safetensors" if source.is_run else out, network, **about, rescaled=factor)
-    if source.is_run:
-        shutil.copyfile(Path(source.model, "recipe.toml"), out / "recipe.toml")
+    if not source.is_run:
+        run.folder.save_weights(out, network, **about)
+        return count
+    beside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    run.folder.save_weights(beside / "model.safetensors", network, **about)
+    shutil.copyfile(Path(source.model, "recipe.toml"), beside / "recipe.toml")
+    beside.rename(out)
     return count

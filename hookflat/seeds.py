@@ -28,7 +28,11 @@ def fingerprint(*parts: str | Tensor) -> str:
     """A name of 16 letters for texts and tensors: equal for equal content."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.contiguous().numpy().tobytes())
+        digest.update(
+            part.encode()
+            if isinstance(part, str)
+            else part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

@@ -10,12 +10,14 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
@@ -27,7 +29,8 @@ from pydantic import Field
 from hookflat.errors import UserError
 from hookflat.options import InvalidOptions, build, nearest
 from hookflat.plugins import Catalogue
-from hookflat.recipe import differences, load
+from hookflat.recipe import differences, flat, load
+from hookflat.records import RunFolder
 from hookflat.shipped import find_recipe
 
 State = Literal["done", "begun", "todo", "changed", "elsewhere", "failed"]
@@ -88,31 +91,50 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
+    def measures(self) -> Path:
+        """The folder of what the protocol measures."""
+        return self.folder / "eval" / "-".join([Path(self.protocol).stem, *self.which])
+
+    @property
     def results(self) -> Path:
         """The file that says that everything is measured."""
-        if not self.protocol:
-            return self.folder / "eval.json"
-        return self.folder / "eval" / "-".join([Path(self.protocol).stem, *self.which]) / "eval.json"
+        return (self.measures if self.protocol else self.folder) / "eval.json"
 
     def resolved(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
         """The tables of its recipe. Raises UserError when they are wrong."""
         known = catalogue or Catalogue([Path(p) for p in self.plugins])
         return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
 
+    def protocol_tables(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """The `[eval]` of its protocol on a run of `recipe`. Raises UserError when it is wrong."""
+        from hookflat.evaluation import protocol_file
+
+        kept = {key: value for key, value in recipe["eval"].items() if not isinstance(value, dict)}
+        catalogue = Catalogue([Path(p) for p in self.plugins])
+        overlays = [protocol_file(self.protocol)]
+        loaded = load(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=catalogue)
+        return loaded.tables["eval"]
+
     def changes(self) -> list[str]:
         """What is another in the folder's recipe than in the study's; empty where nothing was begun."""
         there = self.folder / "recipe.toml"
-        if (
-            self.rescaled
-            or not there.exists()
-            or not (self.results.exists() or any(self.folder.glob("checkpoints/step-*")))
-        ):
+        if not there.exists() or not (self.rescaled or self.results.exists() or self._checkpoints()):
             return []
         return differences(tomllib.loads(there.read_text(encoding="utf-8")), self.resolved())
 
+    def protocol_changes(self) -> list[str]:
+        """What is another in the protocol that measured the folder than in the study's."""
+        there = self.measures / "recipe.toml"
+        if not self.protocol or not there.exists():
+            return []
+        old = tomllib.loads(there.read_text(encoding="utf-8"))["eval"]
+        return differences({"eval": old}, {"eval": self.protocol_tables(self.resolved())})
+
     def state(self) -> State:
         """What there is of it."""
-        if self.changes():
+        if RunFolder(self.folder).in_use() or RunFolder(self.measures).in_use():
+            return "elsewhere"
+        if self.changes() or self.protocol_changes():
             return "changed"
         if self.results.exists():
             return "done"
@@ -130,7 +152,7 @@ class Job:
             if not self.folder.exists():
                 yield [*hookflat, "rescale", str(source), f"{factor:g}", "--out", str(self.folder), *plugins]
         else:
-            launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--main_process_port", "0"]
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
             started = [sys.executable, *launch, "-m", "hookflat"] if processes > 1 else hookflat
             values = _options("--set", (f"{key}={_toml(value)}" for key, value in self.overrides))
             overlays = _options("--with", self.overlays)
@@ -138,7 +160,7 @@ class Job:
         if self.protocol:
             values = _options("--set", (f"{key}={_toml(value)}" for key, value in self.measure))
             which = _options("--which", self.which)
-            protocol = ["--protocol", self.protocol, "--out", str(self.results.parent)]
+            protocol = ["--protocol", self.protocol, "--out", str(self.measures)]
             yield [*hookflat, "eval", str(self.folder), *protocol, *which, *values, *plugins]
 
 
@@ -168,9 +190,13 @@ def read_study(
     path, plugins = _found(study), list(plugins)
     options, grids = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
-    values = options.set | dict(assignment(o) for o in overrides)
+    given = _flat(dict(assignment(o) for o in overrides))
+    fixed = {"run.seed", *(key for grid in grids for key in grid.values)}
+    if clash := sorted(given.keys() & fixed):
+        raise UserError(f"--set {clash[0]}: the study itself sets it (seeds, or a grid)")
+    values = _flat(options.set) | given
     base = Job("", "", 0, place, (*options.overlays, *overlays), (), options.protocol, tuple(options.which))
-    base = replace(base, measure=tuple(options.measure.items()), plugins=tuple(map(str, plugins)))
+    base = replace(base, measure=tuple(_flat(options.measure).items()), plugins=tuple(map(str, plugins)))
     jobs = []
     for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
         for point in _points(grid.values):
@@ -184,7 +210,12 @@ def read_study(
     catalogue = Catalogue(tuple(plugins))
     for job in jobs:
         if job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
-            job.resolved(catalogue)
+            tables = job.resolved(catalogue)
+            if job.protocol:
+                job.protocol_tables(tables)
+    for which in options.which:
+        if which not in ("last", "best", "live") and not which.isdigit():
+            raise UserError(f"{path}: study.which: {which!r} should be last, best, live or the number of an epoch")
     return Study(path.stem, place, jobs)
 
 
@@ -223,7 +254,7 @@ def make(
     def in_turn(job: Job) -> State:
         worker = free.get()
         try:
-            return run_job(job, environment=share(worker, workers), processes=processes, redo=redo, say=say)
+            return run_job(job, environment=share(worker, workers, processes), processes=processes, redo=redo, say=say)
         finally:
             free.put(worker)
 
@@ -254,9 +285,9 @@ def run_job(
         with lock.acquire(timeout=0):
             state = job.state()
             if state == "changed" and redo:
-                _move_aside(job.folder)
-                state = "todo"
-            if state in ("done", "changed"):
+                _move_aside(job.folder if job.changes() else job.measures)
+                state = job.state()
+            if state in ("done", "changed", "elsewhere"):
                 return state
             began = time.time()
             for command in job.commands(processes):
@@ -265,7 +296,8 @@ def run_job(
                     return "failed"
             seconds = time.time() - began
             with (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
-                times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": state}) + "\n")
+                was = "rescaled" if job.rescaled else state
+                times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was}) + "\n")
             say(f"done     {job.name}: {_duration(seconds)}")
             return "done"
     except Timeout:
@@ -283,41 +315,61 @@ def plan(study: Study) -> tuple[dict[str, State], float | None]:
     states: dict[str, State] = {job.name: job.state() for job in study.jobs}
     times = study.folder / "times.jsonl"
     whole = []
-    if times.exists():
-        lines = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()]
-        whole = [line["seconds"] for line in lines if line["was"] == "todo"]
-    left = sum(state in ("todo", "begun") for state in states.values())
+    for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
+        with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
+            entry = json.loads(line)
+            whole += [entry["seconds"]] if entry["was"] == "todo" else []
+    left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
     return states, left * sum(whole) / len(whole) / 3600 if whole else None
 
 
-def share(worker: int, workers: int) -> dict[str, str]:
-    """A worker's part of this machine: its share of the cores, and one GPU, by turns."""
+def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:
+    """A worker's part of this machine: its share of the cores, and a GPU for each process, by turns.
+
+    Raises UserError where `processes` are more than there are GPUs.
+    """
     gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or _gpus()
-    cores = max(1, (os.cpu_count() or 1) // workers)
-    mine = {"OMP_NUM_THREADS": str(cores)} if workers > 1 else {}
-    return mine | ({"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus and workers > 1 else {})
+    if gpus and processes > len(gpus):
+        raise UserError(f"--processes {processes}: there are {len(gpus)} GPUs")
+    cores = max(1, len(os.sched_getaffinity(0)) // (workers * processes))
+    mine = {"OMP_NUM_THREADS": str(cores)} if workers * processes > 1 else {}
+    if not gpus:
+        return mine | ({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})
+    turns = [gpus[(worker * processes + i) % len(gpus)] for i in range(processes)]
+    return mine | ({"CUDA_VISIBLE_DEVICES": ",".join(turns)} if workers * processes > 1 else {})
 
 
 def submit(
     study: Study, *, cluster: str | None = None, processes: int = 1, redo: bool = False, **slurm: Any
 ) -> list[Any]:
-    """One cluster job for each run that is missing, through `submitit`; `cluster="local"` runs them here.
+    """One cluster job for each run that is missing, with its rescaled networks, through `submitit`.
 
-    `slurm`: parameters of `submitit.AutoExecutor`, such as timeout_min, gpus_per_node, slurm_partition. Raises
-    UserError where submitit is not installed.
+    `cluster`: Slurm where nothing is said; "local" runs them here. `slurm`: parameters of `submitit.AutoExecutor`, as
+    timeout_min, gpus_per_node, slurm_partition. Raises UserError without submitit, Slurm, or a time limit.
     """
     try:
         import submitit
     except ImportError as error:
         raise UserError('--launcher slurm needs submitit: pip install "hookflat[slurm]"') from error
+    if cluster is None and shutil.which("srun") is None:
+        raise UserError("--launcher slurm: there is no srun on this machine")
+    if not slurm.keys() & {"timeout_min", "slurm_time"}:
+        raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     study.folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.AutoExecutor(folder=study.folder / "slurm", cluster=cluster)
+    executor = submitit.AutoExecutor(folder=study.folder / "slurm", cluster=cluster or "slurm")
     executor.update_parameters(name=f"hookflat {study.name}", **slurm)
-    missing = [job for job in study.jobs if job.state() not in ("done", *([] if redo else ["changed"]))]
-    first = [executor.submit(run_job, job, processes=processes, redo=redo) for job in missing if not job.rescaled]
-    for submitted in first if any(job.rescaled for job in missing) else ():
-        submitted.wait()
-    return first + [executor.submit(run_job, job, processes=processes) for job in missing if job.rescaled]
+    submitted = []
+    for source in (job for job in study.jobs if not job.rescaled):
+        family = [source, *(job for job in study.jobs if job.rescaled and job.rescaled[0] == source.folder)]
+        leave = {"done", "elsewhere"} if redo else {"done", "elsewhere", "changed"}
+        if any(job.state() not in leave for job in family):
+            submitted.append(executor.submit(_one_after_another, family, processes, redo))
+    return submitted
+
+
+def _one_after_another(jobs: list[Job], processes: int, redo: bool) -> list[State]:
+    environment = share(0, 1, processes)
+    return [run_job(job, environment=environment, processes=processes, redo=redo) for job in jobs]
 
 
 def _found(study: str | Path) -> Path:
@@ -362,7 +414,13 @@ def _plain(value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value)
+    """A number, string, boolean or list of them, as TOML writes it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Tables among the values as dotted keys."""
+    return {".".join(path): value for path, value in flat(values)}
 
 
 def _options(name: str, values: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -57,7 +58,7 @@ class Hessian:
                 trace = hessian_trace(subject.model, subject.examples, samples=self.probes, work=work, **options)
                 values |= {f"hessian_{loss}_trace": trace.trace}
                 values |= {f"hessian_{loss}_trace_stderr": trace.standard_error} if self.probes > 1 else {}
-        return values
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def passes(self) -> int:
         return len(self.losses) * (self.steps + 2 * (60 + self.probes))

@@ -1,5 +1,6 @@
 """AutoAttack through pyautoattack: the package's own numbers, and nothing left behind."""
 
+import copy
 import sys
 
 import pytest
@@ -80,6 +81,14 @@ def test_few_classes(classes):
         inside = ((x > eps) & (x < 1 - eps)).flatten(1).all(dim=1)
         found = hookflat.autoattack(net, (x, y), eps=eps, batch_size=12)
         assert torch.equal((found.broken_by >= 0)[inside], (margins < eps * d.abs().sum())[inside])
+
+
+def test_networks_in_double_precision(net, digits_pair):
+    x, y = (t[:8] for t in digits_pair)
+    options = {"eps": 0.15, "version": "custom", "attacks": ["apgd-ce"]}
+    single = hookflat.autoattack(net, (x, y), **options)
+    double = hookflat.autoattack(copy.deepcopy(net).double(), (x.double(), y), **options)
+    assert torch.equal(double.broken_by, single.broken_by)
 
 
 def test_attacks_that_are_not_defined_for_few_classes_are_left_out():

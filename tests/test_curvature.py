@@ -44,6 +44,16 @@ def test_eigenvalues_and_trace_of_softmax_regression_are_exact(inputs, classes):
     assert trace.standard_error < 0.1 * expected.sum()
 
 
+def test_the_smallest_eigenvalue_of_a_convex_loss_is_found_although_it_is_zero():
+    """Relative to itself, as ARPACK has it, no accuracy would do."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
+    x, y = torch.rand(40, 1, 4, 4, generator=generator), torch.randint(10, (40,), generator=generator)
+    found = hookflat.hessian_eigenvalues(net, (x, y), k=1, robust=False, tolerance=1e-2)
+    assert found.smallest == pytest.approx(0, abs=0.02 * found.largest[0])
+    assert found.largest[0] > 0.1
+
+
 def test_the_robust_hessian_is_that_at_the_adversarial_examples():
     net, x, y = softmax_regression(3, 3)
     attack = {"eps": 0.05, "step_size": 0.05, "steps": 2, "start": "zero"}

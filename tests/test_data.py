@@ -139,3 +139,14 @@ def test_cifar10_from_parquet():
     mean, std = data.train.statistics()
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.002)
     assert std.tolist() == pytest.approx([0.2452, 0.2428, 0.2606], abs=5e-4)
+
+
+def test_more_processes_than_examples_leave_some_without_any():
+    import types
+
+    images = Images(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    counts = []
+    for rank in range(4):
+        place = types.SimpleNamespace(process_index=rank, num_processes=4)
+        counts.append(len(list(Examples(images, accelerator=place))))
+    assert counts == [1, 1, 0, 0]

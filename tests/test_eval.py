@@ -12,6 +12,7 @@ from test_cli import fails, hookflat
 
 import hookflat as library
 from hookflat import UserError
+from hookflat.checkpoints import load_weights
 from hookflat.data import Examples
 from hookflat.plugins import Catalogue
 from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
@@ -173,7 +174,7 @@ def test_results_of_another_protocol_or_network_are_not_overwritten(trained, tmp
     out = tmp_path / "out"
     evaluate(trained, measures=["clean_error"], folder=out)
     before = (out / "eval.json").read_text()
-    with pytest.raises(UserError, match="another model or protocol"):
+    with pytest.raises(UserError, match="results of another protocol"):
         evaluate(trained, measures=["clean_error"], overrides={"eval.eps": 0.2}, folder=out)
     copied = tmp_path / "copy"
     copied.mkdir()
@@ -185,6 +186,17 @@ def test_results_of_another_protocol_or_network_are_not_overwritten(trained, tmp
     with pytest.raises(UserError, match="results of other weights"):
         evaluate(copied, measures=["clean_error"], folder=tmp_path / "of the copy")
     assert (out / "eval.json").read_text() == before
+
+
+@pytest.mark.parametrize("other", ["model.act=gelu", "data.test=29", "normalize"])
+def test_results_of_other_data_or_another_architecture_are_not_taken_for_the_same(small, tmp_path, other):
+    """Neither leaves a trace in the weights."""
+    _, _, file = small
+    options = {"arch": "resnet_small", "data": "digits", "measures": ["clean_error"], "folder": tmp_path / "out"}
+    evaluate(file, **options, overrides=SMALL)
+    changed = {"normalize": "data"} if other == "normalize" else {}
+    with pytest.raises(UserError, match=r"holds the results of (another network or other data|other weights)"):
+        evaluate(file, **options, **changed, overrides=SMALL if changed else [*SMALL, other])
 
 
 def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
@@ -289,6 +301,8 @@ def test_rescaled_networks_measure_alike(tmp_path):
         rescaled(Source(str(folder)), 0.5, tmp_path / "x")
     out = tmp_path / "runs" / "tiny-x0.5"
     assert rescaled(Source(str(folder)), 0.5, out, catalogue=Catalogue(PLUGINS)) == 1
+    assert rescaled(Source(str(out)), 3.0, tmp_path / "again", catalogue=Catalogue(PLUGINS)) == 1
+    assert load_weights(tmp_path / "again" / "model.safetensors")[1]["rescaled"] == 1.5
     with pytest.raises(UserError, match="exists already"):
         rescaled(Source(str(folder)), 0.5, out)
     one, other = (

@@ -87,3 +87,11 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception():
     with pytest.raises(RuntimeError):
         fails()
     found.assert_unchanged(net)
+
+
+def test_shared_weights_move_once_and_half_precision_is_refused():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    assert list(layers(net)) == ["0.weight", "0.bias", "2.bias"]
+    with pytest.raises(ValueError, match=r"half precision .* \(0\.weight\): use model\.float\(\)"):
+        layers(net.bfloat16())

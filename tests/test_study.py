@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_cli import fails, hookflat
 
-from hookflat import UserError
+from hookflat import UserError, run
 from hookflat.comparing import compare
 from hookflat.shipped import recipes_folder
 from hookflat.studies import make, plan, read_study, run_job, share, submit
@@ -129,9 +129,9 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(study, here):
 
 
 def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
-    """The lock is free again when its process ends, however it ends."""
+    """A run holds its folder itself: a study that was killed leaves no free lock behind a training that goes on."""
     found = read_study(study)
-    lock = found.jobs[0].folder.parent / f".{found.jobs[0].name}.lock"
+    lock = found.jobs[0].folder / ".lock"
     lock.parent.mkdir(parents=True)
     holder = subprocess.Popen(
         [
@@ -143,7 +143,8 @@ def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
     )
     holder.stdout.readline()
     assert run_job(found.jobs[0]) == "elsewhere"
-    assert not found.jobs[0].folder.exists()
+    with pytest.raises(UserError, match="is in use: another process"):
+        run(found.jobs[0].resolved(), folder=found.jobs[0].folder)
     holder.kill()
     holder.wait()
     assert run_job(found.jobs[0]) == "done"
@@ -164,24 +165,42 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
         values.append(json.loads(job.results.read_text())["models"]["last"]["test"])
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-4)
 
+    (tmp_path / "mine.toml").write_text(PROTOCOL.replace("examples = 10", "examples = 12"))
+    changed = read_study(study)
+    assert {job.state() for job in changed.jobs} == {"changed"}
+    assert changed.jobs[0].protocol_changes() == ["eval.quick.examples: 10 in the folder, 12 now"]
+    weights = (found.jobs[0].folder / "model.safetensors").stat().st_mtime_ns
+    assert set(make(changed, redo=True, say=said.append).values()) == {"done"}
+    assert (found.jobs[0].folder / "model.safetensors").stat().st_mtime_ns == weights
+    assert json.loads(found.jobs[0].results.read_text())["protocol"]["stages"]["quick"]["examples"] == {"test": 12}
+
 
 def test_submitit_runs_what_is_missing(study, tmp_path):
     """Its local executor, as it would on a cluster; killed runs go on."""
     study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
     found = read_study(study)
+    with pytest.raises(UserError, match="how long a run may take"):
+        submit(found, cluster="local")
+    with pytest.raises(UserError, match="no srun on this machine"):
+        submit(found, timeout_min=5)
     (submitted,) = submit(found, cluster="local", timeout_min=5)
-    assert submitted.result() == "done"
+    assert submitted.result() == ["done"]
     assert set(plan(found)[0].values()) == {"done"}
     assert submit(found, cluster="local", timeout_min=5) == []
 
 
 def test_workers_share_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr("hookflat.studies.os.cpu_count", lambda: 8)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [share(w, 4) for w in (0, 1, 2)] == [
+    monkeypatch.setattr("hookflat.studies.os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
+    assert [share(w, 4) for w in (0, 1, 3)] == [
         {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")
     ]
+    assert share(1, 2, 2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "6,2"}
+    with pytest.raises(UserError, match="there are 3 GPUs"):
+        share(0, 1, 4)
     assert share(0, 1) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling"])
@@ -207,10 +226,30 @@ def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):
     wrong('[studies]\nruns = ["at"]', r"unknown table \[studies\]")
     wrong("[study]\n", "needs runs")
     wrong('[study]\nruns = ["at", "at"]', "'at-0' twice")
+    wrong('[study]\nruns = ["at"]\nprotocol = "papper"', "no protocol 'papper'")
+    wrong('[study]\nruns = ["at"]\nprotocol = "paper"\nwhich = ["bset"]', "'bset' should be last, best")
+    wrong(
+        '[study]\nruns = ["at"]\nprotocol = "paper"\nmeasure = { "eval.flat.examples" = 3 }', "stage without measures"
+    )
     wrong('[study]\nruns = ["at"]\nseeds = []', "seeds")
     wrong('[[study.grid]]\nrecipe = "at"\nvalues = { "loss.bta" = [1] }', "unknown option of 'at'")
     with pytest.raises(UserError, match="no study nothing"):
         read_study("nothing")
+    for clash in ("run.seed=3", "loss.beta=2"):
+        study.write_text(STUDY.format(folder=tmp_path / "runs", recipe=tmp_path / "tiny.toml"))
+        with pytest.raises(UserError, match=f"--set {clash[:-2]}: the study itself sets it"):
+            read_study(study, overrides=[clash])
+
+
+def test_tables_of_values_and_lines_that_were_cut_off_do_no_harm(study):
+    study.write_text(study.read_text() + "\n[study.set.optimizer]\nlr = 0.01\n")
+    found = read_study(study, overrides=["plugins.awp={xi=0.5}"])
+    assert found.jobs[0].resolved()["optimizer"]["lr"] == 0.01
+    (command,) = found.jobs[0].commands()
+    assert {"optimizer.lr=0.01", "plugins.awp.xi=0.5"} <= set(command)
+    found.folder.mkdir()
+    (found.folder / "times.jsonl").write_text('{"run": "x", "seconds": 1800.0, "was": "todo"}\n{"run": "y", "sec')
+    assert plan(found)[1] == pytest.approx(2.0)
 
 
 def test_the_commands(study, tmp_path):
