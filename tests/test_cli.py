@@ -9,6 +9,7 @@ from hookflat.shipped import find_recipe
 
 SMALL = {
     "run.epochs": 1,
+    "run.threads": 1,
     "data.train": 40,
     "data.test": 60,
     "model.width": 8,
