@@ -140,13 +140,13 @@ def study(
     """Train and measure everything of a study that is missing. The same command again goes on."""
     from collections import Counter
 
-    from hookflat import studies
+    from hookflat import making, studies
     from hookflat.merging import assignment
 
     if launcher not in ("here", "slurm"):
         raise UserError(f"--launcher {launcher}: should be here or slurm")
     found = studies.read_study(study, overlays=with_, overrides=set_, plugins=plugin, folder=out)
-    states, hours = studies.plan(found)
+    states, hours = making.plan(found)
     _out.print(f"{found.name}: {len(found.jobs)} runs in {found.folder}", markup=False)
     counts = Counter(states.values())
     left = f", about {hours / jobs:.1f} hours left" if hours else ""
@@ -161,11 +161,11 @@ def study(
             _out.print(f"{state:<8} {name}", markup=False)
         return
     if launcher == "slurm":
-        submitted = studies.submit(found, processes=processes, redo=redo, **dict(assignment(s) for s in slurm))
+        submitted = making.submit(found, processes=processes, redo=redo, **dict(assignment(s) for s in slurm))
         _out.print(f"{len(submitted)} jobs submitted; --plan shows how far they are", markup=False)
         return
     say = lambda line: _out.print(line, markup=False)
-    ended = studies.make(found, workers=jobs, processes=processes, redo=redo, say=say)
+    ended = making.make(found, workers=jobs, processes=processes, redo=redo, say=say)
     failed = [name for name, state in ended.items() if state == "failed"]
     _out.print(", ".join(f"{count} {state}" for state, count in Counter(ended.values()).items()), markup=False)
     if failed:

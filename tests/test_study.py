@@ -10,8 +10,9 @@ from test_cli import fails, hookflat
 
 from hookflat import UserError, run
 from hookflat.comparing import compare
+from hookflat.making import make, plan, run_job, share, submit
 from hookflat.shipped import recipes_folder
-from hookflat.studies import make, plan, read_study, run_job, share, submit
+from hookflat.studies import read_study
 
 RECIPE = """
 data = { name = "digits", train = 32, test = 40 }
@@ -65,7 +66,7 @@ def here(monkeypatch):
             return 2
         return 0
 
-    monkeypatch.setattr("hookflat.studies._status", status)
+    monkeypatch.setattr("hookflat.making._status", status)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monke
     assert hours == 0
     stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
     ran = []
-    monkeypatch.setattr("hookflat.studies._status", lambda *a: ran.append(a))
+    monkeypatch.setattr("hookflat.making._status", lambda *a: ran.append(a))
     assert set(make(found).values()) == {"done"}
     assert not ran
     assert [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs] == stamps
@@ -190,7 +191,7 @@ def test_submitit_runs_what_is_missing(study, tmp_path):
 
 
 def test_workers_share_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr("hookflat.studies.os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("hookflat.making.os.sched_getaffinity", lambda _: range(8))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
     assert [share(w, 4) for w in (0, 1, 3)] == [
         {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")
