@@ -126,6 +126,7 @@ def study(
     with_: With = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
+    protocol: Annotated[str, typer.Option(help="Of hookflat eval after each run, instead of the study's.")] = "",
     out: Annotated[Path | None, typer.Option(help="The folder of the runs, instead of the study's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores or a GPU.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Of each training.")] = 1,
@@ -145,7 +146,7 @@ def study(
 
     if launcher not in ("here", "slurm"):
         raise UserError(f"--launcher {launcher}: should be here or slurm")
-    found = studies.read_study(study, overlays=with_, overrides=set_, plugins=plugin, folder=out)
+    found = studies.read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
     states, hours = making.plan(found)
     _out.print(f"{found.name}: {len(found.jobs)} runs in {found.folder}", markup=False)
     counts = Counter(states.values())

@@ -57,8 +57,8 @@ class Run:
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.console = Console(main=self.main, quiet=quiet)
-        if recipe.run.threads:
-            torch.set_num_threads(recipe.run.threads)
+        if threads := _threads(recipe):
+            torch.set_num_threads(threads)
         self.folder = RunFolder(folder, main=self.main)
         self.tracking: Tracking | None = None
         self.plugins = recipe.registered()
@@ -340,6 +340,12 @@ class Run:
                 model.load_state_dict(weights)
                 results["models"]["best"] = about | self.measurements.end(model, "best")
         return results
+
+
+def _threads(recipe: Recipe) -> int:
+    """The recipe's CPU threads, at most this run's share of a study; 0: torch's choice."""
+    share = int(os.environ.get("HOOKFLAT_THREADS", "0"))
+    return min(filter(None, (recipe.run.threads, share)), default=0)
 
 
 def _accelerator() -> Accelerator:

@@ -171,11 +171,13 @@ def read_study(
     overlays: Iterable[str] = (),
     overrides: Iterable[str] = (),
     plugins: Iterable[Path] = (),
+    protocol: str = "",
     folder: Path | None = None,
 ) -> Study:
     """Read and check a study and every recipe of it.
 
-    `overlays`, `overrides`, `plugins`: for every run, after the study's own. Raises UserError for everything wrong.
+    `overlays`, `overrides`, `plugins`: for every run, after the study's own. `protocol`: instead of its own.
+    Raises UserError for everything wrong.
     """
     from hookflat.merging import assignment
 
@@ -187,7 +189,7 @@ def read_study(
     if clash := sorted(given.keys() & fixed):
         raise UserError(f"--set {clash[0]}: the study itself sets it (seeds, or a grid)")
     values = _flat(options.set) | given
-    base = Job("", "", 0, place, (*options.overlays, *overlays), (), options.protocol, tuple(options.which))
+    base = Job("", "", 0, place, (*options.overlays, *overlays), (), protocol or options.protocol, tuple(options.which))
     base = replace(base, measure=tuple(_flat(options.measure).items()), plugins=tuple(map(str, plugins)))
     jobs = []
     for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
