@@ -175,7 +175,7 @@ def protocol_file(name: str | Path) -> Path:
         return find_recipe(f"protocols/{name}")
     except UserError:
         raise UserError(
-            f"no protocol {str(name)!r}: there are paper, quick, full and landscapes, or give a TOML file"
+            f"no protocol {str(name)!r}: there are paper, quick, full, landscapes and digits, or give a TOML file"
         ) from None
 
 
@@ -187,7 +187,8 @@ def _evaluate(source: Source, run: Run) -> Result:
         run.build_network()
     plan = {label: measurements.planned(label) for label in source.which}
     results: dict[str, Any] = {"model": source.model, "recipe": recipe.name, "processes": run.processes}
-    results |= {"setting": measurements.setting(), "protocol": measurements.protocol(), "models": {}}
+    results |= {"classes": run.data.num_classes, "setting": measurements.setting()}
+    results |= {"protocol": measurements.protocol(), "models": {}}
     try:
         done = _same(run, results)
         run.folder.prepare(recipe)

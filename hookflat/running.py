@@ -330,7 +330,7 @@ class Run:
             self.folder.save_weights(self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch)
         self.accelerator.wait_for_everyone()
         results: dict[str, Any] = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
-        results |= {"protocol": self.measurements.protocol(), "models": {}}
+        results |= {"classes": self.data.num_classes, "protocol": self.measurements.protocol(), "models": {}}
         kept = ["last", *(["best"] if self.folder.best.exists() else [])]
         self.console.measuring({label: self.measurements.planned(label) for label in kept}, self.measurements.tally)
         results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model, "last")
