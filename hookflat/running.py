@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Run:
         self.lr = 0.0
         self.watch = Watch(self.device)
         self._loss_sum = torch.zeros((), device=self.device)
+        self._began = time.perf_counter()
         self._generators: dict[str, tuple[int, torch.Generator]] = {}
         self._view_step = -1
 
@@ -303,6 +305,7 @@ class Run:
             "loss_sum": self._loss_sum.cpu(),
             "lr": self.lr,
             "metrics": self.folder.written(),
+            "seconds": time.perf_counter() - self._began,
             "plugins": states,
         }
 
@@ -318,19 +321,22 @@ class Run:
         self._loss_sum.copy_(state["loss_sum"])
         self.lr = state["lr"]
         self.folder.rewind(state["metrics"])
+        self._began = time.perf_counter() - state["seconds"]
         for name, plugin_state in state["plugins"].items():
             self.plugins[name].load_state_dict(plugin_state)
         return True
 
     def finish(self) -> dict[str, Any]:
         """Measure the last and the best network by the final stages; write weights and eval.json."""
+        seconds = round(time.perf_counter() - self._began, 1)
         model = self.eval_model()
         self.folder.save_weights(self.folder.path / "model.safetensors", model, epoch=self.epoch)
         if model is not self.network:
             self.folder.save_weights(self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch)
         self.accelerator.wait_for_everyone()
         results: dict[str, Any] = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
-        results |= {"classes": self.data.num_classes, "protocol": self.measurements.protocol(), "models": {}}
+        results |= {"seconds": {"training": seconds}, "classes": self.data.num_classes}
+        results |= {"protocol": self.measurements.protocol(), "models": {}}
         kept = ["last", *(["best"] if self.folder.best.exists() else [])]
         self.console.measuring({label: self.measurements.planned(label) for label in kept}, self.measurements.tally)
         results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model, "last")
