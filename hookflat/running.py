@@ -321,7 +321,7 @@ class Run:
         self._loss_sum.copy_(state["loss_sum"])
         self.lr = state["lr"]
         self.folder.rewind(state["metrics"])
-        self._began = time.perf_counter() - state["seconds"]
+        self._began = time.perf_counter() - state.get("seconds", 0.0)  # earlier versions did not say
         for name, plugin_state in state["plugins"].items():
             self.plugins[name].load_state_dict(plugin_state)
         return True
