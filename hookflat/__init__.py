@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hookflat.landscapes import landscape as landscape
     from hookflat.landscapes import landscape_2d as landscape_2d
     from hookflat.main import run as run
+    from hookflat.reporting import report as report
     from hookflat.rescaling import rescale as rescale
     from hookflat.robustness import robust_loss as robust_loss
 
@@ -35,6 +36,7 @@ _WHERE = {
     "landscape_2d": "hookflat.landscapes",
     "pgd": "hookflat.attacks",
     "relative_flatness": "hookflat.curvature",
+    "report": "hookflat.reporting",
     "rescale": "hookflat.rescaling",
     "robust_loss": "hookflat.robustness",
     "run": "hookflat.main",
@@ -55,6 +57,7 @@ __all__ = [
     "landscape_2d",
     "pgd",
     "relative_flatness",
+    "report",
     "rescale",
     "robust_loss",
     "run",

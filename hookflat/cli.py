@@ -176,6 +176,24 @@ def study(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs (a study's), or run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it, instead of report/ in the first.")] = None,
+    protocol: Annotated[str, typer.Option(help="Use the numbers of this one of hookflat eval's.")] = "",
+    debug: Debug = False,
+) -> None:
+    """The paper's table, figures and statistics from runs, as a page; and what they say of the claim."""
+    from hookflat.reporting import report as report_on
+
+    written = report_on(folders, folder=out, protocol=protocol)
+    for text in written.verdict:
+        _out.print(text, markup=False)
+    for name, why in written.left_out:
+        _out.print(f"left out  {name}: {why}", markup=False)
+    _out.print(f"{written.page}, and figures, tables and statistics beside it", markup=False)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
     debug: Debug = False,

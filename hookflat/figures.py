@@ -29,7 +29,7 @@ def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | No
     panels = [("rloss", "RLoss", 1.0), ("rerr_pgd", "RErr (PGD) in %", 100.0)]
     if not curve(records, "test", "rloss")[0]:
         return None
-    figure = _figure(9.0, 3.6)
+    figure = new_figure(9.0, 3.6)
     for axes, (key, label, factor) in zip(figure.subplots(1, 2), panels, strict=True):
         for split, colour in (("train", _TRAIN), ("test", _TEST)):
             at, values = curve(records, split, key)
@@ -46,7 +46,7 @@ def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | No
             if e >= 0.1 * epochs
         ]
         axes.set(xlabel="share of the training", ylabel=label, xlim=(0, 1.01), ylim=(0, 1.25 * max(settled, default=1)))
-        _tidy(axes)
+        tidy(axes)
         axes.legend(frameon=False)
     return figure
 
@@ -60,7 +60,7 @@ def flatness_through_training(
     at = sorted(flat)
     if not at:
         return None
-    figure = _figure(5.2, 4.2)
+    figure = new_figure(5.2, 4.2)
     axes = figure.subplots()
     x, y = [flat[e] for e in at], [robust[e] for e in at]
     norm = Normalize(0, 1)
@@ -74,20 +74,20 @@ def flatness_through_training(
         axes.legend(frameon=False)
     axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
     axes.margins(0.12)
-    _tidy(axes)
+    tidy(axes)
     figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="share of the training")
     return figure
 
 
 def curves(t: Tensor, losses: Tensor, label: str) -> Figure:
     """RLoss (directions, P) at the points `t` (P,) of each direction, and their mean (the paper's Fig. 4)."""
-    figure = _figure(5.2, 3.6)
+    figure = new_figure(5.2, 3.6)
     axes = figure.subplots()
     for line in losses.tolist():
         axes.plot(t.tolist(), line, color=_TRAIN, lw=0.8, alpha=0.5)
     axes.plot(t.tolist(), losses.mean(dim=0).tolist(), color=_TEST, lw=2, label="mean over directions")
     axes.set(xlabel=label, ylabel="RLoss", xlim=(float(t.min()), float(t.max())))
-    _tidy(axes)
+    tidy(axes)
     axes.legend(frameon=False)
     return figure
 
@@ -96,7 +96,7 @@ def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
     """RLoss (P,) on a square grid `at` (P, 2), as contours."""
     side = round(len(at) ** 0.5)
     s, t, z = (v.view(side, side).numpy() for v in (*at.unbind(dim=1), loss))
-    figure = _figure(5.2, 4.2)
+    figure = new_figure(5.2, 4.2)
     axes = figure.subplots()
     low, high = max(float(z.min()), 1e-3), float(z.max())
     levels = np.geomspace(low, max(high, 1.01 * low), 17)  # a loss grows exponentially away from the network
@@ -110,13 +110,15 @@ def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays itself out."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """A light grid behind, no frame at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92", lw=0.8)
     axes.set_axisbelow(True)

@@ -1,0 +1,82 @@
+"""The correlations as tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hookflat.reporting.analysis import Analysis, name_of
+from hookflat.reporting.formats import csv_text
+from hookflat.reporting.statistics import Correlation, Estimate
+from hookflat.reporting.words import estimate
+
+ABOUT_STATISTICS = (
+    "Correlations over the last networks; lower is flatter, so a positive one with RLoss speaks for the claim. 95 % "
+    "percentile intervals of a bootstrap over configurations, all seeds of one together. “| clean”: the partial "
+    "correlation, the clean error held fixed. “Best”: the share of resamples in which the measure has the largest "
+    "absolute Spearman of all."
+)
+
+
+def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the correlations over all networks."""
+    heads = [
+        "measure",
+        "with",
+        "networks",
+        "Pearson",
+        "Spearman",
+        "Kendall",
+        "Pearson | clean",
+        "Spearman | clean",
+        "best",
+    ]
+    return heads, [
+        [
+            name_of(measure),
+            analysis.outcomes[key],
+            str(found.models),
+            *(estimate(e) for e in (found.pearson, found.spearman, found.kendall)),
+            *(estimate(e) if e else "" for e in (found.partial_pearson, found.partial_spearman)),
+            f"{analysis.best[key][measure]:.0%}" if analysis.best.get(key) else "",
+        ]
+        for (measure, key), found in sorted(
+            analysis.overall.items(), key=lambda i: list(analysis.outcomes).index(i[0][1])
+        )
+    ]
+
+
+def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the correlations within methods; one line a method and measure."""
+    heads = ["method", "measure", "networks", *(f"Spearman, {heading}" for heading in analysis.outcomes.values())]
+    pairs = dict.fromkeys((measure, method) for method, measure, _ in analysis.within)
+    lines = []
+    for measure, method in sorted(
+        pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] != "", titles.get(p[1], p[1]))
+    ):
+        found = [analysis.within.get((method, measure, key)) for key in analysis.outcomes]
+        count = max(c.models for c in found if c)
+        name = titles.get(method, method) if method else "all, minus their method's mean"
+        lines.append([name, name_of(measure), str(count), *(estimate(c.spearman) if c else "" for c in found)])
+    return heads, lines
+
+
+def statistics_csv(analysis: Analysis) -> str:
+    """Every coefficient and interval: over all networks, within methods, and of the paper's Table 1."""
+    kinds = ("pearson", "spearman", "kendall", "partial_pearson", "partial_spearman")
+    heads = ["scope", "measure", "outcome", "models", "clusters"]
+    heads += [f"{kind}{part}" for kind in kinds for part in ("", "_low", "_high")] + ["strongest"]
+    rows = [("all", m, k, c, analysis.best.get(k, {}).get(m)) for (m, k), c in analysis.overall.items()]
+    rows += [(scope or "within methods", m, k, c, None) for (scope, m, k), c in analysis.within.items()]
+    rows += [("the paper's Table 1", "average_flatness", k, c, None) for k, c in analysis.paper.items()]
+    return csv_text(
+        heads, [[s, m, k, c.models, c.clusters, *_estimates(c, kinds), _number(best)] for s, m, k, c, best in rows]
+    )
+
+
+def _estimates(found: Correlation, kinds: Sequence[str]) -> list[str]:
+    estimates: list[Estimate | None] = [getattr(found, kind) for kind in kinds]
+    return [_number(v) for e in estimates for v in (e or (None, None, None))]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.4f}"  # noqa: PLR0124

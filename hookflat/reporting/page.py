@@ -1,0 +1,122 @@
+"""The report as one HTML page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hookflat.reporting.analysis import Analysis
+from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
+from hookflat.reporting.drawings import Drawing
+from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.runs import Run
+from hookflat.reporting.table import Column, Row, Table1, about_table, paper_text, title
+from hookflat.reporting.words import protocol_lines
+
+LIMIT = 4_500_000
+"""Bytes of a page, above which the recipes of single runs are left out."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as the page lists it."""
+
+    run: Run
+    recipe: str
+    environment: int
+    numbers: list[tuple[str, str, str, str]]
+
+
+def page(
+    gathered: Gathered,
+    table: Table1,
+    analysis: Analysis,
+    drawn: Sequence[Drawing],
+    inline: dict[str, str],
+    said: Sequence[str],
+) -> str:
+    """The page; `inline`: the figures as SVG elements, by name."""
+    whole = _render(gathered, table, analysis, drawn, inline, said, recipes=True)
+    if len(whole.encode()) <= LIMIT:
+        return whole
+    return _render(gathered, table, analysis, drawn, inline, said, recipes=False)
+
+
+def _render(
+    gathered: Gathered,
+    table: Table1,
+    analysis: Analysis,
+    drawn: Sequence[Drawing],
+    inline: dict[str, str],
+    said: Sequence[str],
+    *,
+    recipes: bool,
+) -> str:
+    environments: dict[str, int] = {}
+    configurations = [
+        (c, title(c), [_entry(run, environments, recipes=recipes) for run in c.runs]) for c in gathered.configurations
+    ]
+    order = {id(row.configuration): i for i, row in enumerate(table.rows)}
+    configurations.sort(key=lambda entry: order[id(entry[0])])
+    titles = {row.configuration.method: row.title.split(", ")[0] for row in table.rows}
+    template = Environment(
+        loader=PackageLoader("hookflat.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    return template.render(
+        gathered=gathered,
+        table=table,
+        cells=lambda row: [_cell(row, column) for column in table.columns],
+        theirs=[column for column in table.columns if column.paper] if table.with_paper else [],
+        paper_text=paper_text,
+        drawn=drawn,
+        inline=inline,
+        said=said,
+        about_table=about_table(table),
+        about_statistics=ABOUT_STATISTICS,
+        statistics=_by(statistics_lines(analysis), column=1),
+        within=_by(within_lines(analysis, titles), column=1),
+        protocol=protocol_lines(gathered, table.error),
+        configurations=configurations,
+        environments=list(environments),
+    )
+
+
+def _cell(row: Row, column: Column) -> str:
+    return row.cells[column.key].text(column.decimals, signed=column.signed)
+
+
+def _by(lines: tuple[list[str], list[list[str]]], column: int) -> list[tuple[str, list[str], list[list[str]]]]:
+    """A table as several, by the values of a column, which is left out."""
+    heads, rows = lines
+    parts: dict[str, list[list[str]]] = defaultdict(list)
+    for row in rows:
+        parts[row[column]].append([*row[:column], *row[column + 1 :]])
+    return [(value, [*heads[:column], *heads[column + 1 :]], part) for value, part in parts.items()]
+
+
+def _entry(run: Run, environments: dict[str, int], *, recipes: bool) -> Entry:
+    said = {k: v for k, v in run.environment.items() if k not in ("command", "plugin_files")}
+    shown = tomli_w.dumps(_without_none(said))
+    number = environments.setdefault(shown, len(environments) + 1)
+    recipe = tomli_w.dumps(run.recipe) if recipes else ""
+    numbers = [
+        (network.label, split, name, f"{value:.5g}".replace("-", "−"))
+        for network in run.networks.values()
+        for split, values in (("test", network.test), ("train", network.train))
+        for name, value in values.items()
+    ]
+    return Entry(run, recipe, number, numbers)
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in table.items() if v is not None}
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in kept.items()}

@@ -1,0 +1,151 @@
+"""Correlations with bootstrap intervals. A resample is a vector of counts, so a thousand of them are a few products.
+
+Resampled are whole configurations, all seeds of one together: seeds of the same recipe are no independent evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 5000
+
+
+class Estimate(NamedTuple):
+    """A coefficient in [-1, 1] and its 95 % percentile interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves out zero, 0 where it does not."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Two variables over `models` models of `clusters` configurations; partial: given a third variable."""
+
+    pearson: Estimate
+    spearman: Estimate
+    kendall: Estimate
+    partial_pearson: Estimate | None
+    partial_spearman: Estimate | None
+    models: int
+    clusters: int
+
+
+def correlation(
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    clusters: Sequence[int] | None = None,
+    given: Sequence[float] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Correlation:
+    """Pearson, Spearman and Kendall (tau-b) of `x` and `y`, both (n,), with bootstrap intervals.
+
+    `clusters` (n,): models of one number are drawn together; without it each is its own. `given` (n,): also the
+    partial correlations with it held fixed.
+    """
+    numbers = list(range(len(x))) if clusters is None else list(clusters)
+    counts = resample(numbers, resamples, seed)
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    partial = [None, None]
+    if given is not None:
+        c = np.asarray(given, float)
+        partial = [_estimate(_given(_pearson, a, b, c, counts)), _estimate(_given(_spearman, a, b, c, counts))]
+    values = [_estimate(f(a, b, counts)) for f in (_pearson, _spearman, _kendall)]
+    return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers)))
+
+
+def best_predictor(
+    xs: dict[str, Sequence[float]],
+    y: Sequence[float],
+    clusters: Sequence[int],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """For each variable, the share of the resamples in which it has the largest absolute Spearman with `y` (n,)."""
+    counts = resample(list(clusters), resamples, seed)
+    target = np.asarray(y, float)
+    strength = np.stack([np.abs(_spearman(np.asarray(x, float), target, counts)) for x in xs.values()])[:, 1:]
+    defined = ~np.isnan(strength).any(axis=0)
+    won = strength[:, defined].argmax(axis=0)
+    return {name: float((won == i).mean()) if defined.any() else float("nan") for i, name in enumerate(xs)}
+
+
+def centred(values: Sequence[float], clusters: Sequence[int]) -> list[float]:
+    """Values (n,) minus the mean of their cluster."""
+    numbers, v = np.asarray(clusters), np.asarray(values, float)
+    means = {c: v[numbers == c].mean() for c in set(clusters)}
+    return [float(value - means[c]) for value, c in zip(v, clusters, strict=True)]
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
+    """Slope and intercept of the least-squares line; None for fewer than two different `x`."""
+    if len(set(x)) < 2:
+        return None
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(slope), float(intercept)
+
+
+def resample(clusters: Sequence[int], resamples: int, seed: int) -> Array:
+    """How often each of n models is drawn: (1 + resamples, n). The first row is the sample itself."""
+    names, of = np.unique(clusters, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return np.concatenate([np.ones((1, len(of))), drawn[:, of].astype(float)])
+
+
+def _estimate(values: Array) -> Estimate:
+    """The sample's coefficient and the interval of the resamples' in which there is one."""
+    others = values[1:][~np.isnan(values[1:])]
+    low, high = np.percentile(others, [2.5, 97.5]) if len(others) else (np.nan, np.nan)
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def _pearson(x: Array, y: Array, counts: Array) -> Array:
+    """(B,) coefficients; `x` and `y` are (n,) or (B, n), `counts` (B, n)."""
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    dx = x - (weights * x).sum(axis=1, keepdims=True)
+    dy = y - (weights * y).sum(axis=1, keepdims=True)
+    spread = [np.sqrt((weights * d**2).sum(axis=1)) for d in (dx, dy)]
+    size = [np.abs(v).max() for v in (x, y)]
+    defined = (spread[0] > 1e-12 * size[0]) & (spread[1] > 1e-12 * size[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(defined, (weights * dx * dy).sum(axis=1) / (spread[0] * spread[1]), np.nan).clip(-1, 1)
+
+
+def _spearman(x: Array, y: Array, counts: Array) -> Array:
+    return _pearson(_ranks(x, counts), _ranks(y, counts), counts)
+
+
+def _ranks(x: Array, counts: Array) -> Array:
+    """(B, n) ranks of x (n,) in each resample, the mean of equal ones."""
+    below, equal = (x[None, :] < x[:, None]).astype(float), (x[None, :] == x[:, None]).astype(float)
+    return counts @ below.T + (counts @ equal.T + 1) / 2
+
+
+def _kendall(x: Array, y: Array, counts: Array) -> Array:
+    """Tau-b: concordant minus discordant pairs over the geometric mean of the untied ones."""
+    sx, sy = (np.sign(v[:, None] - v[None, :]) for v in (x, y))
+    pairs = lambda matrix: ((counts @ matrix) * counts).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pairs(sx * sy) / np.sqrt(pairs(sx**2) * pairs(sy**2))
+
+
+def _given(of: Callable[[Array, Array, Array], Array], x: Array, y: Array, z: Array, counts: Array) -> Array:
+    """The partial correlation of x and y with z held fixed."""
+    xy, xz, yz = of(x, y, counts), of(x, z, counts), of(y, z, counts)
+    rest = (1 - xz**2) * (1 - yz**2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(rest > 1e-12, (xy - xz * yz) / np.sqrt(rest), np.nan).clip(-1, 1)

@@ -1,0 +1,257 @@
+"""The paper's Table 1 from measured runs, its own numbers beside them; as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hookflat.reporting.formats import csv_text
+from hookflat.reporting.gathering import Configuration, Gathered, plain
+from hookflat.reporting.runs import Network
+from hookflat.shipped import recipes_folder
+
+Group = Literal["good", "average", "poor"]
+
+ERRORS = {"rerr_autoattack": "AutoAttack", "rerr_pgd": "PGD"}
+"""Measures of RErr, the best first."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number over the seeds: mean and standard deviation (NaN for one seed). Empty without values."""
+
+    values: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """NaN where nothing was measured."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Of the seeds as a sample."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    def text(self, decimals: int, *, signed: bool = False) -> str:
+        """ "2.85 ± 0.19", "2.85", or "" where nothing was measured."""
+        if not self.values:
+            return ""
+        mean = f"{self.mean:+.{decimals}f}" if signed else f"{self.mean:.{decimals}f}"
+        mean = mean.replace("-", "−")
+        return mean if math.isnan(self.std) else f"{mean} ± {self.std:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its key, heading, factor to its unit, and how it is printed."""
+
+    key: str
+    heading: str
+    decimals: int = 1
+    signed: bool = False
+    paper: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A configuration and its numbers; errors in %; gaps are test minus train."""
+
+    configuration: Configuration
+    title: str
+    group: Group
+    cells: dict[str, Cell]
+    paper: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Table1:
+    """Rows by test RErr. `error`: the measure of RErr that is used."""
+
+    rows: list[Row]
+    columns: list[Column]
+    error: str
+
+    @property
+    def with_paper(self) -> bool:
+        """Whether any row is one of the paper's."""
+        return any(row.paper for row in self.rows)
+
+    def texts(self) -> tuple[list[str], list[list[str]]]:
+        """Headings, and the cells of every row as text: ours, then the paper's."""
+        theirs = [c for c in self.columns if c.paper] if self.with_paper else []
+        heads = [
+            "method",
+            *(c.heading for c in self.columns),
+            "group",
+            "seeds",
+            *(f"paper: {c.heading}" for c in theirs),
+        ]
+        return heads, [
+            [
+                row.title,
+                *(row.cells[c.key].text(c.decimals, signed=c.signed) for c in self.columns),
+                row.group,
+                str(len(row.configuration.runs)),
+                *(paper_text(row, c) for c in theirs),
+            ]
+            for row in self.rows
+        ]
+
+
+PAPER = ("rerr_test", "rerr_train", "flatness", "rerr_test_early_stop")
+
+
+def published() -> dict[str, dict[str, float | str]]:
+    """The paper's Table 1 (Stutz et al. 2021), by recipe: "method", and errors in %."""
+    with (recipes_folder() / "published" / "stutz2021.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["recipe"]: {"method": row["method"], **{name: float(row[name]) for name in PAPER}}
+            for row in csv.DictReader(file)
+        }
+
+
+def title(configuration: Configuration) -> str:
+    """The paper's name for a method, or the recipe's; with the options that make it another than its like."""
+    name = str(published().get(configuration.method, {}).get("method", configuration.method))
+    options = [f"{key.split('.')[-1]} {plain(value)}" for key, value in configuration.setting]
+    return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
+
+
+def error_measure(gathered: Gathered) -> str:
+    """The measure of RErr that the runs have: AutoAttack's where most do."""
+    networks = [n for run in gathered.runs for n in run.networks.values()]
+    counts = {key: sum(key in n.test for n in networks) for key in ERRORS}
+    return max(ERRORS, key=lambda key: counts[key])
+
+
+def table1(gathered: Gathered) -> Table1:
+    """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
+    error, theirs = error_measure(gathered), published()
+    cells = [(c, _cells(c, error)) for c in gathered.configurations]
+    cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
+    groups = split([numbers["rerr"].mean for _, numbers in cells])
+    rows = []
+    for (configuration, numbers), group in zip(cells, groups, strict=True):
+        known = {k: v for k, v in theirs.get(configuration.method, {}).items() if isinstance(v, float)}
+        rows.append(Row(configuration, title(configuration), group, numbers, _of_the_paper(known)))
+    columns = [
+        Column("rerr", "RErr test", paper="rerr"),
+        Column("rerr_train", "RErr train", paper="rerr_train"),
+        Column("gap", "RErr gap", signed=True, paper="gap"),
+        Column("rloss", "RLoss test", _decimals(rows, "rloss")),
+        Column("rloss_gap", "RLoss gap", _decimals(rows, "rloss_gap"), signed=True),
+        Column("average_flatness", "average flatness", _decimals(rows, "average_flatness"), paper="average_flatness"),
+        Column("worst_flatness", "worst flatness", _decimals(rows, "worst_flatness")),
+        Column("early", "early stop RErr", paper="early"),
+        Column("difference", "difference", signed=True, paper="difference"),
+        Column("clean", "clean error"),
+    ]
+    return Table1(rows, [c for c in columns if any(row.cells[c.key].values for row in rows)], error)
+
+
+def split(errors: Sequence[float]) -> list[Group]:
+    """Good up to the 30 % percentile, poor above the 70 % percentile of the methods' test RErr."""
+    known = [e for e in errors if not math.isnan(e)]
+    low, high = np.percentile(known, [30, 70]) if known else (math.nan, math.nan)
+    return ["good" if e <= low else "poor" if e > high else "average" for e in errors]
+
+
+def _cells(configuration: Configuration, error: str) -> dict[str, Cell]:
+    pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
+
+    def over(number: Callable[[Network], float | None], networks: Iterable[Network | None]) -> Cell:
+        found = [number(network) for network in networks if network]
+        return Cell(tuple(value for value in found if value is not None))
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else 100 * value
+
+    def difference(pair: tuple[Network | None, Network | None]) -> float | None:
+        last, best = (network.test.get(error) if network else None for network in pair)
+        return None if last is None or best is None else 100 * (best - last)
+
+    last, best = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    differences = [d for pair in pairs if (d := difference(pair)) is not None]
+    return {
+        "rerr": over(lambda n: percent(n.test.get(error)), last),
+        "rerr_train": over(lambda n: percent(n.train.get(error)), last),
+        "gap": over(lambda n: percent(n.gap.get(error)), last),
+        "rloss": over(lambda n: n.test.get("rloss"), last),
+        "rloss_gap": over(lambda n: n.gap.get("rloss"), last),
+        "average_flatness": over(lambda n: n.test.get("average_flatness"), last),
+        "worst_flatness": over(lambda n: n.test.get("worst_flatness"), last),
+        "early": over(lambda n: percent(n.test.get(error)), best),
+        "difference": Cell(tuple(differences)),
+        "clean": over(lambda n: percent(n.test.get("clean_error")), last),
+    }
+
+
+def _of_the_paper(numbers: dict[str, float]) -> dict[str, float]:
+    """The paper's numbers by our columns."""
+    if not numbers:
+        return {}
+    test, train, early = (numbers[name] for name in ("rerr_test", "rerr_train", "rerr_test_early_stop"))
+    ours = {"rerr": test, "rerr_train": train, "gap": test - train, "early": early, "difference": early - test}
+    return ours | {"average_flatness": numbers["flatness"]}
+
+
+def paper_text(row: Row, column: Column) -> str:
+    """The paper's number of a column, "" where it has none."""
+    if column.paper not in row.paper:
+        return ""
+    decimals = 2 if column.key == "average_flatness" else 1
+    value = row.paper[column.paper]
+    return (f"{value:+.{decimals}f}" if column.signed else f"{value:.{decimals}f}").replace("-", "−")
+
+
+def about_table(table: Table1) -> str:
+    """What its reader has to know."""
+    text = (
+        "Errors in %, sorted by test RErr, mean ± standard deviation over seeds; good and poor are the 30 % and 70 % "
+        "percentiles of test RErr; gaps are test minus train; lower is flatter."
+    )
+    if table.with_paper:
+        text += " “paper”: the numbers of Stutz et al. 2021, Table 1 (CIFAR-10, ResNet-18), not measured here."
+    return text
+
+
+def _decimals(rows: Iterable[Row], key: str) -> int:
+    """So many that the typical number of a column has three digits, two at least."""
+    sizes = [abs(row.cells[key].mean) for row in rows if row.cells[key].values]
+    middle = statistics.median(sizes) if sizes else 0.0
+    return max(2, 2 - math.floor(math.log10(middle))) if middle > 0 else 2
+
+
+def as_csv(table: Table1) -> str:
+    """Means and standard deviations as full numbers, errors in %."""
+    heads = ["method", "recipe", "group", "seeds"]
+    heads += [f"{c.key}_{part}" for c in table.columns for part in ("mean", "std")]
+    heads += [f"paper_{c.paper}" for c in table.columns if c.paper]
+    lines = [
+        [
+            row.title,
+            row.configuration.key,
+            row.group,
+            len(row.configuration.runs),
+            *(_plain(v) for c in table.columns for v in (row.cells[c.key].mean, row.cells[c.key].std)),
+            *(_plain(row.paper.get(c.paper, math.nan)) for c in table.columns if c.paper),
+        ]
+        for row in table.rows
+    ]
+    return csv_text(heads, lines)
+
+
+def breaks(table: Table1) -> list[int]:
+    """The rows with which another group begins."""
+    groups = [row.group for row in table.rows]
+    return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+
+
+def _plain(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

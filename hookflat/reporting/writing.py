@@ -1,0 +1,184 @@
+"""Writing a report: one self-contained page, and the same as pictures and tables."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from hookflat.errors import UserError
+from hookflat.reporting.analysis import Analysis, analyse
+from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
+from hookflat.reporting.drawings import GRID, INK, PAGE, Drawing, drawings
+from hookflat.reporting.formats import csv_text, latex, markdown
+from hookflat.reporting.gathering import Gathered, LeftOut, gather
+from hookflat.reporting.page import page
+from hookflat.reporting.statistics import RESAMPLES
+from hookflat.reporting.table import Table1, about_table, as_csv, breaks, table1
+from hookflat.reporting.words import protocol_lines, verdict
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "path",
+    "font.size": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was written: its folder, the verdict in words, the table, the statistics, and what was left out."""
+
+    folder: Path
+    verdict: list[str]
+    table: Table1
+    analysis: Analysis
+    left_out: list[LeftOut]
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+def report(
+    folders: Sequence[str | Path] | str | Path,
+    *,
+    folder: str | Path | None = None,
+    protocol: str = "",
+    resamples: int = RESAMPLES,
+) -> Report:
+    """Read the runs in `folders` and write report.html, report.md, tables and figures into `folder`.
+
+    `folder`: "report" in the first of them where nothing is said. `protocol`: take the numbers of this one of
+    `hookflat eval`'s; otherwise those of the one that measured most runs. `resamples`: of the bootstrap. Raises
+    `hookflat.UserError` where nothing is measured, or nothing can be written.
+    """
+    sources = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
+    place = Path(folder) if folder else sources[0] / "report"
+    gathered = gather(sources, protocol=protocol, ignore=place)
+    with mpl.rc_context(_STYLE):
+        table = table1(gathered)
+        analysis = analyse(gathered, table.error, resamples)
+        drawn = drawings(gathered, table, analysis)
+        said = verdict(analysis, gathered)
+        try:
+            _write(place, gathered, table, analysis, drawn, said)
+        except OSError as error:
+            raise UserError(
+                f"{place}: cannot write the report: {error.strerror or error} (choose another --out)"
+            ) from error
+    return Report(place, said, table, analysis, gathered.left_out)
+
+
+def _write(
+    place: Path, gathered: Gathered, table: Table1, analysis: Analysis, drawn: Sequence[Drawing], said: Sequence[str]
+) -> None:
+    (place / "figures").mkdir(parents=True, exist_ok=True)
+    for drawing in drawn:
+        files = [place / "figures" / f"{drawing.name}.{kind}" for kind in ("svg", "png", "pdf")]
+        if drawing.figure is None:
+            for file in files:
+                file.unlink(missing_ok=True)  # of an earlier report on the same folder
+            continue
+        files[0].write_text(_without_links(svg(drawing)), encoding="utf-8")
+        drawing.figure.savefig(files[1], dpi=200)
+        drawing.figure.savefig(files[2], metadata={"CreationDate": None})
+    inline = {d.name: inlined(d) for d in drawn if d.figure is not None}
+    (place / "report.html").write_text(page(gathered, table, analysis, drawn, inline, said), encoding="utf-8")
+    (place / "report.md").write_text(_markdown(gathered, table, analysis, drawn, said), encoding="utf-8")
+    heads, lines = table.texts()
+    (place / "table1.csv").write_text(as_csv(table), encoding="utf-8")
+    (place / "table1.tex").write_text(latex(heads, lines, breaks(table)), encoding="utf-8")
+    heads, lines = statistics_lines(analysis)
+    (place / "statistics.tex").write_text(latex(heads, lines), encoding="utf-8")
+    (place / "statistics.csv").write_text(statistics_csv(analysis), encoding="utf-8")
+    (place / "models.csv").write_text(_models_csv(gathered), encoding="utf-8")
+
+
+def svg(drawing: Drawing) -> str:
+    """The figure as SVG, the same bytes each time."""
+    out = io.StringIO()
+    figure: Figure = drawing.figure  # ty: ignore[invalid-assignment]
+    with mpl.rc_context({"svg.hashsalt": drawing.name}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def inlined(drawing: Drawing) -> str:
+    """The figure as an element of a page: ids of its own, colours that follow the page's, points that are links."""
+    text = svg(drawing)
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{drawing.name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{drawing.name}-\1)", text)
+    text = text.replace('<use xlink:href="#', f'<use xlink:href="#{drawing.name}-')
+    text = re.sub(_LINK, lambda m: f'<a href="#{m[1]}"><title>{m[1].partition("-")[2]}</title>{m[2]}</a>', text)
+    for colour, variable in _FOLLOWING.items():
+        text = text.replace(colour, variable)
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
+    size = f"max-width: {120 * width:.0f}px; min-width: min(34rem, {90 * width:.0f}px)"
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
+
+
+_LINK = re.compile(r'<a xlink:href="#([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
+_FOLLOWING = {INK: "currentColor", "#ffffff": "none", PAGE: "var(--page)", GRID: "var(--grid)"}
+"""Colours of a figure that are the page's; white is the paper behind it."""
+
+
+def _without_links(text: str) -> str:
+    """A file of its own has no runs to lead to."""
+    return _LINK.sub(r"\2", text)
+
+
+def _models_csv(gathered: Gathered) -> str:
+    """Every number of every network."""
+    rows = [(run, network) for run in gathered.runs for network in run.networks.values()]
+    names = {part: list(dict.fromkeys(k for _, n in rows for k in getattr(n, part))) for part in ("test", "train")}
+    heads = [
+        "run",
+        "recipe",
+        "setting",
+        "seed",
+        "network",
+        "epoch",
+        *(f"{p}_{k}" for p, ks in names.items() for k in ks),
+    ]
+    return csv_text(
+        heads,
+        [
+            [
+                run.name,
+                run.method,
+                " ".join(f"{k}={v}" for k, v in run.setting),
+                run.seed,
+                network.label,
+                "" if network.epoch is None else network.epoch,
+                *(getattr(network, p).get(k, "") for p, ks in names.items() for k in ks),
+            ]
+            for run, network in rows
+        ],
+    )
+
+
+def _markdown(
+    gathered: Gathered, table: Table1, analysis: Analysis, drawn: Sequence[Drawing], said: Sequence[str]
+) -> str:
+    titles = {row.configuration.method: row.title.split(", ")[0] for row in table.rows}
+    parts = ["# Report", *said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
+    for drawing in drawn:
+        picture = f"![{drawing.title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
+        parts.append(f"### {drawing.title}\n\n{picture}{drawing.caption}")
+    parts += ["## Statistics", ABOUT_STATISTICS, markdown(*statistics_lines(analysis))]
+    heads, lines = within_lines(analysis, titles)
+    parts += ["### Within methods", markdown(heads, lines)] if lines else []
+    parts += ["## How it was measured", "".join(f"- {text}\n" for text in protocol_lines(gathered, table.error))]
+    if gathered.left_out:
+        parts += ["## Left out", "".join(f"- {name}: {why}\n" for name, why in gathered.left_out)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"

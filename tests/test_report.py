@@ -1,0 +1,548 @@
+"""Reports: the table, the figures, the words and the page, from folders with every kind of trouble in them."""
+
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from pyarrow import parquet
+from test_cli import fails, hookflat
+
+from hookflat import UserError, report
+from hookflat.reporting.analysis import analyse
+from hookflat.reporting.drawings import drawings
+from hookflat.reporting.gathering import gather
+from hookflat.reporting.labels import label
+from hookflat.reporting.table import Cell, published, split, table1
+from hookflat.reporting.words import verdict
+
+STAGES = {"robustness": {"examples": {"test": 200, "train": 100}, "measures": {"robust_loss": {"steps": 20}}}}
+PROTOCOL = {"eps": 0.15, "step_size": 0.0335, "batch_size": 250, "seed": 0, "stages": STAGES}
+
+
+def network(rerr, rloss, flatness, *, train=0.1, clean=0.05, **more):
+    test = {"clean_error": clean, "rloss": rloss, "rerr_autoattack": rerr, "average_flatness": flatness} | more
+    return {
+        "epoch": 10,
+        "seconds": {"test/robust_loss": 6.0},
+        "test": test | {"average_flatness_stderr": 0.01},
+        "train": {"rloss": train, "rerr_autoattack": train},
+        "gap": {"rloss": rloss - train, "rerr_autoattack": rerr - train},
+    }
+
+
+def write(folder, method, seed=0, *, last=None, best=None, evaluation="digits-last-best", protocol=PROTOCOL, **options):
+    """A run as `hookflat run` and `hookflat eval` leave it."""
+    folder = Path(folder)
+    (folder / "eval" / evaluation).mkdir(parents=True)
+    recipe = {"run": {"seed": seed, "epochs": 10}, "data": {"name": "digits"}, "loss": {"name": "at"}}
+    for key, value in options.items():
+        table, _, name = key.partition("__")
+        recipe.setdefault(table, {})[name] = value
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    (folder / "environment.json").write_text(json.dumps({"command": ["hookflat", "run"], "packages": {"timm": None}}))
+    own = {
+        "recipe": method,
+        "seconds": {"training": 90.0},
+        "protocol": PROTOCOL | {"stages": {}},
+        "models": {"last": {}},
+    }
+    (folder / "eval.json").write_text(json.dumps(own))
+    models = {"last": last or network(0.4, 2.0, 1.0)} | ({"best": best} if best else {})
+    results = {"recipe": folder.name, "classes": 10, "protocol": protocol, "models": models}
+    (folder / "eval" / evaluation / "eval.json").write_text(json.dumps(results))
+    return folder
+
+
+def records(folder, lines):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def a_study(folder, relation, methods=12, seeds=3, noise=0.05):
+    """Methods whose RLoss is `relation` of their flatness."""
+    rng = np.random.default_rng(0)
+    for i in range(methods):
+        for seed in range(seeds):
+            flatness = 0.5 + 0.2 * i + 0.02 * rng.normal()
+            rloss = relation(flatness) + noise * rng.normal()
+            other = {"worst_flatness": 0.01 * rng.random()}
+            last = network(0.2 + 0.1 * rloss, rloss, flatness, clean=0.05 + 0.01 * rng.random(), **other)
+            best = network(0.2, 0.5 * rloss, 0.5 * flatness, clean=0.05)
+            write(folder / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
+    return folder
+
+
+# The table
+
+
+def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
+    """Its rows in its order, its groups (6 good, 8 average, 5 poor), its gaps and differences beside equal ones."""
+    for name, row in published().items():
+        last = network(row["rerr_test"] / 100, 2.0, row["flatness"], train=row["rerr_train"] / 100)
+        best = network(row["rerr_test_early_stop"] / 100, 1.0, 0.1)
+        write(tmp_path / f"{name}-0", name, last=last, best=best)
+    table = table1(gather([tmp_path]))
+    methods = [str(row["method"]) for row in published().values()]
+    ties = {"MiSH", "Late multi-step"}, {"SiLU", "Weight averaging"}
+    mine = [row.title for row in table.rows]
+    assert [m for m in mine if not any(m in t for t in ties)] == [m for m in methods if not any(m in t for t in ties)]
+    assert [row.group for row in table.rows] == ["good"] * 6 + ["average"] * 8 + ["poor"] * 5
+    for row in table.rows:
+        for key in ("rerr", "rerr_train", "gap", "average_flatness", "early", "difference"):
+            assert row.cells[key].mean == pytest.approx(row.paper[key], abs=1e-9)
+    baseline = table.rows[-1]
+    assert (baseline.title, baseline.paper["gap"]) == ("AT (baseline)", pytest.approx(62.8 - 10.7))
+    heads, lines = table.texts()
+    assert lines[-1][heads.index("RErr gap")] == lines[-1][heads.index("paper: RErr gap")] == "+52.1"
+    assert lines[-1][heads.index("difference")] == "−8.2"
+
+
+def test_means_and_deviations_over_seeds(tmp_path):
+    values = [0.41, 0.45, 0.46]
+    for seed, value in enumerate(values):
+        write(tmp_path / f"mine-{seed}", "mine", seed, last=network(value, 2.0, 1.0))
+    (row,) = table1(gather([tmp_path])).rows
+    assert row.cells["rerr"].mean == pytest.approx(100 * np.mean(values))
+    assert row.cells["rerr"].std == pytest.approx(100 * np.std(values, ddof=1))
+    assert row.cells["rerr"].text(1) == "44.0 ± 2.6"
+    assert (row.title, row.paper) == ("mine", {})
+    assert (Cell((2.0,)).text(2), Cell().text(2), Cell((-1.0,)).text(1, signed=True)) == ("2.00", "", "−1.0")
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
+def test_groups_are_cut_at_the_percentiles(errors):
+    groups = split(errors)
+    low, high = np.percentile(errors, [30, 70])
+    assert all(
+        (e <= low) == (g == "good") and (e > high and e > low) == (g == "poor")
+        for e, g in zip(errors, groups, strict=True)
+    )
+
+
+def test_hyper_parameters_make_rows_and_seeds_do_not(tmp_path):
+    for beta in (1.0, 3.0, 6.0):
+        for seed in (0, 1):
+            write(tmp_path / f"trades-beta={beta:g}-{seed}", "trades", seed, loss__beta=beta, run__threads=seed + 1)
+    write(tmp_path / "at-0", "at")
+    rows = table1(gather([tmp_path])).rows
+    assert sorted(row.title for row in rows) == ["AT (baseline)", "TRADES, beta 1", "TRADES, beta 3", "TRADES, beta 6"]
+    assert {len(row.configuration.runs) for row in rows if row.title != "AT (baseline)"} == {2}
+
+
+def test_csv_latex_and_markdown_say_the_same(tmp_path):
+    a_study(tmp_path, lambda f: 1 + f, methods=7, seeds=2)
+    written = report(tmp_path, resamples=50)
+    rows = list(csv.DictReader((written.folder / "table1.csv").open()))
+    assert [r["method"] for r in rows] == [row.title for row in written.table.rows]
+    for r, row in zip(rows, written.table.rows, strict=True):
+        assert float(r["rloss_mean"]) == pytest.approx(row.cells["rloss"].mean, rel=1e-5)
+    latex = (written.folder / "table1.tex").read_text()
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    columns = len(re.search(r"\\begin{tabular}{(.*)}", latex)[1])
+    assert {line.count(" & ") + 1 for line in body} == {columns}
+    assert len(body) == 8
+    assert latex.count(r"\midrule") == 3  # below the headings, and between three groups
+    assert "±" not in latex
+    assert "−" not in latex
+    first = written.table.rows[0]
+    page = (written.folder / "report.md").read_text()
+    assert f"| {first.title} | {first.cells['rerr'].text(1)} |" in page
+    models = list(csv.DictReader((written.folder / "models.csv").open()))
+    assert len(models) == 7 * 2 * 2
+    assert {m["network"] for m in models} == {"last", "best"}
+
+
+# What is left out
+
+
+def test_what_is_left_out_is_named_with_the_reason(tmp_path):
+    good = write(tmp_path / "at-0", "at")
+    write(tmp_path / "trades-0~1", "trades")
+    other = PROTOCOL | {"stages": {"robustness": STAGES["robustness"] | {"examples": {"test": 500}}}}
+    write(tmp_path / "mart-0", "mart", protocol=other)
+    write(tmp_path / "gelu-0", "gelu", data__name="images", data__path="elsewhere")
+    write(tmp_path / "mish-0", "mish", last=network(0.4, 2.0, math.nan))
+    (tmp_path / "begun-0" / "checkpoints" / "step-000000006-epoch-000003").mkdir(parents=True)
+    (tmp_path / "begun-0" / "recipe.toml").write_text("[run]\nseed = 0\n")
+    (tmp_path / "begun-0.log").write_text("epoch 3\nhookflat: out of memory\n")
+    (tmp_path / "never-0.log").write_text("hookflat: no data\n")
+    (tmp_path / "notes").mkdir()
+    write(tmp_path / "torn-0", "torn")
+    (tmp_path / "torn-0" / "eval" / "digits-last-best" / "eval.json").write_text('{"recipe": "torn-0", "mod')
+    write(tmp_path / "strange-0", "strange")
+    (tmp_path / "strange-0" / "eval" / "digits-last-best" / "eval.json").write_text('{"recipe": 3, "models": []}')
+    write(tmp_path / "bent-0", "bent")
+    (tmp_path / "bent-0" / "recipe.toml").write_text("[run\n")
+    write(tmp_path / "unmeasured-0", "unmeasured")
+    (tmp_path / "unmeasured-0" / "eval" / "digits-last-best" / "eval.json").unlink()
+    records(tmp_path / "unmeasured-0", [{"epoch": 1}])
+    written = report(tmp_path, resamples=50)
+    why = dict(written.left_out)
+    assert sorted(row.configuration.method for row in written.table.rows) == ["at", "mish"]
+    assert why.pop("trades-0~1") == "an older run, moved aside by --redo"
+    assert why.pop("mart-0") == "measured otherwise: robustness.examples is 500, 200 for the others"
+    assert why.pop("gelu-0") == "measured otherwise: data.name is images, digits for the others"
+    assert why.pop("mish-0, last test average_flatness") == "not a finite number"
+    assert why.pop("begun-0") == "not finished: it stopped at epoch 3; its log ends: hookflat: out of memory"
+    assert why.pop("never-0") == "never begun; its log ends: hookflat: no data"
+    assert why.pop("notes") == "no run: it has neither recipe.toml nor eval.json"
+    assert "eval.json cannot be read: " in why.pop("torn-0")
+    assert "eval/digits-last-best/eval.json is not what hookflat writes" in why.pop("strange-0")
+    assert "recipe.toml cannot be read: " in why.pop("bent-0")
+    assert why.pop("unmeasured-0") == "trained, but not measured"
+    assert not why
+    page = (written.folder / "report.html").read_text()
+    for name, reason in written.left_out:
+        assert name in page
+        assert reason.split(":")[0] in page
+    assert good.exists()
+
+
+def test_a_report_is_not_taken_for_a_run(tmp_path):
+    write(tmp_path / "at-0", "at")
+    assert report(tmp_path, resamples=50).left_out == []
+    assert report(tmp_path, folder=tmp_path / "again", resamples=50).left_out == []
+    assert report(tmp_path, resamples=50).left_out == []
+
+
+def test_names_from_two_folders_are_told_apart(tmp_path):
+    write(tmp_path / "a" / "at-0", "at")
+    write(tmp_path / "b" / "at-0", "at")
+    gathered = gather([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "at-0"])
+    assert sorted(run.name for run in gathered.runs) == ["a/at-0", "b/at-0"]
+
+
+def test_the_protocol_of_most_runs_is_used_and_another_can_be_named(tmp_path):
+    for i in range(3):
+        run = write(tmp_path / f"at-{i}", "at", i, last=network(0.4, 2.0, 1.0))
+        if i < 2:
+            more = PROTOCOL | {"stages": {"curvature": {"examples": {"test": 5}, "measures": {"hessian": {}}}}}
+            other = network(0.3, 1.5, 0.7, hessian_robust_max=10.0 + i)
+            results = {"recipe": run.name, "protocol": more, "models": {"last": other}}
+            (run / "eval" / "hessian-last").mkdir()
+            (run / "eval" / "hessian-last" / "eval.json").write_text(json.dumps(results))
+    gathered = gather([tmp_path])
+    last = [run.networks["last"].test for run in gathered.runs]
+    assert [n["rloss"] for n in last] == [2.0] * 3  # of the protocol that measured all
+    assert [n.get("hessian_robust_max") for n in last] == [10.0, 11.0, None]  # what only the other measured
+    named = gather([tmp_path], protocol="hessian")
+    assert [run.networks["last"].test["rloss"] for run in named.runs] == [1.5] * 2
+    assert [name for name, _ in named.left_out] == ["at-2"]
+    with pytest.raises(
+        UserError, match="--protocol paper: no run was measured by it, only by digits-last-best, hessian-last"
+    ):
+        gather([tmp_path], protocol="paper")
+
+
+def test_nothing_to_report_on(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "is not a folder" in fails(2, "report", tmp_path / "none")
+    assert "no run that is trained and measured" in fails(2, "report", tmp_path / "empty")
+    (tmp_path / "empty" / "x").mkdir()
+    assert "x: no run: it has neither" in fails(2, "report", tmp_path / "empty")
+
+
+# The words
+
+
+def told(folder, resamples=500):
+    gathered = gather([folder])
+    return verdict(analyse(gathered, "rerr_autoattack", resamples), gathered)
+
+
+def test_the_words_say_yes_where_the_claim_holds(tmp_path):
+    said = told(a_study(tmp_path, lambda f: 0.5 + 0.8 * f))
+    assert said[0].startswith("The claim holds here: networks in flatter places have the lower robust loss. A very")
+    assert "over 36 networks of 12 configurations" in said[0]
+    said = " ".join(said)
+    assert "the correlation with RLoss stays" in said
+    assert re.search(r"go together in 12 of 12, and clearly so in \d+", said)
+    assert "RLoss: average-case flatness" in said
+    assert "(Spearman" in said
+
+
+def test_the_words_say_no_where_there_is_nothing(tmp_path):
+    rng = np.random.default_rng(1)
+    said = told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1))
+    assert said[0].startswith("The claim is not supported here")
+    assert "the interval of Spearman's includes zero" in said[0]
+
+
+def test_the_words_say_the_contrary(tmp_path):
+    said = told(a_study(tmp_path, lambda f: 5 - f))
+    assert said[0].startswith("The claim does not hold here, its contrary does")
+    assert "for the RErr Spearman 0.72" in said[-1]  # of the paper's own table: scipy says 0.7211
+    assert "it disagrees" in said[-1]
+
+
+def test_few_networks_prove_nothing(tmp_path):
+    said = told(a_study(tmp_path, lambda f: f, methods=5))
+    assert said[0].startswith("The claim cannot be judged from 15 networks of 5 configurations")
+
+
+def test_rescaled_networks_are_rows_but_no_evidence(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    scaled = write(tmp_path / "m0-0-x0.5", "m0", last=network(0.4, 9.0, 1.0) | {"rescaled": 0.5})
+    (scaled / "eval.json").unlink()
+    gathered = gather([tmp_path])
+    assert "m0 × 0.5" in [row.title for row in table1(gathered).rows]
+    assert analyse(gathered, "rerr_autoattack", 100).overall["average_flatness", "rloss"].models == 7
+    said = told(tmp_path)
+    assert "Rescaled networks (1)" in said[-1]
+
+
+def test_the_paper_s_own_correlations_are_scipys(tmp_path):
+    from scipy import stats
+
+    write(tmp_path / "at-0", "at")
+    found = analyse(gather([tmp_path]), "rerr_autoattack", 200).paper
+    rows = published().values()
+    flatness, test = [r["flatness"] for r in rows], [r["rerr_test"] for r in rows]
+    gap = [r["rerr_test"] - r["rerr_train"] for r in rows]
+    assert found["rerr_autoattack"].spearman.value == pytest.approx(stats.spearmanr(flatness, test).statistic)
+    assert found["rerr_autoattack gap"].kendall.value == pytest.approx(stats.kendalltau(flatness, gap).statistic)
+
+
+def test_any_measure_of_flatness_is_correlated(tmp_path):
+    """A third party's too: whatever is no loss or error."""
+    for i in range(8):
+        write(
+            tmp_path / f"m{i}-0",
+            f"m{i}",
+            last=network(0.1 * i, i, 8 - i, mine=i**2, broken_by_square=0.1, clean_loss=1),
+        )
+    analysis = analyse(gather([tmp_path]), "rerr_autoattack", 100)
+    assert analysis.measures == ["average_flatness", "mine"]
+    assert analysis.overall["mine", "rloss"].spearman.value == pytest.approx(1)
+    assert analysis.overall["average_flatness", "rloss"].pearson.value == pytest.approx(-1)
+    assert sum(analysis.best["rloss"].values()) == pytest.approx(1)
+
+
+# The figures
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 24), st.floats(0.02, 0.4))
+def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
+    rng = np.random.default_rng(seed)
+    figure = Figure(figsize=(7.2, 5.0), dpi=100)
+    axes = figure.subplots()
+    centres = rng.random((3, 2))
+    points = [tuple(centres[i % 3] + spread * rng.normal(size=2)) for i in range(count)]
+    axes.scatter(*zip(*points, strict=True))
+    axes.margins(0.12)
+    boxes = label(figure, axes, points, [f"method {'x' * (i % 7)}{i}" for i in range(count)])
+    inside = axes.get_window_extent()
+    for i, box in enumerate(boxes):
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
+        assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in boxes[:i])
+
+
+def drawn(folder):
+    gathered = gather([folder])
+    table = table1(gathered)
+    return {d.name: d for d in drawings(gathered, table, analyse(gathered, table.error, 20))}
+
+
+def test_every_figure_is_drawn_or_says_what_is_missing(tmp_path):
+    write(tmp_path / "at-0", "at")
+    bare = drawn(tmp_path)
+    assert [name for name, d in bare.items() if d.figure] == ["fig1", "fig1_gap", "fig7"]
+    assert bare["fig4"].caption == "No run has landscapes: hookflat eval RUN --protocol landscapes."
+    for i, xi in enumerate((0.001, 0.005, 0.01)):
+        last = network(0.4, 3 - i, 2 - 0.5 * i, worst_flatness=0.01)
+        run = write(tmp_path / f"at_awp-xi={xi}-0", "at_awp", last=last, awp__xi=xi)
+        (run / "eval" / "landscapes-last" / "tables").mkdir(parents=True)
+        t = [-1.0, 0.0, 1.0]
+        columns = {"t": t, "rloss_0": [5.0, 1.0, 5.0], "rloss_1": [3.0, 1.0, 7.0], "rerr_0": [1.0, 0.25, 1.0]}
+        place = run / "eval" / "landscapes-last" / "tables" / "last-test-landscape_layer.parquet"
+        parquet.write_table(pa.table(columns), place)
+        through = [
+            {"epoch": e, "stage": "curves", "split": split, "rloss": e / (1 + (split == "train")), "rerr_pgd": 0.1 * e}
+            for e in range(1, 11)
+            for split in ("train", "test")
+        ]
+        snapshots = [
+            {"epoch": e, "stage": "snap", "split": "test", "rloss": e, "average_flatness": 0.1 * e} for e in (5, 10)
+        ]
+        records(run, [*through, *snapshots])
+    full = drawn(tmp_path)
+    assert all(d.figure for d in full.values())
+    lines = {line.get_label(): line for line in full["fig4"].figure.axes[0].get_lines()}
+    assert list(lines["AT-AWP, xi 0.001 (40.0 %)"].get_ydata()) == [4.0, 1.0, 6.0]  # the mean of two directions
+    curves = {line.get_label(): list(line.get_ydata()) for line in full["fig2"].figure.axes[0].get_lines()}
+    assert curves["test"] == list(range(1, 11))
+    assert curves["train"] == [e / 2 for e in range(1, 11)]
+    assert [text.get_text() for text in full["fig6"].figure.axes[0].get_legend().get_texts()] == [
+        "AT-AWP, xi 0.001 to 0.01"
+    ]
+
+
+def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):
+    x = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0]
+    y = [0.3, 0.41, 0.5, 0.6, 0.62, 0.63]
+    for i, (rloss, rerr) in enumerate(zip(x, y, strict=True)):
+        write(tmp_path / f"m{i}-0", f"m{i}", last=network(rerr, rloss, 1.0))
+    axes = drawn(tmp_path)["fig7"].figure.axes[0]
+    kink, below, above = axes.get_lines()
+    assert kink.get_xdata()[0] == pytest.approx(math.log(10))
+    for found, part in ((below, slice(0, 3)), (above, slice(3, 6))):
+        slope, intercept = np.polyfit(x[part], 100 * np.array(y[part]), 1)
+        assert found.get_ydata() == pytest.approx([intercept + slope * e for e in (min(x[part]), max(x[part]))])
+
+
+def test_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path):
+    for beta, rerr in ((1.0, 0.5), (6.0, 0.3), (9.0, 0.4)):
+        write(tmp_path / f"trades-{beta}-0", "trades", last=network(rerr, 2.0, beta / 5), loss__beta=beta)
+    write(tmp_path / "at-0", "at")
+    figure = drawn(tmp_path)["fig1"].figure
+    assert sorted(t.get_text() for t in figure.axes[0].texts) == ["AT (baseline)", "TRADES"]
+    (mark,) = (t for t in figure.axes[0].texts if t.get_text() == "TRADES")
+    assert mark.xy == pytest.approx((1.2, 2.0))
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Its ids, its links, and whatever it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loads = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            elif name == "href" and tag == "a":
+                self.links.append(value)
+            elif name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href") and not value.startswith(
+                "#"
+            ):
+                self.loads.append((tag, value))
+
+
+def test_the_page_is_self_contained_and_every_link_leads_somewhere(tmp_path):
+    a_study(tmp_path, lambda f: 0.5 + f, methods=19)
+    text = report(tmp_path, resamples=50).page.read_text()
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.loads == [("link", "data:,")]
+    assert not re.search(r"@import|url\((?!#)|<script", text)
+    assert {link for link in page.links if link[0] != "#" or link[1:] not in page.ids} == set()
+    assert {f"#run-m{i}-{seed}" for i in range(19) for seed in range(3)} <= set(page.links)
+    assert set(re.findall(r'(?:xlink:href|url)\(?="?#([^")]+)', text)) <= set(page.ids)
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+
+
+def test_every_run_tells_recipe_seed_environment_protocol_and_time(tmp_path):
+    write(tmp_path / "mine-0", "mine", 7, loss__beta=6.5)
+    text = report(tmp_path, resamples=50).page.read_text()
+    section = text[text.index('id="run-mine-0"') :]
+    for words in (
+        "recipe mine",
+        "seed 7",
+        "trained in 1.5 min",
+        "measured in 0.1 min",
+        "beta = 6.5",
+        'href="#environment-1"',
+    ):
+        assert words in section
+    assert "robustness: 200 test, 100 train examples: robust_loss (steps 20)" in text
+
+
+def test_a_page_of_many_runs_stays_small(tmp_path, monkeypatch):
+    a_study(tmp_path, lambda f: f, methods=4, seeds=5)
+    whole = len(report(tmp_path, resamples=20).page.read_text())
+    monkeypatch.setattr("hookflat.reporting.page.LIMIT", whole - 1)
+    smaller = report(tmp_path, resamples=20).page.read_text()
+    assert len(smaller) < whole
+    assert "<summary>recipe</summary>" not in smaller
+    assert 'id="run-m3-4"' in smaller
+
+
+def test_markup_in_names_is_text(tmp_path):
+    write(tmp_path / "mine-0", "<b>&mine</b>", notes__text="</pre><script>x</script>")
+    text = report(tmp_path, resamples=20).page.read_text()
+    assert "<b>&mine" not in text
+    assert "<script>" not in text
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    a_study(tmp_path / "runs", lambda f: f, methods=6)
+    first, second = (report(tmp_path / "runs", folder=tmp_path / name, resamples=50).folder for name in "ab")
+    names = sorted(str(f.relative_to(first)) for f in first.rglob("*") if f.is_file())
+    assert {"report.html", "report.md", "table1.tex", "statistics.csv", "figures/fig1.svg", "figures/fig1.pdf"} <= set(
+        names
+    )
+    assert not [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]
+
+
+def test_figures_in_files_have_no_links_and_stale_ones_go(tmp_path):
+    run = write(tmp_path / "at-0", "at")
+    folder = report(tmp_path, resamples=20).folder
+    assert "<a " not in (folder / "figures" / "fig1.svg").read_text()
+    results = json.loads((run / "eval" / "digits-last-best" / "eval.json").read_text())
+    del results["models"]["last"]["test"]["average_flatness"]
+    (run / "eval" / "digits-last-best" / "eval.json").write_text(json.dumps(results))
+    again = report(tmp_path, resamples=20)
+    assert not (folder / "figures" / "fig1.svg").exists()
+    assert again.verdict == ["Average-case flatness was not measured: these runs say nothing about the claim."]
+
+
+def test_a_report_of_runs_as_they_are_made(tmp_path):
+    """From a recipe to the page by the command line; the recipe's own measures where no protocol was."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        """
+data = { name = "digits", train = 32, test = 40 }
+model = { name = "resnet_small", width = 8 }
+optimizer = { name = "sgd" }
+schedule = { name = "multistep" }
+attack = { name = "pgd", eps = 0.15, step_size = 0.05, steps = 1 }
+loss = { name = "at" }
+run = { epochs = 2, batch_size = 16, threads = 1 }
+[eval.curves]
+every = 1
+splits = ["train", "test"]
+examples = 10
+[eval.curves.robust_loss]
+steps = 1
+restarts = 1
+[eval.final]
+splits = ["train", "test"]
+examples = 20
+[eval.final.robust_loss]
+steps = 1
+restarts = 1
+[eval.final.average_flatness]
+samples = 1
+steps = 1
+reference_restarts = 1
+"""
+    )
+    assert hookflat("run", recipe, "--out", tmp_path / "runs" / "tiny-0").returncode == 0
+    done = hookflat("report", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "The claim cannot be judged" in done.stdout or "too few networks" in done.stdout
+    assert str(tmp_path / "runs" / "report" / "report.html") in done.stdout.replace("\n", "")
+    results = json.loads((tmp_path / "runs" / "tiny-0" / "eval.json").read_text())
+    (row,) = csv.DictReader((tmp_path / "runs" / "report" / "table1.csv").open())
+    assert float(row["rerr_mean"]) == pytest.approx(100 * results["models"]["last"]["test"]["rerr_pgd"], rel=1e-4)
+    assert (tmp_path / "runs" / "report" / "figures" / "fig2.png").exists()
+    assert results["classes"] == 10
