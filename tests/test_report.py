@@ -103,7 +103,7 @@ def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
     assert (baseline.title, baseline.paper["gap"]) == ("AT (baseline)", pytest.approx(62.8 - 10.7))
     heads, lines = table.texts()
     assert lines[-1][heads.index("RErr gap")] == lines[-1][heads.index("paper: RErr gap")] == "+52.1"
-    assert lines[-1][heads.index("difference")] == "−8.2"
+    assert lines[-1][heads.index("early − last")] == "−8.2"
 
 
 def test_means_and_deviations_over_seeds(tmp_path):

@@ -59,19 +59,21 @@ class _Results(BaseModel):
     recipe: str
     protocol: _Protocol
     models: dict[str, dict[str, Any]]
+    model: str = ""
     classes: int | None = None
     seconds: dict[str, float] = {}
 
 
 @dataclass(eq=False)
 class Evaluation:
-    """One eval.json: of a training (`name` ""), or of `hookflat eval`.
+    """One eval.json: of a training (`name` and `model` ""), or of `hookflat eval MODEL`.
 
     `setup`: radius, data, and measures and test examples of every stage; equal where numbers can be compared.
     `dropped`: numbers that are not finite. `seconds`, `training`: wall time of the measures, and of the training.
     """
 
     name: str
+    model: str
     recipe: str
     protocol: dict[str, Any]
     setup: dict[str, Any]
@@ -130,7 +132,7 @@ class Run:
     @property
     def trained_here(self) -> bool:
         """Not somebody else's weights."""
-        return bool(self.records) or self.rescaled is not None
+        return self.rescaled is not None or any(not e.model for e in self.evaluations)
 
 
 def is_run(folder: Path) -> bool:
@@ -197,6 +199,7 @@ def _evaluation(file: Path, folder: Path, data: dict[str, Any]) -> Evaluation:
     setup = {"eps": protocol.eps, "step_size": protocol.step_size, **stages}
     return Evaluation(
         name="" if file.parent == folder else file.parent.name,
+        model=results.model,
         recipe=results.recipe,
         protocol=protocol.model_dump(),
         setup=setup | {"data": {"name": data.get("name"), "path": data.get("path")}},

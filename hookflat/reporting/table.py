@@ -138,8 +138,8 @@ def table1(gathered: Gathered) -> Table1:
     groups = split([numbers["rerr"].mean for _, numbers in cells])
     rows = []
     for (configuration, numbers), group in zip(cells, groups, strict=True):
-        known = {k: v for k, v in theirs.get(configuration.method, {}).items() if isinstance(v, float)}
-        rows.append(Row(configuration, title(configuration), group, numbers, _of_the_paper(known)))
+        paper = {} if configuration.setting or configuration.rescaled else theirs.get(configuration.method, {})
+        rows.append(Row(configuration, title(configuration), group, numbers, _of_the_paper(paper)))
     columns = [
         Column("rerr", "RErr test", paper="rerr"),
         Column("rerr_train", "RErr train", paper="rerr_train"),
@@ -149,7 +149,7 @@ def table1(gathered: Gathered) -> Table1:
         Column("average_flatness", "average flatness", _decimals(rows, "average_flatness"), paper="average_flatness"),
         Column("worst_flatness", "worst flatness", _decimals(rows, "worst_flatness")),
         Column("early", "early stop RErr", paper="early"),
-        Column("difference", "difference", signed=True, paper="difference"),
+        Column("difference", "early − last", signed=True, paper="difference"),
         Column("clean", "clean error"),
     ]
     return Table1(rows, [c for c in columns if any(row.cells[c.key].values for row in rows)], error)
@@ -192,13 +192,13 @@ def _cells(configuration: Configuration, error: str) -> dict[str, Cell]:
     }
 
 
-def _of_the_paper(numbers: dict[str, float]) -> dict[str, float]:
+def _of_the_paper(published_row: dict[str, float | str]) -> dict[str, float]:
     """The paper's numbers by our columns."""
-    if not numbers:
+    if not published_row:
         return {}
-    test, train, early = (numbers[name] for name in ("rerr_test", "rerr_train", "rerr_test_early_stop"))
-    ours = {"rerr": test, "rerr_train": train, "gap": test - train, "early": early, "difference": early - test}
-    return ours | {"average_flatness": numbers["flatness"]}
+    test, train, flatness, early = (float(published_row[name]) for name in PAPER)
+    ours = {"rerr": test, "rerr_train": train, "gap": test - train, "average_flatness": flatness}
+    return ours | {"early": early, "difference": early - test}
 
 
 def paper_text(row: Row, column: Column) -> str:

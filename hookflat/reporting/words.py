@@ -113,13 +113,7 @@ def _paper(analysis: Analysis) -> str:
         ours = analysis.overall.get((CLAIM, key))
         if ours is None:
             continue
-        apart = ours.spearman.high < theirs.spearman.low or theirs.spearman.high < ours.spearman.low
-        if apart:
-            judged = "it disagrees"
-        elif ours.spearman.sign == theirs.spearman.sign:
-            judged = "it agrees" if ours.spearman.sign else "neither can be told from none"
-        else:
-            judged = "it does not contradict, but only one of the two can be told from none"
+        judged = _agreement(ours.spearman, theirs.spearman)
         parts.append(
             f"for the {analysis.outcomes[key]} Spearman {estimate(theirs.spearman)} in the paper and "
             f"{estimate(ours.spearman)} here: {judged}"
@@ -127,6 +121,26 @@ def _paper(analysis: Analysis) -> str:
     if not parts:
         return ""
     return f"Against the {next(iter(analysis.paper.values())).models} rows of the paper's Table 1: {'; '.join(parts)}."
+
+
+def _agreement(ours: Estimate, theirs: Estimate) -> str:
+    if ours.sign != theirs.sign:
+        contrary = ours.sign and theirs.sign
+        return (
+            "it disagrees"
+            if contrary or _apart(ours, theirs)
+            else "that does not contradict, but is too little to agree"
+        )
+    if ours.sign == 0:
+        return "neither can be told from none"
+    if _apart(ours, theirs):
+        return f"it agrees in sign, and is {'stronger' if abs(ours.value) > abs(theirs.value) else 'weaker'} here"
+    return "it agrees"
+
+
+def _apart(a: Estimate, b: Estimate) -> bool:
+    """Whether the intervals have nothing in common."""
+    return a.high < b.low or b.high < a.low
 
 
 def _strength(found: Estimate) -> str:
