@@ -6,6 +6,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pyarrow as pa
@@ -212,6 +213,20 @@ def test_a_report_is_not_taken_for_a_run(tmp_path):
     assert report(tmp_path, resamples=50).left_out == []
     assert report(tmp_path, folder=tmp_path / "again", resamples=50).left_out == []
     assert report(tmp_path, resamples=50).left_out == []
+
+
+def test_networks_trained_elsewhere_are_rows_and_triangles(tmp_path):
+    """A folder of `hookflat eval` on a checkpoint, measured as the runs are."""
+    write(tmp_path / "at-0", "at")
+    foreign = write(tmp_path / "Carmon2019-digits", "x", last=network(0.3, 1.5, 0.4))
+    results = json.loads((foreign / "eval" / "digits-last-best" / "eval.json").read_text())
+    (foreign / "eval.json").write_text(
+        json.dumps(results | {"model": "robustbench:Carmon2019", "recipe": "Carmon2019"})
+    )
+    rmtree(foreign / "eval")
+    runs = {run.method: run for run in gather([tmp_path]).runs}
+    assert (runs["at"].trained_here, runs["Carmon2019"].trained_here) == (True, False)
+    assert drawn(tmp_path)["fig1"].caption.endswith("Triangles: networks trained elsewhere.")
 
 
 def test_names_from_two_folders_are_told_apart(tmp_path):

@@ -12,8 +12,8 @@ from hookflat.reporting.words import estimate
 ABOUT_STATISTICS = (
     "Correlations over the last networks; lower is flatter, so a positive one with RLoss speaks for the claim. 95 % "
     "percentile intervals of a bootstrap over configurations, all seeds of one together. “| clean”: the partial "
-    "correlation, the clean error held fixed. “Best”: the share of resamples in which the measure has the largest "
-    "absolute Spearman of all."
+    "correlation, the clean error held fixed. “Strongest in”: the share of resamples in which the measure has the "
+    "largest absolute Spearman."
 )
 
 
@@ -28,7 +28,7 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         "Kendall",
         "Pearson | clean",
         "Spearman | clean",
-        "best",
+        "strongest in",
     ]
     return heads, [
         [

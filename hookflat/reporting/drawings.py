@@ -221,7 +221,8 @@ def _landscapes(gathered: Gathered, error: str) -> Drawing:
     axes.legend(frameon=False, fontsize=8, ncols=2, title="RErr in brackets", title_fontsize=8)
     caption = (
         "Adversarial examples are made anew at every point of every direction; weights are perturbed layer by layer, "
-        "relative to their norm. Dashed: functionally equal networks of another scale."
+        "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own "
+        "attack at t = 0. Dashed: functionally equal networks of another scale."
     )
     return Drawing(name, heading, caption, figure)
 

@@ -81,7 +81,7 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     left_out += _only_logs(folders, {run.name for run in found} | {out.name for out in left_out})
     common = _common(found, protocol)
     runs = [run for run in found if common and _take(run, common, found)]
-    left_out += [LeftOut(run.name, _difference(run, common)) for run in found if run not in runs]
+    left_out += [LeftOut(r.name, _difference(r, common) + _only_landscape(r)) for r in found if r not in runs]
     if common is None or not runs:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out[:8])
         raise UserError(f"{', '.join(map(str, folders))}: no run that is trained and measured{reasons}")
@@ -171,6 +171,10 @@ def _difference(run: Run, common: Evaluation | None) -> str:
         return f"not measured by the protocol of the others ({named})"
     path = next(path for path in (*there, *here) if here.get(path) != there.get(path))
     return f"measured otherwise: {'.'.join(path)} is {here.get(path)}, {there.get(path)} for the others"
+
+
+def _only_landscape(run: Run) -> str:
+    return " (only its landscape is used)" if run.landscape else ""
 
 
 def _configurations(runs: list[Run]) -> list[Configuration]:
