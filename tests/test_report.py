@@ -19,12 +19,13 @@ from pyarrow import parquet
 from test_cli import fails, hookflat
 
 from hookflat import UserError, report
+from hookflat.recipe import load
 from hookflat.reporting.analysis import analyse
 from hookflat.reporting.drawings import drawings
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.labels import label
 from hookflat.reporting.table import Cell, published, split, table1
-from hookflat.reporting.words import verdict
+from hookflat.reporting.words import protocol_lines, verdict
 
 STAGES = {"robustness": {"examples": {"test": 200, "train": 100}, "measures": {"robust_loss": {"steps": 20}}}}
 PROTOCOL = {"eps": 0.15, "step_size": 0.0335, "batch_size": 250, "seed": 0, "stages": STAGES}
@@ -41,11 +42,13 @@ def network(rerr, rloss, flatness, *, train=0.1, clean=0.05, **more):
     }
 
 
-def write(folder, method, seed=0, *, last=None, best=None, evaluation="digits-last-best", protocol=PROTOCOL, **options):
-    """A run as `hookflat run` and `hookflat eval` leave it."""
+def write(folder, method, seed=0, *, last=None, best=None, protocol=PROTOCOL, shipped=False, **options):
+    """A run as `hookflat run` and `hookflat eval` leave it; `shipped`: with the tables of the recipe of its name."""
     folder = Path(folder)
-    (folder / "eval" / evaluation).mkdir(parents=True)
-    recipe = {"run": {"seed": seed, "epochs": 10}, "data": {"name": "digits"}, "loss": {"name": "at"}}
+    folder.mkdir(parents=True)
+    recipe = {"run": {"epochs": 10}, "data": {"name": "digits"}, "loss": {"name": "at"}}
+    recipe = load(method).tables if shipped else recipe
+    recipe["run"]["seed"] = seed
     for key, value in options.items():
         table, _, name = key.partition("__")
         recipe.setdefault(table, {})[name] = value
@@ -59,9 +62,19 @@ def write(folder, method, seed=0, *, last=None, best=None, evaluation="digits-la
     }
     (folder / "eval.json").write_text(json.dumps(own))
     models = {"last": last or network(0.4, 2.0, 1.0)} | ({"best": best} if best else {})
-    results = {"recipe": folder.name, "classes": 10, "protocol": protocol, "models": models}
-    (folder / "eval" / evaluation / "eval.json").write_text(json.dumps(results))
+    return measured(folder, models, protocol=protocol)
+
+
+def measured(folder, models, evaluation="digits-last-best", protocol=PROTOCOL, **more):
+    (folder / "eval" / evaluation).mkdir(parents=True)
+    results = {"recipe": folder.name, "classes": 10, "protocol": protocol, "models": models, "model": str(folder)}
+    (folder / "eval" / evaluation / "eval.json").write_text(json.dumps(results | more))
     return folder
+
+
+def staged(**stages):
+    """PROTOCOL with other stages."""
+    return PROTOCOL | {"stages": stages}
 
 
 def records(folder, lines):
@@ -90,7 +103,7 @@ def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
     for name, row in published().items():
         last = network(row["rerr_test"] / 100, 2.0, row["flatness"], train=row["rerr_train"] / 100)
         best = network(row["rerr_test_early_stop"] / 100, 1.0, 0.1)
-        write(tmp_path / f"{name}-0", name, last=last, best=best)
+        write(tmp_path / f"{name}-0", name, last=last, best=best, shipped=True)
     table = table1(gather([tmp_path]))
     methods = [str(row["method"]) for row in published().values()]
     ties = {"MiSH", "Late multi-step"}, {"SiLU", "Weight averaging"}
@@ -105,6 +118,20 @@ def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
     heads, lines = table.texts()
     assert lines[-1][heads.index("RErr gap")] == lines[-1][heads.index("paper: RErr gap")] == "+52.1"
     assert lines[-1][heads.index("early − last")] == "−8.2"
+
+
+def test_the_paper_s_numbers_stand_beside_recipes_as_they_ship_only(tmp_path):
+    write(tmp_path / "trades-0", "trades", shipped=True)
+    write(tmp_path / "at-0", "at", shipped=True, attack__steps=14)
+    write(tmp_path / "mart-0", "mart", shipped=True, loss__beta=1.0)
+    write(tmp_path / "mart-1", "mart", 1, shipped=True)
+    papers = {row.configuration.key: bool(row.paper) for row in table1(gather([tmp_path])).rows}
+    assert papers == {
+        "trades": True,
+        "at": False,
+        "mart beta=1": False,
+        f"mart beta={load('mart').tables['loss']['beta']:g}": True,
+    }
 
 
 def test_means_and_deviations_over_seeds(tmp_path):
@@ -168,8 +195,8 @@ def test_csv_latex_and_markdown_say_the_same(tmp_path):
 def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     good = write(tmp_path / "at-0", "at")
     write(tmp_path / "trades-0~1", "trades")
-    other = PROTOCOL | {"stages": {"robustness": STAGES["robustness"] | {"examples": {"test": 500}}}}
-    write(tmp_path / "mart-0", "mart", protocol=other)
+    more = staged(robustness=STAGES["robustness"] | {"examples": {"test": 500, "train": 100}})
+    write(tmp_path / "mart-0", "mart", protocol=more)
     write(tmp_path / "gelu-0", "gelu", data__name="images", data__path="elsewhere")
     write(tmp_path / "mish-0", "mish", last=network(0.4, 2.0, math.nan))
     (tmp_path / "begun-0" / "checkpoints" / "step-000000006-epoch-000003").mkdir(parents=True)
@@ -190,10 +217,10 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     why = dict(written.left_out)
     assert sorted(row.configuration.method for row in written.table.rows) == ["at", "mish"]
     assert why.pop("trades-0~1") == "an older run, moved aside by --redo"
-    assert why.pop("mart-0") == "measured otherwise: robustness.examples is 500, 200 for the others"
+    assert why.pop("mart-0") == "measured otherwise: robustness.examples.test is 500, 200 for the others"
     assert why.pop("gelu-0") == "measured otherwise: data.name is images, digits for the others"
     assert why.pop("mish-0, last test average_flatness") == "not a finite number"
-    assert why.pop("begun-0") == "not finished: it stopped at epoch 3; its log ends: hookflat: out of memory"
+    assert why.pop("begun-0") == "not finished: at epoch 3; its log ends: hookflat: out of memory"
     assert why.pop("never-0") == "never begun; its log ends: hookflat: no data"
     assert why.pop("notes") == "no run: it has neither recipe.toml nor eval.json"
     assert "eval.json cannot be read: " in why.pop("torn-0")
@@ -231,31 +258,143 @@ def test_networks_trained_elsewhere_are_rows_and_triangles(tmp_path):
 
 def test_names_from_two_folders_are_told_apart(tmp_path):
     write(tmp_path / "a" / "at-0", "at")
-    write(tmp_path / "b" / "at-0", "at")
-    gathered = gather([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "at-0"])
-    assert sorted(run.name for run in gathered.runs) == ["a/at-0", "b/at-0"]
+    write(tmp_path / "b" / "at-0", "at", loss__beta=1.0)
+    write(tmp_path / "c" / "b" / "at-0", "at", loss__beta=2.0)
+    gathered = gather([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "at-0", tmp_path / "c" / "b"])
+    assert sorted(run.name for run in gathered.runs) == ["a/at-0", "c/b/at-0", f"{tmp_path.name}/b/at-0"]
+
+
+HESSIAN = {"curvature": {"examples": {"test": 5}, "measures": {"hessian": {}}}}
 
 
 def test_the_protocol_of_most_runs_is_used_and_another_can_be_named(tmp_path):
     for i in range(3):
         run = write(tmp_path / f"at-{i}", "at", i, last=network(0.4, 2.0, 1.0))
         if i < 2:
-            more = PROTOCOL | {"stages": {"curvature": {"examples": {"test": 5}, "measures": {"hessian": {}}}}}
             other = network(0.3, 1.5, 0.7, hessian_robust_max=10.0 + i)
-            results = {"recipe": run.name, "protocol": more, "models": {"last": other}}
-            (run / "eval" / "hessian-last").mkdir()
-            (run / "eval" / "hessian-last" / "eval.json").write_text(json.dumps(results))
+            measured(run, {"last": other}, "hessian-last", staged(**HESSIAN))
     gathered = gather([tmp_path])
-    last = [run.networks["last"].test for run in gathered.runs]
-    assert [n["rloss"] for n in last] == [2.0] * 3  # of the protocol that measured all
-    assert [n.get("hessian_robust_max") for n in last] == [10.0, 11.0, None]  # what only the other measured
+    last = [run.networks["last"] for run in gathered.runs]
+    assert [n.test["rloss"] for n in last] == [2.0] * 3  # of the protocol that measured all
+    assert [n.test.get("hessian_robust_max") for n in last] == [10.0, 11.0, None]  # what only the other measured
+    assert all(n.gap["rloss"] == n.test["rloss"] - n.train["rloss"] for n in last)
+    assert [(e.name, names) for e, names in gathered.others] == [("hessian-last", ["hessian_robust_max"])]
+    assert any(
+        line.startswith("from hessian-last: hessian_robust_max; ") for line in protocol_lines(gathered, "rerr_pgd")
+    )
     named = gather([tmp_path], protocol="hessian")
     assert [run.networks["last"].test["rloss"] for run in named.runs] == [1.5] * 2
     assert [name for name, _ in named.left_out] == ["at-2"]
     with pytest.raises(
-        UserError, match="--protocol paper: no run was measured by it, only by digits-last-best, hessian-last"
+        UserError, match="--protocol dig: no run was measured by it, only by digits-last-best, hessian-last"
     ):
-        gather([tmp_path], protocol="paper")
+        gather([tmp_path], protocol="dig")
+
+
+def test_measures_of_another_radius_or_other_options_are_not_mixed(tmp_path):
+    for i, (eps, xi) in enumerate(((0.15, 0.001), (0.15, 0.001), (0.15, 0.005), (0.3, 0.001))):
+        run = write(tmp_path / f"at-{i}", "at", i)
+        stage = {"worst": {"examples": {"test": 200}, "measures": {"worst_flatness": {"xi": xi}}}}
+        more = {"last": {"test": {"worst_flatness": xi}}}
+        measured(run, more, "worst-last", staged(**stage) | {"eps": eps})
+    runs = gather([tmp_path]).runs
+    assert [run.networks["last"].test.get("worst_flatness") for run in runs] == [0.001, 0.001, None, None]
+
+
+def test_networks_measured_by_separate_commands_are_one_run_s(tmp_path):
+    run = write(tmp_path / "at-0", "at")
+    rmtree(run / "eval")
+    measured(run, {"last": network(0.4, 2.0, 1.0)}, "digits-last")
+    measured(run, {"best": network(0.3, 1.0, 0.5)}, "digits-best")
+    (run_,) = gather([tmp_path]).runs
+    assert {label: n.test["rloss"] for label, n in run_.networks.items()} == {"last": 2.0, "best": 1.0}
+
+
+def test_measures_that_redo_moved_aside_are_not_read(tmp_path):
+    run = write(tmp_path / "at-0", "at")
+    measured(run, {"last": network(0.9, 9.0, 9.0)}, "digits-last-best~1")
+    gathered = gather([tmp_path])
+    assert gathered.runs[0].networks["last"].test["rloss"] == 2.0
+    assert gathered.left_out == [("at-0/eval/digits-last-best~1", "older measures, moved aside by --redo")]
+
+
+def test_other_examples_are_other_numbers(tmp_path):
+    """Also training ones; but a training set that is smaller than the protocol asks for is all there is."""
+    for i in range(3):
+        write(tmp_path / f"at-{i}", "at", i, data__test=700)
+    write(
+        tmp_path / "more-0",
+        "more",
+        protocol=staged(robustness=STAGES["robustness"] | {"examples": {"test": 200, "train": 1000}}),
+    )
+    write(tmp_path / "test-0", "test", data__test=300)
+    few = staged(robustness=STAGES["robustness"] | {"examples": {"test": 200, "train": 50}})
+    run = write(tmp_path / "few-0", "few", protocol=few, data__train=50, data__test=700)
+    recipe = {"data": {"name": "digits", "train": 50, "test": 700}, "eval": {"robustness": {"examples": 200}}}
+    (run / "eval" / "digits-last-best" / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    why = dict(gather([tmp_path]).left_out)
+    assert why.keys() == {"more-0", "test-0", "few-0"}
+    assert why["test-0"] == "measured otherwise: data.test is 300, 700 for the others"
+    for folder in tmp_path.glob("at-*"):  # asked for 200 of each, too
+        recipe["data"]["train"] = 384
+        (folder / "eval" / "digits-last-best" / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    assert dict(gather([tmp_path]).left_out).keys() == {"more-0", "test-0"}
+
+
+def test_a_training_counts_once(tmp_path):
+    """Of two studies with the same recipe and seed, and evaluated a second time as a checkpoint."""
+    for study in ("table1", "grid"):
+        for seed in (0, 1):
+            write(tmp_path / study / f"trades-{seed}", "trades", seed, eval__eps=0.1 * seed)
+            (tmp_path / study / f"trades-{seed}.log").write_text("done\n")
+    same = network(0.4, 2.0, 1.0) | {"weights": "abc"}
+    write(tmp_path / "table1" / "at-0", "at", last=same)
+    copy = write(tmp_path / "again", "at-0", last=same)
+    (copy / "eval.json").write_text((copy / "eval" / "digits-last-best" / "eval.json").read_text())
+    rmtree(copy / "eval")
+    gathered = gather([tmp_path / "table1", tmp_path / "grid", copy])
+    assert sorted((c.method, len(c.runs)) for c in gathered.configurations) == [("at", 1), ("trades", 2)]
+    assert sorted(gathered.left_out) == [
+        ("again", "the same network as at-0"),
+        ("grid/trades-0", "the same network as table1/trades-0"),
+        ("grid/trades-1", "the same network as table1/trades-1"),
+    ]
+
+
+def test_an_option_younger_than_a_recipe_makes_no_configuration(tmp_path):
+    write(tmp_path / "at-0", "at", 0, loss__name="at")
+    write(tmp_path / "at-1", "at", 1, loss__name="at", loss__new=3)
+    write(tmp_path / "at-2", "at", 2, loss__name="at", awp__xi=0.01)  # a plugin that the others lack
+    assert [len(c.runs) for c in gather([tmp_path]).configurations] == [2, 1]
+
+
+def test_trouble_in_one_folder_is_that_folder_s(tmp_path):
+    write(tmp_path / "at-0", "at")
+    write(tmp_path / "text-0", "text")
+    (tmp_path / "text-0" / "recipe.toml").write_text('run = "x"\n')
+    write(tmp_path / "dir-0", "dir")
+    (tmp_path / "dir-0" / "metrics.jsonl").mkdir()
+    records(write(tmp_path / "null-0", "null"), [{"epoch": None}, {"epoch": 1, "split": "test", "rloss": None}, [], {}])
+    write(tmp_path / "none-0", "none", last=network(0.4, 2.0, 1.0, third=None))
+    written = report(tmp_path, resamples=20)
+    why = dict(written.left_out)
+    assert {row.title for row in written.table.rows} == {"at", "null", "none"} - {"at"} | {"AT (baseline)"}
+    assert why["text-0"].startswith("recipe.toml is no recipe")
+    assert why["dir-0"].startswith("cannot be read")
+    assert why["none-0, last test third"] == "not a finite number"
+
+
+def test_several_radii(tmp_path):
+    """average_flatness_xi0.5 is the paper's."""
+    for i in range(7):
+        last = network(0.3 + 0.01 * i, 1 + i, 0)
+        del last["test"]["average_flatness"]
+        last["test"] |= {"average_flatness_xi0.25": 0.1, "average_flatness_xi0.5": 0.3 * i}
+        write(tmp_path / f"m{i}-0", f"m{i}", last=last)
+    gathered = gather([tmp_path])
+    assert table1(gathered).average == "average_flatness_xi0.5"
+    assert told(tmp_path)[0].startswith("The claim holds here")
+    assert drawn(tmp_path)["fig1"].figure.axes[0].get_xlabel().startswith("average-case flatness at xi = 0.5 in RLoss")
 
 
 def test_nothing_to_report_on(tmp_path):
@@ -280,9 +419,19 @@ def test_the_words_say_yes_where_the_claim_holds(tmp_path):
     assert "over 36 networks of 12 configurations" in said[0]
     said = " ".join(said)
     assert "the correlation with RLoss stays" in said
-    assert re.search(r"go together in 12 of 12, and clearly so in \d+", said)
+    assert (
+        "go together in 12 of 12; as differences from each method's mean, Spearman" in said
+    )  # three seeds tell little
     assert "RLoss: average-case flatness" in said
     assert "(Spearman" in said
+
+
+def test_a_few_runs_of_a_method_give_no_interval(tmp_path):
+    gathered = gather([a_study(tmp_path, lambda f: 0.5 + 0.8 * f)])
+    within = analyse(gathered, "rerr_autoattack", 100).within
+    of_one, of_all = (within[method, "average_flatness", "rloss"] for method in ("m3", ""))
+    assert (of_one.models, of_one.clusters, math.isnan(of_one.spearman.low)) == (6, 3, True)
+    assert (of_all.models, of_all.clusters, of_all.spearman.sign) == (72, 12, 1)
 
 
 def test_the_words_say_no_where_there_is_nothing(tmp_path):
@@ -313,6 +462,10 @@ def test_rescaled_networks_are_rows_but_no_evidence(tmp_path):
     assert analyse(gathered, "rerr_autoattack", 100).overall["average_flatness", "rloss"].models == 7
     said = told(tmp_path)
     assert "Rescaled networks (1)" in said[-1]
+    groups = {row.title: row.group for row in table1(gathered).rows}
+    assert groups.pop("m0 × 0.5") == ""
+    rmtree(scaled)
+    assert groups == {row.title: row.group for row in table1(gather([tmp_path])).rows}
 
 
 def test_the_paper_s_own_correlations_are_scipys(tmp_path):
@@ -339,7 +492,7 @@ def test_any_measure_of_flatness_is_correlated(tmp_path):
     assert analysis.measures == ["average_flatness", "mine"]
     assert analysis.overall["mine", "rloss"].spearman.value == pytest.approx(1)
     assert analysis.overall["average_flatness", "rloss"].pearson.value == pytest.approx(-1)
-    assert sum(analysis.best["rloss"].values()) == pytest.approx(1)
+    assert sum(analysis.best["rloss"].shares.values()) == pytest.approx(1)
 
 
 # The figures
@@ -403,6 +556,22 @@ def test_every_figure_is_drawn_or_says_what_is_missing(tmp_path):
     assert [text.get_text() for text in full["fig6"].figure.axes[0].get_legend().get_texts()] == [
         "AT-AWP, xi 0.001 to 0.01"
     ]
+
+
+def test_landscapes_of_other_data_are_not_averaged(tmp_path):
+    t = [-1.0, 0.0, 1.0]
+    for i, name in enumerate(("digits", "digits", "other")):
+        run = write(tmp_path / f"at-{i}", "at", i, data__name=name)
+        (run / "eval" / "digits-last-best" / "tables").mkdir()
+        columns = {"t": t, "rloss_0": [3.0 + i, 1.0, 3.0], "rerr_0": [1.0, 0.25, 1.0]}
+        parquet.write_table(pa.table(columns), run / "eval/digits-last-best/tables/last-test-landscape_layer.parquet")
+        results = json.loads((run / "eval" / "digits-last-best" / "eval.json").read_text())
+        results["protocol"]["stages"]["robustness"]["measures"]["landscape"] = {"points": 3}
+        (run / "eval" / "digits-last-best" / "eval.json").write_text(json.dumps(results))
+    (line,) = drawn(tmp_path)["fig4"].figure.axes[0].get_lines()
+    assert list(line.get_ydata()) == [3.5, 1.0, 3.0]
+    why = gather([tmp_path]).left_out
+    assert ("at-2, its landscape", "measured otherwise than the other landscapes") in why
 
 
 def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):

@@ -103,6 +103,23 @@ def test_the_best_predictor_wins_the_resamples():
     assert shares["same"] == 1.0
     assert sum(shares.values()) == pytest.approx(1)
     assert best_predictor({"noise": noise, "x": x}, y, list(range(40)), resamples=500)["x"] > 0.95
+    tied = best_predictor({"constant": np.ones(40), "x": x, "twice": 2 * x}, y, list(range(40)), resamples=50)
+    assert tied == {"constant": 0, "x": 0.5, "twice": 0.5}
+
+
+def test_few_clusters_have_no_interval():
+    x, y, _ = _data(12)
+    few, enough = (correlation(x, y, clusters=[i % n for i in range(12)], resamples=50) for n in (5, 6))
+    assert few.spearman.value == enough.spearman.value
+    assert (math.isnan(few.spearman.low), few.spearman.sign, math.isnan(enough.spearman.low)) == (True, 0, False)
+
+
+def test_partial_correlations_use_the_models_with_a_control():
+    x, y, z = _data()
+    missing = np.where(np.arange(25) < 5, np.nan, z)
+    found, rest = correlation(x, y, given=missing, resamples=10), correlation(x[5:], y[5:], given=z[5:], resamples=10)
+    assert found.partial_spearman.value == pytest.approx(rest.partial_spearman.value)
+    assert found.models == 25
 
 
 def test_an_interval_says_whether_it_leaves_out_zero():

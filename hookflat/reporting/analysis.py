@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hookflat.reporting.gathering import Gathered
-from hookflat.reporting.runs import Network, Run
+from hookflat.reporting.gathering import Configuration, Gathered
+from hookflat.reporting.runs import Network
 from hookflat.reporting.statistics import RESAMPLES, Correlation, best_predictor, centred, correlation
-from hookflat.reporting.table import published
-
-CLAIM = "average_flatness"
-"""The measure that the paper's claim is about."""
+from hookflat.reporting.table import measure_named, published
 
 WITHIN = 4
 """Networks of a method, from which on its own correlation is reported."""
@@ -28,52 +25,59 @@ _ROBUSTNESS = ("rloss", "rerr_", "clean_error", "clean_loss", "broken_by_")
 """Beginnings of measures that are what flatness should predict, or part of it; all others are taken for flatness."""
 
 
+@dataclass(frozen=True)
+class Contest:
+    """The share of resamples in which each measure has the largest |Spearman|, over `models` networks that have all."""
+
+    shares: dict[str, float]
+    models: int
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
-    `outcomes`: key to heading. `within`: by (method, measure, outcome); method "" is all, centred by method. `best`:
-    by outcome, the share of resamples in which each measure has the largest |Spearman|. `paper`: by outcome, of the
-    published Table 1. Partial correlations hold the clean error fixed.
+    `claim`: the measure that the paper's claim is about. `outcomes`: key to heading. `within`: by (method, measure,
+    outcome); method "" is all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1.
+    Partial correlations hold the clean error fixed.
     """
 
+    claim: str
     measures: list[str]
     outcomes: dict[str, str]
     overall: dict[tuple[str, str], Correlation]
     within: dict[tuple[str, str, str], Correlation]
-    best: dict[str, dict[str, float]]
+    best: dict[str, Contest]
     paper: dict[str, Correlation]
 
 
 def name_of(measure: str) -> str:
-    """A measure in words."""
-    return _NAMES.get(measure, measure.replace("_", " "))
+    """A measure in words; its radius, where several were measured."""
+    known = next((name for name in _NAMES if measure == name or measure.startswith(f"{name}_xi")), "")
+    rest = measure.removeprefix(known).replace("_xi", " at xi = ")
+    return _NAMES[known] + rest if known else measure.replace("_", " ")
 
 
 def analyse(gathered: Gathered, error: str, resamples: int = RESAMPLES) -> Analysis:
     """All correlations that the runs allow. `error`: the measure of RErr."""
-    runs = [run for run in gathered.runs if "last" in run.networks and not run.rescaled]
-    numbers = {id(run): i for i, c in enumerate(gathered.configurations) for run in c.runs}
-    clusters = [numbers[id(run)] for run in runs]
-    last = [run.networks["last"] for run in runs]
-    measures = flatness_measures(last)
+    models = [c for c in gathered.configurations if not c.rescaled]
+    last = [(run.networks["last"], i) for i, c in enumerate(models) for run in c.runs if "last" in run.networks]
+    measures = flatness_measures(network for network, _ in last)
     outcomes = {"rloss": "RLoss", error: "RErr", "rloss gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
-    outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(outcome(n, k)) for n in last) > 2}
-    overall = {}
+    outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(outcome(n, k)) for n, _ in last) > 2}
+    overall, within = {}, {}
     for measure in measures:
         for key in outcomes:
-            points = _points(last, measure, key, clusters)
+            points = _points(last, measure, key)
             if len(points) > 2:
                 overall[measure, key] = _correlation(points, resamples)
-    within = {}
-    for measure in measures:
-        for key in outcomes:
-            within |= _within(runs, measure, key, resamples)
-    best = {key: _best(last, clusters, measures, key, resamples) for key in outcomes}
-    return Analysis(measures, outcomes, overall, within, best, _of_the_paper(error, resamples))
+            within |= _within(models, measure, key, resamples)
+    best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
+    claim = measure_named(gathered, "average_flatness")
+    return Analysis(claim, measures, outcomes, overall, within, best, _of_the_paper(error, resamples))
 
 
-def flatness_measures(networks: Sequence[Network]) -> list[str]:
+def flatness_measures(networks: Iterable[Network]) -> list[str]:
     """The numbers on test examples that say how flat a network is: all but the robust and the clean loss and errors."""
     found = dict.fromkeys(k for n in networks for k in n.test)
     kept = [k for k in found if not k.startswith(_ROBUSTNESS) and not k.endswith("_stderr")]
@@ -90,26 +94,33 @@ _Point = tuple[float, float, float, int]
 """Measure, outcome, clean error, cluster."""
 
 
-def _points(networks: Sequence[Network], measure: str, key: str, clusters: Sequence[int]) -> list[_Point]:
+def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str) -> list[_Point]:
     points = [
         (network.test.get(measure, math.nan), outcome(network, key), network.test.get("clean_error", math.nan), cluster)
-        for network, cluster in zip(networks, clusters, strict=True)
+        for network, cluster in networks
     ]
     return [p for p in points if not math.isnan(p[0] + p[1])]
 
 
 def _correlation(points: list[_Point], resamples: int) -> Correlation:
     x, y, control, clusters = zip(*points, strict=True)
-    known = not any(map(math.isnan, control))
-    return correlation(x, y, clusters=clusters, given=control if known else None, resamples=resamples)
+    return correlation(x, y, clusters=clusters, given=control, resamples=resamples)
 
 
-def _within(runs: Sequence[Run], measure: str, key: str, resamples: int) -> dict[tuple[str, str, str], Correlation]:
-    """Of each method with enough networks, last and early stopped; of all, as differences from their method's mean."""
+def _within(
+    models: Sequence[Configuration], measure: str, key: str, resamples: int
+) -> dict[tuple[str, str, str], Correlation]:
+    """Of each method with enough networks, last and early stopped; of all, as differences from their method's mean.
+
+    Resampled are a method's configurations, or its seeds where it has one configuration; of all, the methods.
+    """
+    alone = {method for method in {c.method for c in models} if sum(c.method == method for c in models) == 1}
     by_method: dict[str, list[_Point]] = defaultdict(list)
-    for i, run in enumerate(runs):
-        networks = [run.networks[label] for label in ("last", "best") if label in run.networks]
-        by_method[run.method] += _points(networks, measure, key, [i] * len(networks))
+    for i, configuration in enumerate(models):
+        for j, run in enumerate(configuration.runs):
+            networks = [run.networks[label] for label in ("last", "best") if label in run.networks]
+            cluster = j if configuration.method in alone else i
+            by_method[configuration.method] += _points([(network, cluster) for network in networks], measure, key)
     enough = {method: points for method, points in by_method.items() if len(points) >= WITHIN}
     found = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
     if len(enough) > 1:
@@ -120,19 +131,17 @@ def _within(runs: Sequence[Run], measure: str, key: str, resamples: int) -> dict
     return found
 
 
-def _best(
-    networks: Sequence[Network], clusters: Sequence[int], measures: Sequence[str], key: str, resamples: int
-) -> dict[str, float]:
-    """Of the networks that have all measures; empty for fewer than two measures or three networks."""
-    rows = [
-        (outcome(network, key), [network.test[m] for m in measures], cluster)
-        for network, cluster in zip(networks, clusters, strict=True)
-        if not math.isnan(outcome(network, key)) and all(m in network.test for m in measures)
-    ]
-    if len(measures) < 2 or len(rows) < 3:
-        return {}
-    y, xs, kept = zip(*rows, strict=True)
-    return best_predictor(dict(zip(measures, zip(*xs, strict=True), strict=True)), y, kept, resamples)
+def _contest(last: Sequence[tuple[Network, int]], measures: Sequence[str], key: str, resamples: int) -> Contest | None:
+    """Between the measures that nearly all networks have, over those that have them all; None for fewer than two."""
+    able = [(network, cluster) for network, cluster in last if not math.isnan(outcome(network, key))]
+    having = {m: sum(m in network.test for network, _ in able) for m in measures}
+    entered = [m for m in measures if having[m] >= 0.9 * max(having.values())]
+    rows = [(network, cluster) for network, cluster in able if all(m in network.test for m in entered)]
+    if len(entered) < 2 or len(rows) < 3:
+        return None
+    xs = {m: [network.test[m] for network, _ in rows] for m in entered}
+    y, clusters = [outcome(network, key) for network, _ in rows], [cluster for _, cluster in rows]
+    return Contest(best_predictor(xs, y, clusters, resamples), len(rows))
 
 
 def _of_the_paper(error: str, resamples: int) -> dict[str, Correlation]:

@@ -37,7 +37,7 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
             str(found.models),
             *(estimate(e) for e in (found.pearson, found.spearman, found.kendall)),
             *(estimate(e) if e else "" for e in (found.partial_pearson, found.partial_spearman)),
-            f"{analysis.best[key][measure]:.0%}" if analysis.best.get(key) else "",
+            f"{analysis.best[key].shares[measure]:.0%}" if measure in _shares(analysis, key) else "",
         ]
         for (measure, key), found in sorted(
             analysis.overall.items(), key=lambda i: list(analysis.outcomes).index(i[0][1])
@@ -65,12 +65,16 @@ def statistics_csv(analysis: Analysis) -> str:
     kinds = ("pearson", "spearman", "kendall", "partial_pearson", "partial_spearman")
     heads = ["scope", "measure", "outcome", "models", "clusters"]
     heads += [f"{kind}{part}" for kind in kinds for part in ("", "_low", "_high")] + ["strongest"]
-    rows = [("all", m, k, c, analysis.best.get(k, {}).get(m)) for (m, k), c in analysis.overall.items()]
+    rows = [("all", m, k, c, _shares(analysis, k).get(m)) for (m, k), c in analysis.overall.items()]
     rows += [(scope or "within methods", m, k, c, None) for (scope, m, k), c in analysis.within.items()]
     rows += [("the paper's Table 1", "average_flatness", k, c, None) for k, c in analysis.paper.items()]
     return csv_text(
         heads, [[s, m, k, c.models, c.clusters, *_estimates(c, kinds), _number(best)] for s, m, k, c, best in rows]
     )
+
+
+def _shares(analysis: Analysis, key: str) -> dict[str, float]:
+    return analysis.best[key].shares if key in analysis.best else {}
 
 
 def _estimates(found: Correlation, kinds: Sequence[str]) -> list[str]:

@@ -24,8 +24,8 @@ from hookflat.reporting.table import ERRORS, Row, Table1, title
 
 INK, PAGE, GRID = "#1f2328", "#fefefe", "#ebebeb"
 """Text and axes, the page behind, and `tidy`'s grid: what a dark page changes."""
-COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b"}
-MARKERS = {"good": "o", "average": "s", "poor": "D"}
+COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8794"}
+MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
 CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2aa7b8", "#b5651d")
 TREND = "#d1495b"
 TRAIN, TEST, CORRECT, INCORRECT = "#5aa9e6", "#3a66b0", "#d1495b", "#4f9e2e"
@@ -45,11 +45,9 @@ def drawings(gathered: Gathered, table: Table1, analysis: Analysis) -> list[Draw
     """Every figure, in the paper's order."""
     error = f"RErr ({ERRORS[table.error]})"
     return [
-        _scatter(table, "fig1", "average_flatness", "rloss", "Fig. 1: RLoss against average-case flatness"),
-        _scatter(table, "fig1_worst", "worst_flatness", "rloss", "RLoss against worst-case flatness"),
-        _scatter(
-            table, "fig1_gap", "average_flatness", "rloss gap", "Generalization gap against average-case flatness"
-        ),
+        _scatter(table, "fig1", table.average, "rloss", "Fig. 1: RLoss against average-case flatness"),
+        _scatter(table, "fig1_worst", table.worst, "rloss", "RLoss against worst-case flatness"),
+        _scatter(table, "fig1_gap", table.average, "rloss gap", "Generalization gap against average-case flatness"),
         _overfitting(table),
         _landscapes(gathered, table.error),
         _through_training(table),
@@ -70,6 +68,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     axes = figure.subplots()
     chosen = representatives([row for row, _ in rows])
     single = [(p[1], p[2]) for _, points in rows for p in points]
+    models = [(p[1], p[2]) for row, points in rows for p in points if not row.configuration.rescaled]
     named: list[tuple[float, float]] = []
     for row, points in rows:
         shown = row in chosen
@@ -85,7 +84,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
             big.set_urls([f"#{row.configuration.anchor}"])
         if shown:
             named.append(mean)
-    _least_squares(axes, single)
+    _least_squares(axes, models)
     axes.set(xlabel=f"{name_of(x)} in RLoss (lower is flatter)", ylabel=_AXES[y])
     axes.margins(0.12)
     tidy(axes)
@@ -199,30 +198,26 @@ def _overfitting(table: Table1) -> Drawing:
 def _landscapes(gathered: Gathered, error: str) -> Drawing:
     """The mean over directions, and over the seeds of a configuration."""
     name, heading = "fig4", "Fig. 4: RLoss along ten random directions in weight space"
-    by_title: dict[str, list[Run]] = defaultdict(list)
-    titles = {id(run): title(c) for c in gathered.configurations for run in c.runs}
-    for run in gathered.landscapes:
-        alone = Configuration(run.method, run.rescaled, run.setting, [run])
-        by_title[titles.get(id(run), title(alone))].append(run)
-    if not by_title:
+    if not gathered.landscapes:
         return Drawing(name, heading, "No run has landscapes: hookflat eval RUN --protocol landscapes.", None)
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
-    for i, (text, runs) in enumerate(by_title.items()):
-        lines = [run.landscape for run in runs if run.landscape and run.landscape.t == runs[0].landscape.t]  # ty: ignore
+    for i, configuration in enumerate(gathered.landscapes):
+        lines = [run.landscape for run in configuration.runs if run.landscape]
         loss = np.mean([landscape.rloss for landscape in lines], axis=0)
-        measured = [n.test[error] for run in runs if (n := run.networks.get("last")) and error in n.test]
+        networks = [run.networks.get("last") for run in configuration.runs]
+        measured = [n.test[error] for n in networks if n and error in n.test]
         share = fmean(measured or [landscape.rerr for landscape in lines])
-        style = "--" if runs[0].rescaled else "-"
-        colour = CYCLE[i % len(CYCLE)]
-        axes.plot(lines[0].t, loss, style, color=colour, lw=1.7, label=f"{text} ({100 * share:.1f} %)")
+        style, colour = "--" if configuration.rescaled else "-", CYCLE[i % len(CYCLE)]
+        text = f"{title(configuration)} ({100 * share:.1f} %)"
+        axes.plot(lines[0].t, loss, style, color=colour, lw=1.7, label=text)
     axes.set(xlabel="t, in units of xi = 0.5 relative to each layer", ylabel="RLoss (test)", xlim=(-1, 1))
     tidy(axes)
     axes.legend(frameon=False, fontsize=8, ncols=2, title="RErr in brackets", title_fontsize=8)
     caption = (
         "Adversarial examples are made anew at every point of every direction; weights are perturbed layer by layer, "
-        "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own "
-        "attack at t = 0. Dashed: functionally equal networks of another scale."
+        "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own attack at t = 0. "
+        "Dashed: functionally equal networks of another scale."
     )
     return Drawing(name, heading, caption, figure)
 
@@ -284,7 +279,9 @@ def _trends(table: Table1) -> Drawing:
     name, heading = "fig6", "Fig. 6: trends over hyper-parameters"
     by_method: dict[str, list[Row]] = defaultdict(list)
     for row in table.rows:
-        if row.configuration.setting and _points(row.configuration, "average_flatness", "rloss"):
+        if row.configuration.rescaled:
+            continue
+        if row.configuration.setting and _points(row.configuration, table.average, "rloss"):
             by_method[row.configuration.method].append(row)
     by_method = {method: rows for method, rows in by_method.items() if len(rows) > 2}
     if not by_method:
@@ -296,7 +293,7 @@ def _trends(table: Table1) -> Drawing:
         colour = np.array(to_rgb(CYCLE[i % len(CYCLE)]))
         every: list[tuple[float, float]] = []
         for j, row in enumerate(rows):
-            points = _points(row.configuration, "average_flatness", "rloss")
+            points = _points(row.configuration, table.average, "rloss")
             shade = colour + (1 - colour) * 0.65 * (1 - j / (len(rows) - 1))
             runs, x, y = zip(*points, strict=True)
             dots = axes.scatter(x, y, color=[shade] * len(x), s=40, edgecolor=tuple(colour), lw=0.7, zorder=2)
@@ -332,7 +329,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
         (run, label_, n.test["rloss"], 100 * n.test[table.error])
         for run in gathered.runs
         for label_, n in run.networks.items()
-        if {"rloss", table.error} <= n.test.keys()
+        if label_ in ("last", "best") and {"rloss", table.error} <= n.test.keys()
     ]
     if not points:
         return Drawing(name, heading, f"No run has both RLoss and {error}.", None)
@@ -360,7 +357,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
         kink = math.log(gathered.classes)
         axes.axvline(kink, color="0.6", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")
         for side in (False, True):
-            part = [(p[2], p[3]) for p in points if (p[2] >= kink) == side]
+            part = [(p[2], p[3]) for p in points if (p[2] >= kink) == side and not p[0].rescaled]
             _least_squares(axes, part)
         caption += (
             f" Dotted: least-squares lines of the networks below and above log {gathered.classes} = {kink:.2f}, the "

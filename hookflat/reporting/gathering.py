@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from hookflat.errors import UserError
 from hookflat.recipe import flat
-from hookflat.reporting.runs import Evaluation, Network, Run, Setting, UnusableError, is_run, last_line, read_run
+from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_key, is_run, last_line, read_run
+
+Setting = tuple[tuple[str, Any], ...]
 
 _BOOKKEEPING = ("run.seed", "run.threads", "run.folder", "run.checkpoint_steps", "eval.", "track.", "plugins.figures")
 """What does not make a run another configuration."""
@@ -24,9 +26,12 @@ class LeftOut(NamedTuple):
     why: str
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Configuration:
-    """Runs that differ in nothing but the seed: a row of the table."""
+    """Runs that differ in nothing but the seed: a row of the table.
+
+    `setting`: the options in which it differs from other runs of its method.
+    """
 
     method: str
     rescaled: float | None
@@ -45,18 +50,19 @@ class Configuration:
         return "c-" + re.sub(r"[^\w.=-]", "_", self.key)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Gathered:
-    """Runs measured by one protocol on one data set; `landscapes`: all runs that have some.
+    """Runs measured by one protocol on one data set.
 
-    `protocol`: of the first run's numbers; `evaluation`: its name, "" for the recipes' own.
+    `main`: an evaluation by it. `others`: (evaluation, measures) that were taken from other protocols, for all runs
+    that have them. `landscapes`: runs with landscapes measured alike, also of runs that are left out otherwise.
     """
 
     configurations: list[Configuration]
-    landscapes: list[Run]
+    landscapes: list[Configuration]
     left_out: list[LeftOut]
-    protocol: dict[str, Any]
-    evaluation: str
+    main: Evaluation
+    others: list[tuple[Evaluation, list[str]]]
     classes: int | None
 
     @property
@@ -71,27 +77,51 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     `protocol`: take the numbers of this one of `hookflat eval`'s; otherwise those of the one that measured most runs.
     `ignore`: a folder that is no run, the report's own. Raises UserError where nothing is measured.
     """
+    candidates = _candidates(folders, ignore)
     found: list[Run] = []
     left_out: list[LeftOut] = []
-    for name, folder in _candidates(folders, ignore):
+    for name, folder in _named(candidates):
         try:
             found.append(read_run(name, folder))
         except UnusableError as why:
             left_out.append(LeftOut(name, str(why)))
-    left_out += _only_logs(folders, {run.name for run in found} | {out.name for out in left_out})
-    common = _common(found, protocol)
-    runs = [run for run in found if common and _take(run, common, found)]
-    left_out += [LeftOut(r.name, _difference(r, common) + _only_landscape(r)) for r in found if r not in runs]
-    if common is None or not runs:
+    left_out += _only_logs(folders, candidates)
+    left_out += [LeftOut(f"{r.name}/eval/{a}", "older measures, moved aside by --redo") for r in found for a in r.aside]
+    main = _main(found, protocol)
+    runs = [run for run in found if main and any(e.key == main.key for e in run.evaluations)]
+    left_out += [LeftOut(r.name, _difference(r, main) + _only_landscape(r)) for r in found if r not in runs]
+    if main is None or not runs:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out[:8])
         raise UserError(f"{', '.join(map(str, folders))}: no run that is trained and measured{reasons}")
-    left_out += [
-        LeftOut(f"{r.name}, {d}", "not a finite number") for r in runs for e in r.evaluations for d in e.dropped
-    ]
+    runs, twice = _once(runs)
+    others = _take(runs, main)
+    landscapes, unlike = _landscapes(found, {out.name for out in twice})
+    left_out += [*twice, *unlike]
+    dropped = [(run, name) for run in runs for e in run.evaluations for name in e.dropped]
+    left_out += [LeftOut(f"{run.name}, {name}", "not a finite number") for run, name in dropped]
     classes = {e.classes for run in runs for e in run.evaluations if e.classes}
-    landscapes = [run for run in found if run.landscape]
     shared = classes.pop() if len(classes) == 1 else None
-    return Gathered(_configurations(runs), landscapes, left_out, common.protocol, common.name, shared)
+    return Gathered(configurations(runs), configurations(landscapes), left_out, main, others, shared)
+
+
+def configurations(runs: Iterable[Run]) -> list[Configuration]:
+    """Runs by method and by the options in which the runs of a method differ."""
+    by_method: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_method[run.method].append(run)
+    found: dict[tuple[str, float | None, Setting], list[Run]] = defaultdict(list)
+    for method, same in by_method.items():
+        tables = [options_of(run.recipe) for run in same]
+        differing = [name for name in dict.fromkeys(n for t in tables for n in t) if _differs(name, tables)]
+        for run, table in zip(same, tables, strict=True):
+            found[method, run.rescaled, tuple((name, table.get(name)) for name in differing)].append(run)
+    return [Configuration(*key, same) for key, same in found.items()]
+
+
+def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recipe that make a configuration, by dotted name."""
+    options = {".".join(path): _hashable(value) for path, value in flat(recipe)}
+    return {name: value for name, value in options.items() if not name.startswith(_BOOKKEEPING)}
 
 
 def plain(value: Any) -> str:
@@ -99,8 +129,19 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _candidates(folders: Sequence[Path], ignore: Path | None) -> Iterator[tuple[str, Path]]:
-    """(name, folder) of everything that may be a run; names are unique."""
+def _differs(name: str, tables: Sequence[dict[str, Any]]) -> bool:
+    """Whether an option differs. One that a recipe lacks whose table it has is younger than the recipe."""
+    inside = name.rpartition(".")[0] + "."
+    values = {t.get(name) for t in tables if name in t or not any(other.startswith(inside) for other in t)}
+    return len(values) > 1
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else str(value) if isinstance(value, dict) else value
+
+
+def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path]:
+    """Every folder that may be a run, by its whole path."""
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -109,89 +150,142 @@ def _candidates(folders: Sequence[Path], ignore: Path | None) -> Iterator[tuple[
         for f in [folder] if is_run(folder) else inner:
             if f != ignore and not (f / "report.html").exists():
                 found[f.resolve()] = f
-    names = Counter(whole.name for whole in found)
-    for whole, f in found.items():
-        yield (whole.name if names[whole.name] == 1 else f"{whole.parent.name}/{whole.name}"), f
+    return found
 
 
-def _only_logs(folders: Iterable[Path], known: set[str]) -> Iterator[LeftOut]:
+def _named(candidates: dict[Path, Path]) -> Iterator[tuple[str, Path]]:
+    """(name, folder): the folder's own name, with as many above it as make it the only one."""
+    for whole, folder in candidates.items():
+        depth = 1
+        while sum(other.parts[-depth:] == whole.parts[-depth:] for other in candidates) > 1:
+            depth += 1
+        yield "/".join(whole.parts[-depth:]), folder
+
+
+def _only_logs(folders: Iterable[Path], candidates: dict[Path, Path]) -> Iterator[LeftOut]:
     """Runs of a study that failed before they had a folder."""
     for folder in folders:
         for log in sorted(folder.glob("*.log")) if not is_run(folder) else ():
-            if log.stem not in known:
+            if log.resolve().with_suffix("") not in candidates:
                 yield LeftOut(log.stem, f"never begun; its log ends: {last_line(log)}")
 
 
-def _common(runs: Sequence[Run], protocol: str) -> Evaluation | None:
+def _main(runs: Sequence[Run], protocol: str) -> Evaluation | None:
     """The first of the evaluations that most runs share, of those that measured RLoss where any did."""
-    alike: dict[str, list[Evaluation]] = defaultdict(list)
+    alike: dict[str, dict[str, Evaluation]] = defaultdict(dict)
     for run in runs:
         for evaluation in run.evaluations:
-            if evaluation.measured and evaluation.name.startswith(protocol):
-                alike[evaluation.key].append(evaluation)
+            if evaluation.measured and (not protocol or _is_of(evaluation, protocol)):
+                alike[evaluation.key].setdefault(run.name, evaluation)
     if protocol and runs and not alike:
         names = sorted({e.name for run in runs for e in run.evaluations if e.name})
         raise UserError(f"--protocol {protocol}: no run was measured by it, only by {', '.join(names) or 'its recipe'}")
 
-    def worth(same: list[Evaluation]) -> tuple[bool, int, int]:
-        networks = same[0].networks.values()
-        return any("rloss" in n.test for n in networks), len(same), sum(len(n.test) for n in networks)
+    def worth(same: dict[str, Evaluation]) -> tuple[bool, int, int]:
+        networks = [n for e in same.values() for n in e.networks.values()]
+        return any("rloss" in n.test for n in networks), len(same), max(len(n.test) for n in networks)
 
-    return max(alike.values(), key=worth)[0] if alike else None
+    return next(iter(max(alike.values(), key=worth).values())) if alike else None
 
 
-def _take(run: Run, common: Evaluation, runs: Sequence[Run]) -> bool:
-    """Give a run its numbers: those of the common evaluation, and of others for what that did not measure.
+def _is_of(evaluation: Evaluation, protocol: str) -> bool:
+    return re.search(rf"(^|-){re.escape(protocol)}(-|$)", evaluation.name) is not None
 
-    Others are used in the order of how many runs have them. False for a run without the common one.
+
+def _once(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """Each training once: those of the same configuration and seed, or of the same weights, are one."""
+    number = {id(run): (i, run.seed) for i, c in enumerate(configurations(runs)) for run in c.runs}
+    kept: list[Run] = []
+    twice: list[LeftOut] = []
+    for run in sorted(runs, key=lambda run: not run.trained_here):
+        same = [k for k in kept if number[id(k)] == number[id(run)] or _weights(k) & _weights(run)]
+        if same:
+            twice.append(LeftOut(run.name, f"the same network as {same[0].name}"))
+        else:
+            kept.append(run)
+    return kept, twice
+
+
+def _weights(run: Run) -> set[str]:
+    return {fingerprint for e in run.evaluations if (fingerprint := e.weights.get("last"))}
+
+
+def _take(runs: Sequence[Run], main: Evaluation) -> list[tuple[Evaluation, list[str]]]:
+    """Give runs their numbers: those of the main protocol, and of others the measures that it does not know.
+
+    Of another protocol only with the same radius and data, and each measure from one for all runs: the one that most
+    of them have. Returns the others, and what was taken from each.
     """
-    mine = {evaluation.key: evaluation.networks for evaluation in run.evaluations if evaluation.measured}
-    if common.key not in mine:
-        return False
-    shared = Counter(e.key for r in runs for e in r.evaluations)
-    run.networks = {label: network for label, network in mine.pop(common.key).items() if network.test}
-    for key in sorted(mine, key=lambda k: -shared[k]):
-        for label, other in mine[key].items():
-            if label in run.networks:
-                here = run.networks[label]
-                merged = [more | less for less, more in zip(here[2:], other[2:], strict=True)]
-                run.networks[label] = Network(label, here.epoch, *merged)
-    return True
+    merged = [_by_key(run) for run in runs]
+    for run, mine in zip(runs, merged, strict=True):
+        run.networks = {label: network for label, network in mine[main.key].items() if network.test}
+    known = {name for run in runs for n in run.networks.values() for name in (*n.test, *n.train)}
+    threat = [main.setup[name] for name in ("eps", "step_size", "data")]
+    first = {
+        e.key: e
+        for run in runs
+        for e in run.evaluations
+        if [e.setup[n] for n in ("eps", "step_size", "data")] == threat
+    }
+    shared = Counter(key for mine in merged for key in mine if key in first and key != main.key)
+    others = []
+    for key, _ in shared.most_common():
+        new = {name for mine in merged for n in mine.get(key, {}).values() for name in (*n.test, *n.train)} - known
+        for run, mine in zip(runs, merged, strict=True):
+            for label, other in mine.get(key, {}).items():
+                if new and label in run.networks:
+                    run.networks[label] = _with(run.networks[label], other, new)
+        known |= new
+        others += [(first[key], sorted(new))] if new else []
+    return others
 
 
-def _difference(run: Run, common: Evaluation | None) -> str:
+def _by_key(run: Run) -> dict[str, dict[str, Network]]:
+    """The networks of each protocol, though measured by several commands."""
+    found: dict[str, dict[str, Network]] = defaultdict(dict)
+    for evaluation in run.evaluations:
+        for label, network in evaluation.networks.items():
+            if network.test:
+                found[evaluation.key].setdefault(label, network)
+    return found
+
+
+def _with(network: Network, other: Network, names: set[str]) -> Network:
+    parts = [
+        here | {name: value for name, value in there.items() if name in names}
+        for here, there in zip(network[2:], other[2:], strict=True)
+    ]
+    return Network(network.label, network.epoch, *parts)
+
+
+def _landscapes(runs: Sequence[Run], twice: set[str]) -> tuple[list[Run], list[LeftOut]]:
+    """The runs whose landscapes were measured as most were."""
+    found = [run for run in runs if run.landscape and run.name not in twice]
+    keys = Counter(run.landscape.key for run in found if run.landscape)
+    main = keys.most_common(1)[0][0] if keys else ""
+    unlike = [run for run in found if run.landscape and run.landscape.key != main]
+    reason = "measured otherwise than the other landscapes"
+    return [r for r in found if r not in unlike], [LeftOut(f"{r.name}, its landscape", reason) for r in unlike]
+
+
+def _difference(run: Run, main: Evaluation | None) -> str:
     """Why a run's numbers do not go with the others'."""
     mine = [e for e in run.evaluations if e.measured]
-    if not mine or common is None:
+    if not mine or main is None:
         return "trained, but not measured" if run.records else "not measured"
-    there = dict(flat(common.setup))
-    here = min((dict(flat(e.setup)) for e in mine), key=lambda h: sum(h.get(k) != there.get(k) for k in {*h, *there}))
-    named = f"hookflat eval's {common.name}" if common.name else "the recipe's own measures"
-    if not here.keys() & {path for path in there if len(path) == 2 and path[1] == "examples"}:
+    there = _paths(main)
+    here = min(map(_paths, mine), key=lambda h: sum(h.get(k) != there.get(k) for k in {*h, *there}))
+    named = f"hookflat eval's {main.name}" if main.name else "the recipe's own measures"
+    if not here.keys() & {path for path in there if "examples" in path}:
         return f"not measured by the protocol of the others ({named})"
-    path = next(path for path in (*there, *here) if here.get(path) != there.get(path))
-    return f"measured otherwise: {'.'.join(path)} is {here.get(path)}, {there.get(path)} for the others"
+    path = next((path for path in (*there, *here) if as_key(here.get(path)) != as_key(there.get(path))), ())
+    name = ".".join(path[1:] if path[:1] == ("stages",) else path)
+    return f"measured otherwise: {name} is {here.get(path)}, {there.get(path)} for the others"
+
+
+def _paths(evaluation: Evaluation) -> dict[tuple[str, ...], Any]:
+    return dict(flat(evaluation.setup))
 
 
 def _only_landscape(run: Run) -> str:
     return " (only its landscape is used)" if run.landscape else ""
-
-
-def _configurations(runs: list[Run]) -> list[Configuration]:
-    """Runs by method and by the options in which the runs of a method differ."""
-    by_method: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_method[run.method].append(run)
-    found: dict[tuple[str, float | None, Setting], list[Run]] = defaultdict(list)
-    for method, same in by_method.items():
-        tables = [{".".join(path): _hashable(value) for path, value in flat(run.recipe)} for run in same]
-        names = [n for n in dict.fromkeys(n for t in tables for n in t) if not n.startswith(_BOOKKEEPING)]
-        differing = [name for name in names if len({table.get(name) for table in tables}) > 1]
-        for run, table in zip(same, tables, strict=True):
-            run.setting = tuple((name, table.get(name)) for name in differing)
-            found[method, run.rescaled, run.setting].append(run)
-    return [Configuration(*key, same) for key, same in found.items()]
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else str(value) if isinstance(value, dict) else value

@@ -15,7 +15,7 @@ from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, 
 from hookflat.reporting.drawings import Drawing
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.runs import Run
-from hookflat.reporting.table import Column, Row, Table1, about_table, paper_text, title
+from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
 from hookflat.reporting.words import protocol_lines
 
 LIMIT = 4_500_000
@@ -63,7 +63,7 @@ def _render(
     ]
     order = {id(row.configuration): i for i, row in enumerate(table.rows)}
     configurations.sort(key=lambda entry: order[id(entry[0])])
-    titles = {row.configuration.method: row.title.split(", ")[0] for row in table.rows}
+    titles = method_titles(table)
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
         autoescape=True,

@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 from hookflat.records import RunFolder
 
 Numbers = dict[str, float]
-Setting = tuple[tuple[str, Any], ...]
 
 
 class UnusableError(Exception):
@@ -34,11 +34,15 @@ class Network(NamedTuple):
 
 
 class Landscape(NamedTuple):
-    """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0."""
+    """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0.
+
+    `key`: how it was measured, equal where landscapes can be compared.
+    """
 
     t: list[float]
     rloss: list[float]
     rerr: float
+    key: str
 
 
 class _Stage(BaseModel):
@@ -64,12 +68,21 @@ class _Results(BaseModel):
     seconds: dict[str, float] = {}
 
 
+class _Recipe(BaseModel):
+    """What a report needs of the file recipe.toml."""
+
+    run: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    eval: dict[str, Any] = {}
+
+
 @dataclass(eq=False)
 class Evaluation:
     """One eval.json: of a training (`name` and `model` ""), or of `hookflat eval MODEL`.
 
-    `setup`: radius, data, and measures and test examples of every stage; equal where numbers can be compared.
-    `dropped`: numbers that are not finite. `seconds`, `training`: wall time of the measures, and of the training.
+    `setup`: "eps", "step_size", the "data" but for its training set, and under "stages" the measures and how many
+    examples were asked for; equal where numbers can be compared. `weights`: fingerprints of the networks. `dropped`:
+    numbers that are not finite. `seconds`, `training`: wall time of the measures, and of the training.
     """
 
     name: str
@@ -78,6 +91,7 @@ class Evaluation:
     protocol: dict[str, Any]
     setup: dict[str, Any]
     networks: dict[str, Network]
+    weights: dict[str, str]
     classes: int | None
     rescaled: float | None
     dropped: list[str]
@@ -87,7 +101,7 @@ class Evaluation:
     @property
     def key(self) -> str:
         """`setup` as a text."""
-        return json.dumps(self.setup, sort_keys=True)
+        return as_key(self.setup)
 
     @property
     def measured(self) -> bool:
@@ -99,9 +113,8 @@ class Evaluation:
 class Run:
     """A run that is trained, or a checkpoint that `hookflat eval` measured.
 
-    `method`: the recipe's name. `setting`: the options in which it differs from other runs of its method. `records`:
-    the lines of metrics.jsonl. `training`: its wall time in seconds, where it is known. `networks`: with the numbers
-    that go into the report.
+    `method`: the recipe's name. `records`: the lines of metrics.jsonl. `training`: its wall time in seconds, where it
+    is known. `aside`: older measures that --redo moved aside. `networks`: with the numbers that go into the report.
     """
 
     name: str
@@ -115,7 +128,7 @@ class Run:
     records: list[dict[str, Any]]
     training: float | None
     landscape: Landscape | None
-    setting: Setting = ()
+    aside: list[str]
     networks: dict[str, Network] = field(default_factory=dict)
 
     @property
@@ -135,6 +148,19 @@ class Run:
         return self.rescaled is not None or any(not e.model for e in self.evaluations)
 
 
+def as_key(setup: Any) -> str:
+    """Nested tables as a text, 20 and 20.0 alike."""
+    return json.dumps(_floats(setup), sort_keys=True)
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _floats(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder claims to be a run's."""
     return (folder / "recipe.toml").is_file() or (folder / "eval.json").is_file()
@@ -142,50 +168,68 @@ def is_run(folder: Path) -> bool:
 
 def read_run(name: str, folder: Path) -> Run:
     """Raises UnusableError with the reason."""
+    try:
+        return _read(name, folder)
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error}") from error
+
+
+def _read(name: str, folder: Path) -> Run:
     if not is_run(folder):
         raise UnusableError("no run: it has neither recipe.toml nor eval.json")
     if "~" in folder.name:
         raise UnusableError("an older run, moved aside by --redo")
-    recipe = _toml(folder / "recipe.toml")
-    files = [f for f in (folder / "eval.json", *sorted(folder.glob("eval/*/eval.json"))) if f.exists()]
-    if not files:
+    tables = _toml(folder / "recipe.toml")
+    recipe = _recipe(tables, "recipe.toml")
+    found = [f for f in (folder / "eval.json", *sorted(folder.glob("eval/*/eval.json"))) if f.exists()]
+    files = [f for f in found if not _aside(f)]
+    evaluations = [_evaluation(file, folder, recipe) for file in files]
+    own = next((e for e in evaluations if not e.name or (e.model and e.name == folder.resolve().name)), None)
+    rescaled = next((e.rescaled for e in evaluations if e.rescaled), None)
+    if own is None and not rescaled:
         raise UnusableError(_unfinished(folder))
-    evaluations = [_evaluation(file, folder, recipe.get("data", {})) for file in files]
-    seed = recipe.get("run", {}).get("seed", evaluations[0].protocol["seed"])
-    own = next((e.recipe for e in evaluations if not e.name), "")
+    seed = recipe.run.get("seed", evaluations[0].protocol["seed"])
     return Run(
         name=name,
         folder=folder,
-        method=own or re.sub(rf"(-{seed})?(-x[\d.e+]+)?$", "", folder.resolve().name),
+        method=own.recipe if own else re.sub(rf"(-{seed})?(-x[\d.e+]+)?$", "", folder.resolve().name),
         seed=seed,
-        rescaled=next((e.rescaled for e in evaluations if e.rescaled), None),
-        recipe=recipe,
+        rescaled=rescaled,
+        recipe=tables,
         environment=_json(folder / "environment.json") if (folder / "environment.json").exists() else {},
         evaluations=evaluations,
         records=_records(folder / "metrics.jsonl"),
-        training=next((e.training for e in evaluations if not e.name), None),
-        landscape=_landscape(folder),
+        training=own.training if own else None,
+        landscape=_landscape(folder, evaluations),
+        aside=[f.parent.name for f in found if _aside(f)],
     )
 
 
+def _aside(file: Path) -> bool:
+    """Whether it lies in a folder of measures that --redo moved aside."""
+    return "~" in file.parent.name
+
+
 def last_line(log: Path) -> str:
-    """What a log ends with."""
+    """What a log ends with, in short."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing"
+    return shorten(lines[-1], 120) if lines else "nothing"
 
 
 def _unfinished(folder: Path) -> str:
     """Why a run has no results."""
-    if RunFolder(folder).in_use():
-        return "not finished: it is being trained now"
     log = folder.with_name(f"{folder.name}.log")
     said = f"; its log ends: {last_line(log)}" if log.exists() else ""
     at = RunFolder(folder).last_checkpoint()
-    where = f"it stopped at epoch {int(at.name.rpartition('-')[2])}" if at else "no checkpoint"
+    where = f"at epoch {int(at.name.rpartition('-')[2])}" if at else "no checkpoint"
     return f"not finished: {where}{said}"
 
 
-def _evaluation(file: Path, folder: Path, data: dict[str, Any]) -> Evaluation:
+def _evaluation(file: Path, folder: Path, recipe: _Recipe) -> Evaluation:
+    """`recipe`: of the run; `hookflat eval` keeps its own beside the results."""
+    beside = file.parent / "recipe.toml"
+    if file.parent != folder and beside.exists():
+        recipe = _recipe(_toml(beside), str(beside.relative_to(folder)))
     try:
         results = _Results.model_validate(_json(file))
         dropped: list[str] = []
@@ -195,15 +239,15 @@ def _evaluation(file: Path, folder: Path, data: dict[str, Any]) -> Evaluation:
         first = " ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UnusableError(f"{file.relative_to(folder)} is not what hookflat writes: {first}") from None
     protocol = results.protocol
-    stages = {n: {"examples": s.examples.get("test"), **s.measures} for n, s in protocol.stages.items()}
-    setup = {"eps": protocol.eps, "step_size": protocol.step_size, **stages}
+    top = folder.resolve().name if results.model else ""
     return Evaluation(
-        name="" if file.parent == folder else file.parent.name,
+        name=top if file.parent == folder else file.parent.name,
         model=results.model,
         recipe=results.recipe,
         protocol=protocol.model_dump(),
-        setup=setup | {"data": {"name": data.get("name"), "path": data.get("path")}},
+        setup=_setup(protocol, recipe),
         networks=networks,
+        weights={label: w for label, e in results.models.items() if isinstance(w := e.get("weights"), str)},
         classes=results.classes,
         rescaled=next((e["rescaled"] for e in results.models.values() if "rescaled" in e), None),
         dropped=dropped,
@@ -212,41 +256,69 @@ def _evaluation(file: Path, folder: Path, data: dict[str, Any]) -> Evaluation:
     )
 
 
+def _setup(protocol: _Protocol, recipe: _Recipe) -> dict[str, Any]:
+    """As many examples as were asked for: a small training set has fewer."""
+    stages = {}
+    for name, stage in protocol.stages.items():
+        table = recipe.eval.get(name)
+        asked = table.get("examples") if isinstance(table, dict) else None
+        stages[name] = {"examples": {split: asked or n for split, n in stage.examples.items()}, **stage.measures}
+    data = {option: value for option, value in recipe.data.items() if not option.startswith("train")}
+    return {"eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
+
+
 def _network(label: str, entry: dict[str, Any], dropped: list[str]) -> Network:
-    """The numbers of a network; those that are not finite are left out and named in `dropped`."""
-    parts = {part: {k: float(v) for k, v in entry.get(part, {}).items()} for part in ("test", "train", "gap")}
-    dropped += [f"{label} {p} {k}" for p in ("test", "train") for k, v in parts[p].items() if not math.isfinite(v)]
-    finite = {part: {k: v for k, v in numbers.items() if math.isfinite(v)} for part, numbers in parts.items()}
-    return Network(label, entry.get("epoch"), **finite)
+    """The numbers of a network; what is no finite number is left out and named in `dropped`."""
+    found: dict[str, Numbers] = {}
+    for part in ("test", "train", "gap"):
+        values = entry.get(part, {})
+        found[part] = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        dropped += [f"{label} {part} {k}" for k in values if part != "gap" and k not in found[part]]
+    return Network(label, entry.get("epoch"), **found)
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for one that was cut off."""
+    """The lines of metrics.jsonl, but for what was cut off or is no number or word."""
     found = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
-    return [record for record in found if isinstance(record, dict)]
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            found.append({k: v for k, v in record.items() if isinstance(v, int | float | str)})
+    return found
 
 
-def _landscape(folder: Path) -> Landscape | None:
+def _landscape(folder: Path, evaluations: list[Evaluation]) -> Landscape | None:
     """RLoss along random directions, layer by layer, of the last network on test examples (Fig. 4)."""
-    files = sorted(folder.glob("**/tables/last-test-landscape_layer.parquet"))
-    if not files:
+    name = "tables/last-test-landscape_layer.parquet"
+    files = [f for f in sorted(folder.glob(f"eval/*/{name}")) if not _aside(f.parent)] + [folder / name]
+    file = next((f for f in files if f.exists()), None)
+    if file is None:
         return None
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(files[0]).to_pydict()
+        table = parquet.read_table(file).to_pydict()
         lines = [values for name, values in table.items() if name.startswith("rloss_")]
         t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
         errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]
-        return Landscape(t, [fmean(at) for at in zip(*lines, strict=True)], fmean(errors))
+        means = [fmean(at) for at in zip(*lines, strict=True)]
+        return Landscape(t, means, fmean(errors), _landscape_key(file.parent.parent, folder, evaluations))
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        raise UnusableError(f"{files[0].relative_to(folder)} cannot be read: {error}") from None
+        raise UnusableError(f"{file.relative_to(folder)} cannot be read: {error}") from None
+
+
+def _landscape_key(place: Path, folder: Path, evaluations: list[Evaluation]) -> str:
+    """How the landscape in a folder of results was measured."""
+    of = [e for e in evaluations if (place == folder and not e.name) or e.name == place.name]
+    stages = [s for e in of for s in e.setup["stages"].values() if "landscape" in s]
+    if not stages:
+        return ""
+    known = {name: of[0].setup[name] for name in ("eps", "step_size", "data")}
+    return as_key(known | {"examples": stages[0]["examples"].get("test"), "landscape": stages[0]["landscape"]})
 
 
 def _json(file: Path) -> Any:
@@ -261,3 +333,10 @@ def _toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (OSError, ValueError) as error:
         raise UnusableError(f"{file.name} cannot be read: {error}") from None
+
+
+def _recipe(tables: dict[str, Any], file: str) -> _Recipe:
+    try:
+        return _Recipe.model_validate(tables)
+    except ValidationError as error:
+        raise UnusableError(f"{file} is no recipe: {' '.join(str(error).splitlines()[1:3])}") from None

@@ -5,7 +5,7 @@ Resampled are whole configurations, all seeds of one together: seeds of the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 5000
+FEW = 6
+"""Clusters, below which resamples are so few different ones that an interval would mean nothing."""
 
 
 class Estimate(NamedTuple):
-    """A coefficient in [-1, 1] and its 95 % percentile interval; NaN where it is not defined."""
+    """A coefficient in [-1, 1] and its 95 % percentile interval; NaN where it is not defined.
+
+    The interval of fewer than `FEW` clusters is not.
+    """
 
     value: float
     low: float
@@ -55,33 +60,39 @@ def correlation(
     """Pearson, Spearman and Kendall (tau-b) of `x` and `y`, both (n,), with bootstrap intervals.
 
     `clusters` (n,): models of one number are drawn together; without it each is its own. `given` (n,): also the
-    partial correlations with it held fixed.
+    partial correlations with it held fixed, over the models where it is not NaN.
     """
-    numbers = list(range(len(x))) if clusters is None else list(clusters)
-    counts = resample(numbers, resamples, seed)
+    numbers = np.arange(len(x)) if clusters is None else np.asarray(clusters)
     a, b = np.asarray(x, float), np.asarray(y, float)
-    partial = [None, None]
-    if given is not None:
-        c = np.asarray(given, float)
-        partial = [_estimate(_given(_pearson, a, b, c, counts)), _estimate(_given(_spearman, a, b, c, counts))]
-    values = [_estimate(f(a, b, counts)) for f in (_pearson, _spearman, _kendall)]
-    return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers)))
+    counts = resample(numbers, resamples, seed)
+    values = [_estimate(f(a, b, counts), numbers) for f in (_pearson, _spearman, _kendall)]
+    partial: list[Estimate | None] = [None, None]
+    known = np.zeros(len(a), bool) if given is None else ~np.isnan(np.asarray(given, float))
+    if known.sum() > 3:
+        c = np.asarray(given, float)[known]
+        counts = resample(numbers[known], resamples, seed)
+        partial = [_estimate(_given(f, a[known], b[known], c, counts), numbers[known]) for f in (_pearson, _spearman)]
+    return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers.tolist())))
 
 
 def best_predictor(
-    xs: dict[str, Sequence[float]],
+    xs: Mapping[str, Sequence[float]],
     y: Sequence[float],
     clusters: Sequence[int],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """For each variable, the share of the resamples in which it has the largest absolute Spearman with `y` (n,)."""
-    counts = resample(list(clusters), resamples, seed)
+    """For each variable, the share of the resamples in which it has the largest absolute Spearman with `y` (n,).
+
+    Equal ones share a resample; one that is constant in it has none.
+    """
+    counts = resample(clusters, resamples, seed)
     target = np.asarray(y, float)
     strength = np.stack([np.abs(_spearman(np.asarray(x, float), target, counts)) for x in xs.values()])[:, 1:]
-    defined = ~np.isnan(strength).any(axis=0)
-    won = strength[:, defined].argmax(axis=0)
-    return {name: float((won == i).mean()) if defined.any() else float("nan") for i, name in enumerate(xs)}
+    strength = np.where(np.isnan(strength), -1, strength)
+    won = (strength >= strength.max(axis=0) - 1e-12) & (strength >= 0)
+    shares = (won / np.maximum(won.sum(axis=0), 1)).mean(axis=1)
+    return dict(zip(xs, shares.tolist(), strict=True))
 
 
 def centred(values: Sequence[float], clusters: Sequence[int]) -> list[float]:
@@ -99,17 +110,18 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     return float(slope), float(intercept)
 
 
-def resample(clusters: Sequence[int], resamples: int, seed: int) -> Array:
+def resample(clusters: Sequence[int] | NDArray[np.int64], resamples: int, seed: int) -> Array:
     """How often each of n models is drawn: (1 + resamples, n). The first row is the sample itself."""
     names, of = np.unique(clusters, return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return np.concatenate([np.ones((1, len(of))), drawn[:, of].astype(float)])
 
 
-def _estimate(values: Array) -> Estimate:
+def _estimate(values: Array, clusters: NDArray[np.int64]) -> Estimate:
     """The sample's coefficient and the interval of the resamples' in which there is one."""
     others = values[1:][~np.isnan(values[1:])]
-    low, high = np.percentile(others, [2.5, 97.5]) if len(others) else (np.nan, np.nan)
+    enough = len(others) and len(np.unique(clusters)) >= FEW
+    low, high = np.percentile(others, [2.5, 97.5]) if enough else (np.nan, np.nan)
     return Estimate(float(values[0]), float(low), float(high))
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
+from hookflat.errors import UserError
+from hookflat.recipe import load
 from hookflat.reporting.formats import csv_text
-from hookflat.reporting.gathering import Configuration, Gathered, plain
-from hookflat.reporting.runs import Network
+from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
+from hookflat.reporting.runs import Network, Run
 from hookflat.shipped import recipes_folder
 
-Group = Literal["good", "average", "poor"]
+Group = Literal["good", "average", "poor", ""]
 
 ERRORS = {"rerr_autoattack": "AutoAttack", "rerr_pgd": "PGD"}
 """Measures of RErr, the best first."""
@@ -60,7 +65,10 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A configuration and its numbers; errors in %; gaps are test minus train."""
+    """A configuration and its numbers; errors in %; gaps are test minus train.
+
+    `group`: "" for a rescaled network, and where RErr was not measured.
+    """
 
     configuration: Configuration
     title: str
@@ -71,11 +79,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table1:
-    """Rows by test RErr. `error`: the measure of RErr that is used."""
+    """Rows by test RErr. `error`, `average`, `worst`: the measures of RErr and of flatness that are used."""
 
     rows: list[Row]
     columns: list[Column]
     error: str
+    average: str
+    worst: str
 
     @property
     def with_paper(self) -> bool:
@@ -107,6 +117,11 @@ class Table1:
 PAPER = ("rerr_test", "rerr_train", "flatness", "rerr_test_early_stop")
 
 
+def method_titles(table: Table1) -> dict[str, str]:
+    """The names of methods, without hyper-parameters."""
+    return {row.configuration.method: row.title.split(", ")[0] for row in table.rows if not row.configuration.rescaled}
+
+
 def published() -> dict[str, dict[str, float | str]]:
     """The paper's Table 1 (Stutz et al. 2021), by recipe: "method", and errors in %."""
     with (recipes_folder() / "published" / "stutz2021.csv").open(encoding="utf-8", newline="") as file:
@@ -118,7 +133,12 @@ def published() -> dict[str, dict[str, float | str]]:
 
 def title(configuration: Configuration) -> str:
     """The paper's name for a method, or the recipe's; with the options that make it another than its like."""
-    name = str(published().get(configuration.method, {}).get("method", configuration.method))
+    ours = all(run.trained_here for run in configuration.runs)
+    name = (
+        str(published().get(configuration.method, {}).get("method", configuration.method))
+        if ours
+        else configuration.method
+    )
     options = [f"{key.split('.')[-1]} {plain(value)}" for key, value in configuration.setting]
     return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
 
@@ -130,16 +150,25 @@ def error_measure(gathered: Gathered) -> str:
     return max(ERRORS, key=lambda key: counts[key])
 
 
+def measure_named(gathered: Gathered, name: str) -> str:
+    """The key of a measure of flatness: the paper's radius, or the first, where it was measured at several."""
+    keys = dict.fromkeys(key for run in gathered.runs for n in run.networks.values() for key in n.test)
+    several = [key for key in keys if re.fullmatch(rf"{name}_xi[\d.e-]+", key)]
+    wanted = [name, f"{name}_xi0.5", f"{name}_xi0.00075"]
+    return next((key for key in wanted if key in keys), several[0] if several else name)
+
+
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
-    error, theirs = error_measure(gathered), published()
-    cells = [(c, _cells(c, error)) for c in gathered.configurations]
+    error = error_measure(gathered)
+    average, worst = (measure_named(gathered, f"{kind}_flatness") for kind in ("average", "worst"))
+    cells = [(c, _cells(c, error, average, worst)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
-    groups = split([numbers["rerr"].mean for _, numbers in cells])
-    rows = []
-    for (configuration, numbers), group in zip(cells, groups, strict=True):
-        paper = {} if configuration.setting or configuration.rescaled else theirs.get(configuration.method, {})
-        rows.append(Row(configuration, title(configuration), group, numbers, _of_the_paper(paper)))
+    groups = split([math.nan if c.rescaled else numbers["rerr"].mean for c, numbers in cells])
+    rows = [
+        Row(configuration, title(configuration), group, numbers, _of_the_paper(configuration))
+        for (configuration, numbers), group in zip(cells, groups, strict=True)
+    ]
     columns = [
         Column("rerr", "RErr test", paper="rerr"),
         Column("rerr_train", "RErr train", paper="rerr_train"),
@@ -152,17 +181,18 @@ def table1(gathered: Gathered) -> Table1:
         Column("difference", "early − last", signed=True, paper="difference"),
         Column("clean", "clean error"),
     ]
-    return Table1(rows, [c for c in columns if any(row.cells[c.key].values for row in rows)], error)
+    shown = [c for c in columns if any(row.cells[c.key].values for row in rows)]
+    return Table1(rows, shown, error, average, worst)
 
 
 def split(errors: Sequence[float]) -> list[Group]:
-    """Good up to the 30 % percentile, poor above the 70 % percentile of the methods' test RErr."""
+    """Good up to the 30 % percentile, poor above the 70 % percentile of the methods' test RErr; "" for NaN."""
     known = [e for e in errors if not math.isnan(e)]
     low, high = np.percentile(known, [30, 70]) if known else (math.nan, math.nan)
-    return ["good" if e <= low else "poor" if e > high else "average" for e in errors]
+    return ["" if math.isnan(e) else "good" if e <= low else "poor" if e > high else "average" for e in errors]
 
 
-def _cells(configuration: Configuration, error: str) -> dict[str, Cell]:
+def _cells(configuration: Configuration, error: str, average: str, worst: str) -> dict[str, Cell]:
     pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
 
     def over(number: Callable[[Network], float | None], networks: Iterable[Network | None]) -> Cell:
@@ -184,21 +214,44 @@ def _cells(configuration: Configuration, error: str) -> dict[str, Cell]:
         "gap": over(lambda n: percent(n.gap.get(error)), last),
         "rloss": over(lambda n: n.test.get("rloss"), last),
         "rloss_gap": over(lambda n: n.gap.get("rloss"), last),
-        "average_flatness": over(lambda n: n.test.get("average_flatness"), last),
-        "worst_flatness": over(lambda n: n.test.get("worst_flatness"), last),
+        "average_flatness": over(lambda n: n.test.get(average), last),
+        "worst_flatness": over(lambda n: n.test.get(worst), last),
         "early": over(lambda n: percent(n.test.get(error)), best),
         "difference": Cell(tuple(differences)),
         "clean": over(lambda n: percent(n.test.get("clean_error")), last),
     }
 
 
-def _of_the_paper(published_row: dict[str, float | str]) -> dict[str, float]:
-    """The paper's numbers by our columns."""
-    if not published_row:
+def _of_the_paper(configuration: Configuration) -> dict[str, float]:
+    """The paper's numbers by our columns, for a recipe of its table that was trained as it ships."""
+    row = published().get(configuration.method)
+    if not row or configuration.rescaled or not all(_as_it_ships(run) for run in configuration.runs):
         return {}
-    test, train, flatness, early = (float(published_row[name]) for name in PAPER)
+    test, train, flatness, early = (float(row[name]) for name in PAPER)
     ours = {"rerr": test, "rerr_train": train, "gap": test - train, "average_flatness": flatness}
     return ours | {"early": early, "difference": early - test}
+
+
+def _as_it_ships(run: Run) -> bool:
+    """Whether a run's method has the options of the recipe of its name, at a scale that ships."""
+    return run.trained_here and _method(run.recipe) in _shipped(run.method)
+
+
+def _method(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The options that are a recipe's method; data and the length of the training are its scale."""
+    tables = ("model", "optimizer", "schedule", "attack", "loss", "plugins")
+    return options_of({name: recipe[name] for name in tables if name in recipe})
+
+
+@cache
+def _shipped(method: str) -> list[dict[str, Any]]:
+    """The method's options in the shipped recipe, at every scale that ships; none where there is no such recipe."""
+    scales = [[], *([scale] for scale in sorted((recipes_folder() / "scales").glob("*.toml")))]
+    found = []
+    for overlays in scales:
+        with suppress(UserError):
+            found.append(_method(load(recipes_folder() / f"{method}.toml", overlays=overlays).tables))
+    return found
 
 
 def paper_text(row: Row, column: Column) -> str:

@@ -21,7 +21,7 @@ from hookflat.reporting.formats import csv_text, latex, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
 from hookflat.reporting.page import page
 from hookflat.reporting.statistics import RESAMPLES
-from hookflat.reporting.table import Table1, about_table, as_csv, breaks, table1
+from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
 from hookflat.reporting.words import protocol_lines, verdict
 
 _STYLE: dict[Any, Any] = {
@@ -139,8 +139,8 @@ def _without_links(text: str) -> str:
 
 def _models_csv(gathered: Gathered) -> str:
     """Every number of every network."""
-    rows = [(run, network) for run in gathered.runs for network in run.networks.values()]
-    names = {part: list(dict.fromkeys(k for _, n in rows for k in getattr(n, part))) for part in ("test", "train")}
+    rows = [(c, run, network) for c in gathered.configurations for run in c.runs for network in run.networks.values()]
+    names = {part: list(dict.fromkeys(k for *_, n in rows for k in getattr(n, part))) for part in ("test", "train")}
     heads = [
         "run",
         "recipe",
@@ -156,13 +156,13 @@ def _models_csv(gathered: Gathered) -> str:
             [
                 run.name,
                 run.method,
-                " ".join(f"{k}={v}" for k, v in run.setting),
+                " ".join(f"{k}={v}" for k, v in configuration.setting),
                 run.seed,
                 network.label,
                 "" if network.epoch is None else network.epoch,
                 *(getattr(network, p).get(k, "") for p, ks in names.items() for k in ks),
             ]
-            for run, network in rows
+            for configuration, run, network in rows
         ],
     )
 
@@ -170,7 +170,7 @@ def _models_csv(gathered: Gathered) -> str:
 def _markdown(
     gathered: Gathered, table: Table1, analysis: Analysis, drawn: Sequence[Drawing], said: Sequence[str]
 ) -> str:
-    titles = {row.configuration.method: row.title.split(", ")[0] for row in table.rows}
+    titles = method_titles(table)
     parts = ["# Report", *said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
     for drawing in drawn:
         picture = f"![{drawing.title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
