@@ -89,6 +89,8 @@ def test_everything_comes_from_the_wheels(installed):
     code = f"import sys, {', '.join(modules)}; print(*(sys.modules[m].__file__ for m in {modules}), sep='\\n')"
     files = succeeded(installed.run("python", "-c", code)).splitlines()
     assert [Path(f).parent for f in files] == [installed.packages / m for m in modules]
+    for file in ("recipes/published/stutz2021.csv", "reporting/page.html"):  # what hookflat report needs
+        assert (installed.packages / "hookflat" / file).is_file()
 
 
 def test_the_plugins_are_listed_with_their_package(installed):
