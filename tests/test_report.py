@@ -521,7 +521,7 @@ def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
 def drawn(folder):
     gathered = gather([folder])
     table = table1(gathered)
-    return {d.name: d for d in drawings(gathered, table, analyse(gathered, table.error, 20))}
+    return {d.name: d for d in drawings(gathered, table)}
 
 
 def test_every_figure_is_drawn_or_says_what_is_missing(tmp_path):

@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
 from hookflat.figures import new_figure, tidy
-from hookflat.reporting.analysis import Analysis, name_of, outcome
+from hookflat.reporting.analysis import name_of, outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
 from hookflat.reporting.runs import Network, Run
@@ -41,7 +41,7 @@ class Drawing:
     figure: Figure | None
 
 
-def drawings(gathered: Gathered, table: Table1, analysis: Analysis) -> list[Drawing]:
+def drawings(gathered: Gathered, table: Table1) -> list[Drawing]:
     """Every figure, in the paper's order."""
     error = f"RErr ({ERRORS[table.error]})"
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,17 @@ LIMIT = 4_500_000
 """Bytes of a page, above which the recipes of single runs are left out."""
 
 
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a report says, however it is written."""
+
+    gathered: Gathered
+    table: Table1
+    analysis: Analysis
+    drawn: list[Drawing]
+    said: list[str]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A run as the page lists it."""
@@ -32,38 +42,20 @@ class Entry:
     numbers: list[tuple[str, str, str, str]]
 
 
-def page(
-    gathered: Gathered,
-    table: Table1,
-    analysis: Analysis,
-    drawn: Sequence[Drawing],
-    inline: dict[str, str],
-    said: Sequence[str],
-) -> str:
+def page(contents: Contents, inline: dict[str, str]) -> str:
     """The page; `inline`: the figures as SVG elements, by name."""
-    whole = _render(gathered, table, analysis, drawn, inline, said, recipes=True)
-    if len(whole.encode()) <= LIMIT:
-        return whole
-    return _render(gathered, table, analysis, drawn, inline, said, recipes=False)
+    whole = _render(contents, inline, recipes=True)
+    return whole if len(whole.encode()) <= LIMIT else _render(contents, inline, recipes=False)
 
 
-def _render(
-    gathered: Gathered,
-    table: Table1,
-    analysis: Analysis,
-    drawn: Sequence[Drawing],
-    inline: dict[str, str],
-    said: Sequence[str],
-    *,
-    recipes: bool,
-) -> str:
+def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str:
+    gathered, table, analysis = contents.gathered, contents.table, contents.analysis
     environments: dict[str, int] = {}
     configurations = [
         (c, title(c), [_entry(run, environments, recipes=recipes) for run in c.runs]) for c in gathered.configurations
     ]
     order = {id(row.configuration): i for i, row in enumerate(table.rows)}
     configurations.sort(key=lambda entry: order[id(entry[0])])
-    titles = method_titles(table)
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
         autoescape=True,
@@ -77,13 +69,13 @@ def _render(
         cells=lambda row: [_cell(row, column) for column in table.columns],
         theirs=[column for column in table.columns if column.paper] if table.with_paper else [],
         paper_text=paper_text,
-        drawn=drawn,
+        drawn=contents.drawn,
         inline=inline,
-        said=said,
+        said=contents.said,
         about_table=about_table(table),
         about_statistics=ABOUT_STATISTICS,
         statistics=_by(statistics_lines(analysis), column=1),
-        within=_by(within_lines(analysis, titles), column=1),
+        within=_by(within_lines(analysis, method_titles(table)), column=1),
         protocol=protocol_lines(gathered, table.error),
         configurations=configurations,
         environments=list(environments),

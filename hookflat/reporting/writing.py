@@ -19,7 +19,7 @@ from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, st
 from hookflat.reporting.drawings import GRID, INK, PAGE, Drawing, drawings
 from hookflat.reporting.formats import csv_text, latex, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
-from hookflat.reporting.page import page
+from hookflat.reporting.page import Contents, page
 from hookflat.reporting.statistics import RESAMPLES
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
 from hookflat.reporting.words import protocol_lines, verdict
@@ -66,10 +66,9 @@ def report(
     with mpl.rc_context(_STYLE):
         table = table1(gathered)
         analysis = analyse(gathered, table.error, resamples)
-        drawn = drawings(gathered, table, analysis)
-        said = verdict(analysis, gathered)
+        drawn, said = drawings(gathered, table), verdict(analysis, gathered)
         try:
-            _write(place, gathered, table, analysis, drawn, said)
+            _write(place, Contents(gathered, table, analysis, drawn, said))
         except OSError as error:
             raise UserError(
                 f"{place}: cannot write the report: {error.strerror or error} (choose another --out)"
@@ -77,11 +76,10 @@ def report(
     return Report(place, said, table, analysis, gathered.left_out)
 
 
-def _write(
-    place: Path, gathered: Gathered, table: Table1, analysis: Analysis, drawn: Sequence[Drawing], said: Sequence[str]
-) -> None:
+def _write(place: Path, contents: Contents) -> None:
+    table, analysis = contents.table, contents.analysis
     (place / "figures").mkdir(parents=True, exist_ok=True)
-    for drawing in drawn:
+    for drawing in contents.drawn:
         files = [place / "figures" / f"{drawing.name}.{kind}" for kind in ("svg", "png", "pdf")]
         if drawing.figure is None:
             for file in files:
@@ -90,16 +88,16 @@ def _write(
         files[0].write_text(_without_links(svg(drawing)), encoding="utf-8")
         drawing.figure.savefig(files[1], dpi=200)
         drawing.figure.savefig(files[2], metadata={"CreationDate": None})
-    inline = {d.name: inlined(d) for d in drawn if d.figure is not None}
-    (place / "report.html").write_text(page(gathered, table, analysis, drawn, inline, said), encoding="utf-8")
-    (place / "report.md").write_text(_markdown(gathered, table, analysis, drawn, said), encoding="utf-8")
+    inline = {d.name: inlined(d) for d in contents.drawn if d.figure is not None}
+    (place / "report.html").write_text(page(contents, inline), encoding="utf-8")
+    (place / "report.md").write_text(_markdown(contents), encoding="utf-8")
     heads, lines = table.texts()
     (place / "table1.csv").write_text(as_csv(table), encoding="utf-8")
     (place / "table1.tex").write_text(latex(heads, lines, breaks(table)), encoding="utf-8")
     heads, lines = statistics_lines(analysis)
     (place / "statistics.tex").write_text(latex(heads, lines), encoding="utf-8")
     (place / "statistics.csv").write_text(statistics_csv(analysis), encoding="utf-8")
-    (place / "models.csv").write_text(_models_csv(gathered), encoding="utf-8")
+    (place / "models.csv").write_text(_models_csv(contents.gathered), encoding="utf-8")
 
 
 def svg(drawing: Drawing) -> str:
@@ -167,16 +165,14 @@ def _models_csv(gathered: Gathered) -> str:
     )
 
 
-def _markdown(
-    gathered: Gathered, table: Table1, analysis: Analysis, drawn: Sequence[Drawing], said: Sequence[str]
-) -> str:
-    titles = method_titles(table)
-    parts = ["# Report", *said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
-    for drawing in drawn:
+def _markdown(contents: Contents) -> str:
+    gathered, table, analysis = contents.gathered, contents.table, contents.analysis
+    parts = ["# Report", *contents.said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
+    for drawing in contents.drawn:
         picture = f"![{drawing.title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
         parts.append(f"### {drawing.title}\n\n{picture}{drawing.caption}")
     parts += ["## Statistics", ABOUT_STATISTICS, markdown(*statistics_lines(analysis))]
-    heads, lines = within_lines(analysis, titles)
+    heads, lines = within_lines(analysis, method_titles(table))
     parts += ["### Within methods", markdown(heads, lines)] if lines else []
     parts += ["## How it was measured", "".join(f"- {text}\n" for text in protocol_lines(gathered, table.error))]
     if gathered.left_out:
