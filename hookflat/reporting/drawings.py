@@ -93,7 +93,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
             axes.scatter([], [], c=COLOURS[group], marker=MARKERS[group], s=30, label=group)
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [_short(row, chosen) for row, _ in rows if row in chosen]
-    label(figure, axes, named, texts, single)
+    label(figure, axes, named, texts, single, halo=PAGE)
     caption = (
         "Each small point is a run, each large one the mean of its seeds; colour and shape are the groups of Table 1. "
         "The dotted line is a least-squares fit through all runs."

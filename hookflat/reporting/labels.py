@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -31,11 +32,13 @@ def label(
     texts: Sequence[str],
     others: Sequence[Point] = (),
     size: float = 8,
+    halo: str = "white",
 ) -> list[Bbox]:
     """Write each of `texts` beside its point of `axes`, clear of labels, points and legend; their boxes in pixels.
 
     Each label takes the place around its point that costs least, the most crowded first, in several rounds, since a
-    place may become free. The figure's layout is fixed by this.
+    place may become free. The figure's layout is fixed by this. `halo`: a colour around the letters, where they cross
+    a line.
     """
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine("none")
@@ -43,9 +46,10 @@ def label(
     at = axes.transData.transform(np.reshape(points, (-1, 2)))
     every = np.concatenate([at, axes.transData.transform(np.reshape(others, (-1, 2)))])
     dots = np.concatenate([every - 3.5 * unit, every + 3.5 * unit], axis=1)
+    around = [withStroke(linewidth=2.2, foreground=halo)]
     written = [
-        axes.annotate(t, p, (0, 0), textcoords="offset points", fontsize=size)
-        for t, p in zip(texts, points, strict=True)
+        axes.annotate(text, point, (0, 0), textcoords="offset points", fontsize=size, path_effects=around)
+        for text, point in zip(texts, points, strict=True)
     ]
     extents = [text.get_window_extent() for text in written]
     places = [_places(p, e.width + 2 * unit, e.height, unit) for p, e in zip(at, extents, strict=True)]
