@@ -233,8 +233,7 @@ def _through_training(table: Table1) -> Drawing:
     figure = new_figure(2.1 * columns + 0.9, 1.85 * lines + 0.5)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     norm = Normalize(0, 1)
-    settled = [(x, y) for _, paths in panels for path in paths for share, x, y in path if share > 0.1]
-    every = settled or [(x, y) for _, paths in panels for path in paths for _, x, y in path]
+    every = [point for _, paths in panels for path in paths for point in path]
     for axes, (row, paths) in zip(grid.flat, panels, strict=False):
         for path in paths:
             share, x, y = zip(*path, strict=True)
@@ -244,14 +243,15 @@ def _through_training(table: Table1) -> Drawing:
         tidy(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    x, y = zip(*every, strict=True)
-    grid[0, 0].set(xlim=_limits(x), ylim=_limits(y))
+    grid[0, 0].set(
+        xlim=_limits([(share, x) for share, x, _ in every]), ylim=_limits([(share, y) for share, _, y in every])
+    )
     figure.supxlabel("average-case flatness in RLoss (lower is flatter)", fontsize=9)
     figure.supylabel("RLoss (test)", fontsize=9)
     figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=grid, label="share of the training", aspect=40, pad=0.01)
     caption = (
-        "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run. Snapshots "
-        "of the first tenth may lie outside the axes."
+        "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run. "
+        "Early snapshots may lie outside the axes."
     )
     return Drawing(name, heading, caption, figure)
 
@@ -269,9 +269,13 @@ def _paths(runs: Sequence[Run]) -> list[list[tuple[float, float, float]]]:
     return [path for path in found if len(path) > 1]
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    margin = 0.08 * (max(values) - min(values) or 1)
-    return min(values) - margin, max(values) + margin
+def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of an axis, from (share of the training, value): all ends, and nearly all of what comes after two fifths."""
+    late = [value for share, value in values if share >= 0.4]
+    last = max(share for share, _ in values)
+    high = max(float(np.percentile(late, 97)), *(value for share, value in values if share == last))
+    margin = 0.08 * (high - min(late) or 1)
+    return min(late) - margin, high + margin
 
 
 def _trends(table: Table1) -> Drawing:
