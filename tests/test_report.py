@@ -279,9 +279,7 @@ def test_the_protocol_of_most_runs_is_used_and_another_can_be_named(tmp_path):
     assert [n.test.get("hessian_robust_max") for n in last] == [10.0, 11.0, None]  # what only the other measured
     assert all(n.gap["rloss"] == n.test["rloss"] - n.train["rloss"] for n in last)
     assert [(e.name, names) for e, names in gathered.others] == [("hessian-last", ["hessian_robust_max"])]
-    assert any(
-        line.startswith("from hessian-last: hessian_robust_max; ") for line in protocol_lines(gathered, "rerr_pgd")
-    )
+    assert any(line.startswith("from hessian-last: hessian_robust_max; ") for line in protocol_lines(gathered, "PGD"))
     named = gather([tmp_path], protocol="hessian")
     assert [run.networks["last"].test["rloss"] for run in named.runs] == [1.5] * 2
     assert [name for name, _ in named.left_out] == ["at-2"]
@@ -441,6 +439,23 @@ def test_the_words_say_no_where_there_is_nothing(tmp_path):
     assert "the interval of Spearman's includes zero" in said[0]
 
 
+def test_no_measure_is_the_best_where_none_says_anything(tmp_path):
+    rng = np.random.default_rng(1)
+    said = " ".join(told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1)))
+    assert "Of 2 measures" in said
+    assert "RLoss: none that can be told from zero; RErr: none that can be told from zero" in said
+
+
+def test_a_choice_of_autoattack_s_attacks_is_not_called_autoattack(tmp_path):
+    chosen = {"version": "custom", "attacks": ["apgd-ce", "apgd-t", "square"]}
+    for folder, options, name in (("a", chosen, "APGD-CE, APGD-T, Square"), ("b", {"version": "plus"}, "AutoAttack")):
+        stage = {"examples": {"test": 200}, "measures": {"robust_loss": {}, "autoattack": options}}
+        write(tmp_path / folder / "at-0", "at", protocol=staged(robustness=stage))
+        written = report(tmp_path / folder, resamples=20)
+        assert f"RErr by {name}, sorted" in written.page.read_text()
+        assert f"Fig. 7: RErr ({name}) against RLoss" in (written.folder / "report.md").read_text()
+
+
 def test_the_words_say_the_contrary(tmp_path):
     said = told(a_study(tmp_path, lambda f: 5 - f))
     assert said[0].startswith("The claim does not hold here, its contrary does")
@@ -516,6 +531,15 @@ def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
         assert inside.y0 <= box.y0
         assert box.y1 <= inside.y1
         assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in boxes[:i])
+
+
+def test_a_line_leads_to_a_point_that_a_label_does_not_stand_beside_alone():
+    figure = Figure(figsize=(7.2, 5.0), dpi=100)
+    axes = figure.subplots()
+    points = [(0.1, 0.1), (0.5, 0.5), (0.505, 0.505), (0.9, 0.9)]
+    axes.scatter(*zip(*points, strict=True))
+    label(figure, axes, points, ["alone", "near", "nearer", "far"])
+    assert sorted(tuple(np.round(line.get_xydata()[0], 3)) for line in axes.lines) == [(0.5, 0.5), (0.505, 0.505)]
 
 
 def drawn(folder):

@@ -20,7 +20,7 @@ from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
 from hookflat.reporting.runs import Network, Run
 from hookflat.reporting.statistics import line
-from hookflat.reporting.table import ERRORS, Row, Table1, title
+from hookflat.reporting.table import Row, Table1, title
 
 INK, PAGE, GRID = "#1f2328", "#fefefe", "#ebebeb"
 """Text and axes, the page behind, and `tidy`'s grid: what a dark page changes."""
@@ -43,7 +43,7 @@ class Drawing:
 
 def drawings(gathered: Gathered, table: Table1) -> list[Drawing]:
     """Every figure, in the paper's order."""
-    error = f"RErr ({ERRORS[table.error]})"
+    error = f"RErr ({table.attack})"
     return [
         _scatter(table, "fig1", table.average, "rloss", "Fig. 1: RLoss against average-case flatness"),
         _scatter(table, "fig1_worst", table.worst, "rloss", "RLoss against worst-case flatness"),
@@ -88,9 +88,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     axes.set(xlabel=f"{name_of(x)} in RLoss (lower is flatter)", ylabel=_AXES[y])
     axes.margins(0.12)
     tidy(axes)
-    for group in ("good", "average", "poor"):
-        if any(row.group == group for row, _ in rows):
-            axes.scatter([], [], c=COLOURS[group], marker=MARKERS[group], s=30, label=group)
+    _name_groups(axes, {row.group for row, _ in rows})
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [_short(row, chosen) for row, _ in rows if row in chosen]
     label(figure, axes, named, texts, single, halo=PAGE)
@@ -103,6 +101,13 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     if any(not run.trained_here for row, _ in rows for run in row.configuration.runs):
         caption += " Triangles: networks trained elsewhere."
     return Drawing(name, heading, caption, figure)
+
+
+def _name_groups(axes: Any, present: set[str]) -> None:
+    """Entries of the legend."""
+    for group in ("good", "average", "poor"):
+        if group in present:
+            axes.scatter([], [], c=COLOURS[group], marker=MARKERS[group], s=30, label=group)
 
 
 def representatives(rows: Sequence[Row]) -> list[Row]:
@@ -340,6 +345,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     group = {id(run): row.group for row in table.rows for run in row.configuration.runs}
+    _name_groups(axes, {group[id(p[0])] for p in points})
     for kind, text in (("last", "last"), ("", "early stopped")):
         for which, colour in COLOURS.items():
             chosen = [p for p in points if (p[1] == "last") == bool(kind) and group[id(p[0])] == which]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,11 +18,19 @@ Point = tuple[float, float]
 _DISTANCES = (6, 9, 13, 18, 25, 34, 45, 58, 74, 92, 112, 135)
 """From the point to the label's nearest corner or edge, in typographic points."""
 _ANGLES = np.radians([0, 90, 180, 270, 45, 315, 135, 225, *(22.5 + 45 * i for i in range(8))])
-_FAR = 12
-"""From here on a line leads back to the point."""
-_LABEL, _OUTSIDE, _POINT, _CROSSING, _THROUGH = 1000.0, 1000.0, 60.0, 40.0, 120.0
-"""What it costs to cover a label, to leave the axes, to cover a point, to cross a line and to cross a label with one:
-as much as so many typographic points of distance."""
+_FAR = 8
+"""From here on, and where another labelled point is as near, a line leads back to the point."""
+_LABEL, _OUTSIDE, _POINT, _CROSSING, _THROUGH, _LINE = 1000.0, 1000.0, 60.0, 40.0, 120.0, 12.0
+"""What it costs to cover a label, to leave the axes, to cover a point, to cross a line, to cross a label with one, and
+to need one: as much as so many typographic points of distance."""
+
+
+class _Places(NamedTuple):
+    """Where a label may go: boxes (M, 4), lines to them (M, 2, 2), of no length where not needed, their cost (M,)."""
+
+    boxes: Array
+    lines: Array
+    cost: Array
 
 
 def label(
@@ -51,33 +59,35 @@ def label(
         axes.annotate(text, point, (0, 0), textcoords="offset points", fontsize=size, path_effects=around)
         for text, point in zip(texts, points, strict=True)
     ]
-    extents = [text.get_window_extent() for text in written]
-    places = [_places(p, e.width + 2 * unit, e.height, unit) for p, e in zip(at, extents, strict=True)]
-    leaders = [_leaders(p, boxes) for p, boxes in zip(at, places, strict=True)]
-    legend = [axes.get_legend().get_window_extent().extents] if axes.get_legend() else []
     inside = np.array(axes.get_window_extent().extents)
+    places = []
+    for i, text in enumerate(written):
+        extent = text.get_window_extent()
+        boxes = _around(at[i], extent.width + 2 * unit, extent.height + 2 * unit, unit)
+        places.append(_places(boxes, at[i], np.delete(at, i, axis=0), dots, inside, unit))
+    legend = [axes.get_legend().get_window_extent().extents] if axes.get_legend() else []
     crowded = np.argsort(-(np.linalg.norm(at[:, None] - every[None], axis=2) < 40 * unit).sum(axis=1), kind="stable")
     chosen: dict[int, int] = {}
     for _ in range(4):
         before = dict(chosen)
         for i in crowded.tolist():
             taken = [j for j in chosen if j != i]
-            boxes = np.array([*legend, *(places[j][chosen[j]] for j in taken)]).reshape(-1, 4)
-            lines = np.array([leaders[j][chosen[j]] for j in taken]).reshape(-1, 2, 2)
-            chosen[i] = int(_cost(places[i], leaders[i], dots, boxes, lines, inside, unit).argmin())
+            boxes = np.array([*legend, *(places[j].boxes[chosen[j]] for j in taken)]).reshape(-1, 4)
+            lines = np.array([places[j].lines[chosen[j]] for j in taken]).reshape(-1, 2, 2)
+            chosen[i] = int((places[i].cost + _conflicts(places[i], boxes, lines)).argmin())
         if chosen == before:
             break
     for i, text in enumerate(written):
-        x, y, _, _ = places[i][chosen[i]]
-        text.set_position(((x - at[i][0]) / unit + 1, (y - at[i][1]) / unit))
-        line = leaders[i][chosen[i]]
-        if _lengths(line[None])[0] >= _FAR * unit:
+        x, y, _, _ = places[i].boxes[chosen[i]]
+        text.set_position(((x - at[i][0]) / unit + 1, (y - at[i][1]) / unit + 1))
+        line = places[i].lines[chosen[i]]
+        if _lengths(line[None])[0]:
             ends = axes.transData.inverted().transform(line)
             axes.plot(*ends.T, color="0.6", lw=0.6, zorder=1.5, scalex=False, scaley=False)
-    return [Bbox.from_extents(*places[i][chosen[i]]) for i in range(len(written))]
+    return [Bbox.from_extents(*places[i].boxes[chosen[i]]) for i in range(len(written))]
 
 
-def _places(at: Array, width: float, height: float, unit: float) -> Array:
+def _around(at: Array, width: float, height: float, unit: float) -> Array:
     """Boxes (M, 4) around a point: left, bottom, right, top."""
     far = np.repeat(_DISTANCES, len(_ANGLES)) * unit
     dx, dy = np.tile(np.cos(_ANGLES), len(_DISTANCES)), np.tile(np.sin(_ANGLES), len(_DISTANCES))
@@ -86,21 +96,24 @@ def _places(at: Array, width: float, height: float, unit: float) -> Array:
     return np.stack([left, bottom, left + width, bottom + height], axis=1)
 
 
-def _leaders(at: Array, boxes: Array) -> Array:
-    """Lines (M, 2, 2) from a point to the nearest of each box."""
+def _places(boxes: Array, at: Array, strangers: Array, dots: Array, inside: Array, unit: float) -> _Places:
+    """What each box around the point `at` costs by itself; `strangers`: the other labelled points."""
     ends = np.clip(at, boxes[:, :2], boxes[:, 2:])
-    return np.stack([np.broadcast_to(at, ends.shape), ends], axis=1)
+    distance = np.linalg.norm(ends - at, axis=1) / unit
+    nearest = np.clip(strangers[:, None], boxes[None, :, :2], boxes[None, :, 2:]) - strangers[:, None]
+    mistaken = (np.linalg.norm(nearest, axis=2) / unit <= distance + 4).any(axis=0)
+    needed = (distance >= _FAR) | mistaken
+    lines = np.stack([np.broadcast_to(at, ends.shape), np.where(needed[:, None], ends, at)], axis=1)
+    outside = (boxes[:, :2] < inside[:2]).any(axis=1) | (boxes[:, 2:] > inside[2:]).any(axis=1)
+    cost = distance + _LINE * mistaken + _OUTSIDE * outside + _POINT * _overlaps(boxes, dots)
+    return _Places(boxes, lines, cost)
 
 
-def _cost(places: Array, leaders: Array, dots: Array, boxes: Array, lines: Array, inside: Array, unit: float) -> Array:
-    """(M,) of every place, given the boxes and lines of the other labels."""
-    lengths = _lengths(leaders) / unit
-    own = lengths >= _FAR
-    drawn = lines[_lengths(lines) >= _FAR * unit]
-    outside = (places[:, :2] < inside[:2]).any(axis=1) | (places[:, 2:] > inside[2:]).any(axis=1)
-    cost = lengths + _OUTSIDE * outside + _POINT * _overlaps(places, dots) + _LABEL * _overlaps(places, boxes)
-    cost += _THROUGH * (_through(drawn, places).sum(axis=0) + own * _through(leaders, boxes).sum(axis=1))
-    return cost + _CROSSING * own * _crossings(leaders, drawn)
+def _conflicts(places: _Places, boxes: Array, lines: Array) -> Array:
+    """What each place costs besides (M,), given the boxes and lines of the other labels."""
+    through = _through(lines, places.boxes).sum(axis=0) + _through(places.lines, boxes).sum(axis=1)
+    crossings = _crossings(places.lines, lines)
+    return _LABEL * _overlaps(places.boxes, boxes) + _THROUGH * through + _CROSSING * crossings
 
 
 def _lengths(lines: Array) -> Array:

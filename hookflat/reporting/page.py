@@ -66,9 +66,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     return template.render(
         gathered=gathered,
         table=table,
-        cells=lambda row: [_cell(row, column) for column in table.columns],
-        theirs=[column for column in table.columns if column.paper] if table.with_paper else [],
-        paper_text=paper_text,
+        cells=lambda row: [(_cell(row, column), paper_text(row, column)) for column in table.columns],
         drawn=contents.drawn,
         inline=inline,
         said=contents.said,
@@ -76,7 +74,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
         about_statistics=ABOUT_STATISTICS,
         statistics=_by(statistics_lines(analysis), column=1),
         within=_by(within_lines(analysis, method_titles(table)), column=1),
-        protocol=protocol_lines(gathered, table.error),
+        protocol=protocol_lines(gathered, table.attack),
         configurations=configurations,
         environments=list(environments),
     )

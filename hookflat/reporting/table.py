@@ -79,11 +79,12 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table1:
-    """Rows by test RErr. `error`, `average`, `worst`: the measures of RErr and of flatness that are used."""
+    """Rows by test RErr. `error`, `average`, `worst`: the measures of RErr and flatness; `attack`: what gave RErr."""
 
     rows: list[Row]
     columns: list[Column]
     error: str
+    attack: str
     average: str
     worst: str
 
@@ -150,6 +151,16 @@ def error_measure(gathered: Gathered) -> str:
     return max(ERRORS, key=lambda key: counts[key])
 
 
+def attack_of(gathered: Gathered, error: str) -> str:
+    """What measured RErr: a choice of AutoAttack's attacks is not called AutoAttack."""
+    protocols = [gathered.main.protocol, *(other.protocol for other, _ in gathered.others)]
+    options = [s["measures"].get("autoattack", {}) for p in protocols for s in p["stages"].values()]
+    chosen = next((table["attacks"] for table in options if table.get("attacks")), None)
+    if error != "rerr_autoattack" or not chosen:
+        return ERRORS[error]
+    return ", ".join("Square" if name == "square" else name.upper() for name in chosen)
+
+
 def measure_named(gathered: Gathered, name: str) -> str:
     """The key of a measure of flatness: the paper's radius, or the first, where it was measured at several."""
     keys = dict.fromkeys(key for run in gathered.runs for n in run.networks.values() for key in n.test)
@@ -161,6 +172,7 @@ def measure_named(gathered: Gathered, name: str) -> str:
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
     error = error_measure(gathered)
+    attack = attack_of(gathered, error)
     average, worst = (measure_named(gathered, f"{kind}_flatness") for kind in ("average", "worst"))
     cells = [(c, _cells(c, error, average, worst)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
@@ -182,7 +194,7 @@ def table1(gathered: Gathered) -> Table1:
         Column("clean", "clean error"),
     ]
     shown = [c for c in columns if any(row.cells[c.key].values for row in rows)]
-    return Table1(rows, shown, error, average, worst)
+    return Table1(rows, shown, error, attack, average, worst)
 
 
 def split(errors: Sequence[float]) -> list[Group]:
@@ -266,8 +278,8 @@ def paper_text(row: Row, column: Column) -> str:
 def about_table(table: Table1) -> str:
     """What its reader has to know."""
     text = (
-        "Errors in %, sorted by test RErr, mean ± standard deviation over seeds; good and poor are the 30 % and 70 % "
-        "percentiles of test RErr; gaps are test minus train; lower is flatter."
+        f"Errors in %, RErr by {table.attack}, sorted by test RErr, mean ± standard deviation over seeds; good and "
+        "poor are the 30 % and 70 % percentiles of test RErr; gaps are test minus train; lower is flatter."
     )
     if table.with_paper:
         text += " “paper”: the numbers of Stutz et al. 2021, Table 1 (CIFAR-10, ResNet-18), not measured here."

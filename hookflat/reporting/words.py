@@ -8,7 +8,6 @@ from typing import Any
 from hookflat.reporting.analysis import Analysis, name_of
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.statistics import FEW, Correlation, Estimate
-from hookflat.reporting.table import ERRORS
 
 
 def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
@@ -104,6 +103,9 @@ def _best(analysis: Analysis) -> str:
     for key, contest in analysis.best.items():
         first = max(contest.shares, key=lambda m: contest.shares[m])
         found = analysis.overall[first, key].spearman
+        if not any(analysis.overall[m, key].spearman.sign for m in contest.shares):
+            parts.append(f"{analysis.outcomes[key]}: none that can be told from zero")
+            continue
         strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
         parts.append(f"{analysis.outcomes[key]}: {name_of(first)} (Spearman {estimate(found)}, {strongest})")
     if not parts:
@@ -178,10 +180,10 @@ def estimate(found: Estimate) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−")
 
 
-def protocol_lines(gathered: Gathered, error: str) -> list[str]:
+def protocol_lines(gathered: Gathered, attack: str) -> list[str]:
     """How it was measured, a line for each stage, and what was taken from other protocols."""
     protocol = gathered.main.protocol
-    lines = [f"eps {protocol['eps']:.4g}, PGD step size {protocol['step_size']:.4g}; RErr by {ERRORS[error]}"]
+    lines = [f"eps {protocol['eps']:.4g}, PGD step size {protocol['step_size']:.4g}; RErr by {attack}"]
     lines += [_stage(name, stage) for name, stage in protocol["stages"].items()]
     for other, names in gathered.others:
         title = f"from {other.name or 'the recipes'}: {', '.join(names)}"

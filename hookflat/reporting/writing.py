@@ -174,7 +174,7 @@ def _markdown(contents: Contents) -> str:
     parts += ["## Statistics", ABOUT_STATISTICS, markdown(*statistics_lines(analysis))]
     heads, lines = within_lines(analysis, method_titles(table))
     parts += ["### Within methods", markdown(heads, lines)] if lines else []
-    parts += ["## How it was measured", "".join(f"- {text}\n" for text in protocol_lines(gathered, table.error))]
+    parts += ["## How it was measured", "".join(f"- {text}\n" for text in protocol_lines(gathered, table.attack))]
     if gathered.left_out:
         parts += ["## Left out", "".join(f"- {name}: {why}\n" for name, why in gathered.left_out)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
