@@ -144,8 +144,7 @@ class Job:
             if not self.folder.exists():
                 yield [*hookflat, "rescale", str(source), f"{factor:g}", "--out", str(self.folder), *plugins]
         else:
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-            started = [sys.executable, *launch, "-m", "hookflat"] if processes > 1 else hookflat
+            started = [*_launched(processes), "-m", "hookflat"] if processes > 1 else hookflat
             values = _options("--set", (f"{key}={_toml(value)}" for key, value in self.overrides))
             overlays = _options("--with", self.overlays)
             yield [*started, "run", self.recipe, *overlays, *values, *plugins, "--out", str(self.folder)]
@@ -276,6 +275,13 @@ def _toml(value: Any) -> str:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Tables among the values as dotted keys."""
     return {".".join(path): value for path, value in flat(values)}
+
+
+def _launched(processes: int) -> list[str]:
+    """`accelerate launch`; port 0 is a free one, and --multi_gpu is also what starts several processes on a CPU."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # the run itself sets these
+    return [*launch, *plain, "--main_process_port", "0"]
 
 
 def _options(name: str, values: Iterable[str]) -> list[str]:

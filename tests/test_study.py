@@ -178,16 +178,18 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
     assert json.loads(found.jobs[0].results.read_text())["protocol"]["stages"]["quick"]["examples"] == {"test": 12}
 
 
-def test_submitit_runs_what_is_missing(study, tmp_path):
-    """Its local executor, as it would on a cluster; killed runs go on."""
+def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
+    """Its local executor, as it would on a cluster, and a run under accelerate launch."""
     study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
     found = read_study(study)
     with pytest.raises(UserError, match="how long a run may take"):
         submit(found, cluster="local")
     with pytest.raises(UserError, match="no srun on this machine"):
         submit(found, timeout_min=5)
-    (submitted,) = submit(found, cluster="local", timeout_min=5)
+    (submitted,) = submit(found, cluster="local", processes=2, timeout_min=5)
     assert submitted.result() == ["done"]
+    (job,) = found.jobs
+    assert json.loads((job.folder / "environment.json").read_text())["processes"] == 2
     assert set(plan(found)[0].values()) == {"done"}
     assert submit(found, cluster="local", timeout_min=5) == []
 
