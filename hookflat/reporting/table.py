@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hookflat.errors import UserError
+from hookflat.plugins import Catalogue
 from hookflat.recipe import load
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
@@ -258,12 +259,19 @@ def _method(recipe: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _shipped(method: str) -> list[dict[str, Any]]:
     """The method's options in the shipped recipe, at every scale that ships; none where there is no such recipe."""
+    recipe = recipes_folder() / f"{method}.toml"
     scales = [[], *([scale] for scale in sorted((recipes_folder() / "scales").glob("*.toml")))]
     found = []
     for overlays in scales:
         with suppress(UserError):
-            found.append(_method(load(recipes_folder() / f"{method}.toml", overlays=overlays).tables))
+            found.append(_method(load(recipe, overlays=overlays, catalogue=_catalogue()).tables))
     return found
+
+
+@cache
+def _catalogue() -> Catalogue:
+    """Looking the installed plugins up takes longer than reading a recipe."""
+    return Catalogue()
 
 
 def paper_text(row: Row, column: Column) -> str:

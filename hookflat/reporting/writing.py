@@ -79,16 +79,19 @@ def report(
 def _write(place: Path, contents: Contents) -> None:
     table, analysis = contents.table, contents.analysis
     (place / "figures").mkdir(parents=True, exist_ok=True)
+    inline = {}
     for drawing in contents.drawn:
         files = [place / "figures" / f"{drawing.name}.{kind}" for kind in ("svg", "png", "pdf")]
         if drawing.figure is None:
             for file in files:
                 file.unlink(missing_ok=True)  # of an earlier report on the same folder
             continue
-        files[0].write_text(_without_links(svg(drawing)), encoding="utf-8")
+        _settle(drawing.figure)
+        text = svg(drawing)
+        inline[drawing.name] = inlined(drawing, text)
+        files[0].write_text(_without_links(text), encoding="utf-8")
         drawing.figure.savefig(files[1], dpi=200)
         drawing.figure.savefig(files[2], metadata={"CreationDate": None})
-    inline = {d.name: inlined(d) for d in contents.drawn if d.figure is not None}
     (place / "report.html").write_text(page(contents, inline), encoding="utf-8")
     (place / "report.md").write_text(_markdown(contents), encoding="utf-8")
     heads, lines = table.texts()
@@ -100,6 +103,13 @@ def _write(place: Path, contents: Contents) -> None:
     (place / "models.csv").write_text(_models_csv(contents.gathered), encoding="utf-8")
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once, not again for every file."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
 def svg(drawing: Drawing) -> str:
     """The figure as SVG, the same bytes each time."""
     out = io.StringIO()
@@ -109,9 +119,8 @@ def svg(drawing: Drawing) -> str:
     return out.getvalue()
 
 
-def inlined(drawing: Drawing) -> str:
-    """The figure as an element of a page: ids of its own, colours that follow the page's, points that are links."""
-    text = svg(drawing)
+def inlined(drawing: Drawing, text: str) -> str:
+    """The figure's SVG as an element of a page: its own ids, colours that follow the page's, points that are links."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{drawing.name}-\1"', text)
