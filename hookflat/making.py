@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
-from hookflat.studies import Job, State, Study
+from hookflat.studies import CLUSTER, Job, State, Study
 
 
 def make(
@@ -147,7 +147,7 @@ def submit(
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     study.folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.AutoExecutor(folder=study.folder / "slurm", cluster=cluster or "slurm")
+    executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
     executor.update_parameters(name=f"hookflat {study.name}", **slurm)
     submitted = []
     for source in (job for job in study.jobs if not job.rescaled):

@@ -25,6 +25,9 @@ from hookflat.recipe import differences, flat, load
 from hookflat.records import RunFolder
 from hookflat.shipped import find_recipe
 
+CLUSTER = "slurm"
+"""In a study's folder, what its jobs on a cluster say."""
+
 State = Literal["done", "begun", "todo", "changed", "elsewhere", "failed"]
 
 

@@ -204,6 +204,8 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     (tmp_path / "begun-0.log").write_text("epoch 3\nhookflat: out of memory\n")
     (tmp_path / "never-0.log").write_text("hookflat: no data\n")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "slurm").mkdir()  # a study's own
+    write(tmp_path / "pseudo_labels" / "dd66", "standard")
     write(tmp_path / "torn-0", "torn")
     (tmp_path / "torn-0" / "eval" / "digits-last-best" / "eval.json").write_text('{"recipe": "torn-0", "mod')
     write(tmp_path / "strange-0", "strange")
@@ -223,6 +225,7 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     assert why.pop("begun-0") == "not finished: at epoch 3; its log ends: hookflat: out of memory"
     assert why.pop("never-0") == "never begun; its log ends: hookflat: no data"
     assert why.pop("notes") == "no run: it has neither recipe.toml nor eval.json"
+    assert why.pop("pseudo_labels") == "no run, but a folder of runs: name it as well to include them"
     assert "eval.json cannot be read: " in why.pop("torn-0")
     assert "eval/digits-last-best/eval.json is not what hookflat writes" in why.pop("strange-0")
     assert "recipe.toml cannot be read: " in why.pop("bent-0")

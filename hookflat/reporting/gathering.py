@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from hookflat.errors import UserError
 from hookflat.recipe import flat
 from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_key, is_run, last_line, read_run
+from hookflat.studies import CLUSTER
 
 Setting = tuple[tuple[str, Any], ...]
 
@@ -148,7 +149,7 @@ def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path
             raise UserError(f"{folder} is not a folder: give run folders, or folders of runs")
         inner = [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
         for f in [folder] if is_run(folder) else inner:
-            if f != ignore and not (f / "report.html").exists():
+            if f != ignore and f.name != CLUSTER and not (f / "report.html").exists():
                 found[f.resolve()] = f
     return found
 

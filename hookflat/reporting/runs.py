@@ -175,6 +175,8 @@ def read_run(name: str, folder: Path) -> Run:
 
 
 def _read(name: str, folder: Path) -> Run:
+    if not is_run(folder) and any(is_run(inner) for inner in folder.iterdir()):
+        raise UnusableError("no run, but a folder of runs: name it as well to include them")
     if not is_run(folder):
         raise UnusableError("no run: it has neither recipe.toml nor eval.json")
     if "~" in folder.name:
