@@ -11,7 +11,7 @@ from hookflat.plugins import HOOKS, Catalogue
 from hookflat.recipe import load
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def made(name):
