@@ -8,10 +8,11 @@ import json
 import math
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 
@@ -56,18 +57,24 @@ def build(cls: Any, table: dict[str, Any]) -> Any:
 
     Raises InvalidOptions with all faults at once.
     """
-    hints = get_type_hints(cls, include_extras=True)
-    shape: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
-    model = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **shape)
+    model = _model(cls)
     try:
         values = model.model_validate_json(json.dumps(table, default=str))
-        return cls(**{name: getattr(values, name) for name in shape})
+        return cls(**{name: getattr(values, name) for name in model.model_fields})
     except ValidationError as error:
         raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)]) from None
     except ValueError as error:
         raise InvalidOptions([((), str(error))]) from None
     except Exception as error:
         raise InvalidOptions([((), f"{cls.__name__} cannot be made: {type(error).__name__}: {error}")]) from error
+
+
+@cache
+def _model(cls: Any) -> type[BaseModel]:
+    """The options of a dataclass as pydantic checks them; making one takes longer than checking many tables."""
+    hints = get_type_hints(cls, include_extras=True)
+    shape: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
+    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **shape)
 
 
 def _default(field: dataclasses.Field) -> Any:

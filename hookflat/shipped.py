@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import tomllib
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ def recipes_folder() -> Path:
     return beside if (beside / "at.toml").is_file() else Path(str(importlib.resources.files("hookflat") / "recipes"))
 
 
-def recipe_folders() -> list[tuple[str, Path]]:
+@cache
+def recipe_folders() -> tuple[tuple[str, Path], ...]:
     """(package, folder) of shipped recipes: hookflat's, and those of the entry points `hookflat.recipes`.
 
     Such an entry point names a package (a folder) whose TOML files are the recipes; it is looked up, not imported.
@@ -30,7 +32,7 @@ def recipe_folders() -> list[tuple[str, Path]]:
         spec = importlib.util.find_spec(top)
         for place in (spec.submodule_search_locations if spec else None) or []:
             folders.append((point.dist.name if point.dist else point.name, Path(place, *inner)))
-    return folders
+    return tuple(folders)
 
 
 def title(recipe: Path) -> str:

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,9 +96,9 @@ class Job:
         """The file that says that everything is measured."""
         return (self.measures if self.protocol else self.folder) / "eval.json"
 
-    def resolved(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
+    def resolved(self) -> dict[str, Any]:
         """The tables of its recipe. Raises UserError when they are wrong."""
-        known = catalogue or Catalogue([Path(p) for p in self.plugins])
+        known = _catalogue(self.plugins)
         return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
 
     def protocol_tables(self, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +106,8 @@ class Job:
         from hookflat.evaluation import protocol_file
 
         kept = {key: value for key, value in recipe["eval"].items() if not isinstance(value, dict)}
-        catalogue = Catalogue([Path(p) for p in self.plugins])
-        overlays = [protocol_file(self.protocol)]
-        loaded = load(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=catalogue)
+        known, overlays = _catalogue(self.plugins), [protocol_file(self.protocol)]
+        loaded = load(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=known)
         return loaded.tables["eval"]
 
     def changes(self) -> list[str]:
@@ -203,10 +203,9 @@ def read_study(
         raise UserError(f"{path}: names {sorted(twice)[0]!r} twice")
     if not jobs:
         raise UserError(f"{path}: a study needs runs = [...] or [[study.grid]]")
-    catalogue = Catalogue(tuple(plugins))
     for job in jobs:
         if job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
-            tables = job.resolved(catalogue)
+            tables = job.resolved()
             if job.protocol:
                 job.protocol_tables(tables)
     for which in options.which:
@@ -227,6 +226,12 @@ def _jobs(
     for factor in grid.rescale:
         scaled = f"{name}-x{factor:g}"
         yield replace(job, name=scaled, folder=place / scaled, which=("last",), rescaled=(job.folder, factor))
+
+
+@cache
+def _catalogue(plugins: tuple[str, ...]) -> Catalogue:
+    """Looking up what is installed takes longer than reading a recipe, and a study reads hundreds."""
+    return Catalogue([Path(p) for p in plugins])
 
 
 def _found(study: str | Path) -> Path:

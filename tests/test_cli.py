@@ -1,10 +1,15 @@
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 
+from hookflat.cli import main
 from hookflat.shipped import find_recipe
 
 SMALL = {
@@ -24,7 +29,33 @@ SMALL = {
 TINY = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
-def hookflat(*arguments, cwd=None, **environment):
+@dataclass
+class Done:
+    """What a command left, as subprocess.run says it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def hookflat(*arguments, cwd=None):
+    """The command in this process: a fresh one takes seconds to start."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = patch.object(sys, "argv", ["hookflat", *map(str, arguments)])
+    environment = patch.dict(os.environ, {"COLUMNS": "200"})
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."), argv, environment:
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def fresh(*arguments, cwd=None, **environment):
+    """The command in a process of its own."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
     command = [sys.executable, "-m", "hookflat", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, check=False)
@@ -38,7 +69,7 @@ def fails(code, *arguments, **kwargs):
 
 
 def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
-    done = hookflat("run", "trades", *TINY, cwd=tmp_path)
+    done = fresh("run", "trades", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("trades: loss trades, optimizer sgd, schedule multistep")
@@ -129,7 +160,7 @@ def test_wrong_input_is_one_clear_message_and_exit_code_2(arguments, message, tm
 
 
 def test_a_hub_id_without_network_is_said_at_once(tmp_path):
-    said = fails(2, "run", "at", "--with", "scales/cifar10", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    said = fails(2, "run", "at", "--with", "scales/cifar10", cwd=tmp_path)  # HF_HUB_OFFLINE is set
     assert "data.path = 'uoft-cs/cifar10' cannot be loaded" in said
 
 
