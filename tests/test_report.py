@@ -423,7 +423,7 @@ def test_the_words_say_yes_where_the_claim_holds(tmp_path):
     assert (
         "go together in 12 of 12; as differences from each method's mean, Spearman" in said
     )  # three seeds tell little
-    assert "RLoss: average-case flatness" in said
+    assert "RLoss, over 36 networks: average-case flatness" in said
     assert "(Spearman" in said
 
 
@@ -446,7 +446,7 @@ def test_no_measure_is_the_best_where_none_says_anything(tmp_path):
     rng = np.random.default_rng(1)
     said = " ".join(told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1)))
     assert "Of 2 measures" in said
-    assert "RLoss: none that can be told from zero; RErr: none that can be told from zero" in said
+    assert "RLoss, over 12 networks: none that can be told from zero; RErr, over 12 networks: none that" in said
 
 
 def test_a_choice_of_autoattack_s_attacks_is_not_called_autoattack(tmp_path):
@@ -464,6 +464,53 @@ def test_the_words_say_the_contrary(tmp_path):
     assert said[0].startswith("The claim does not hold here, its contrary does")
     assert "for the RErr Spearman 0.72" in said[-1]  # of the paper's own table: scipy says 0.7211
     assert "it disagrees" in said[-1]
+
+
+def test_within_methods_every_outcome_is_told(tmp_path):
+    """Early stopping that makes networks flatter, of a lower loss and a higher error."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        for seed in range(2):
+            a, b = 0.01 * rng.random(2)
+            last, best = network(0.3 + a, 2.0 + i + b, 2.0 + a), network(0.4 + a, 1.0 + i + b, 1.0 + b)
+            write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
+    (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
+    assert "flatness and RLoss go together in 8 of 8" in said
+    assert said.endswith("So within methods the flatter networks have the higher RErr and gap of RErr.")
+
+
+def test_the_same_weights_count_once(tmp_path):
+    for seed in range(4):
+        last = network(0.4, 2.0 + seed, 1.0 + seed)
+        kept = {"weights": "early"} if seed < 2 else {"weights": f"last{seed}"}  # two runs stopped before they parted
+        models = {"last": last | {"weights": f"last{seed}"}, "best": network(0.5, 3.0 + seed, 2.0) | kept}
+        write(tmp_path / f"at-{seed}", "at", seed, last=models["last"], best=models["best"])
+    within = analyse(gather([tmp_path]), "rerr_autoattack", 50).within
+    assert within["at", "average_flatness", "rloss"].models == 5
+    points = [dots.get_offsets() for dots in drawn(tmp_path)["fig7"].figure.axes[0].collections]
+    assert sum(len(p) for p in points) == 5
+
+
+def test_too_few_networks_are_not_called_zero(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=10, seeds=1)
+    for i in range(4, 10):
+        file = next((tmp_path / f"m{i}-0").glob("eval/*/eval.json"))
+        results = json.loads(file.read_text())
+        results["models"]["last"] |= {"train": {}, "gap": {}}
+        file.write_text(json.dumps(results))
+    said = " ".join(told(tmp_path))
+    assert "the gap of RLoss cannot be judged from 4 networks" in said
+    assert "gap of RErr, over 4 networks: too few to say" in said
+    assert said.endswith("too few networks here to compare.")
+
+
+def test_flatness_of_early_stopped_networks_only_is_not_called_unmeasured(tmp_path):
+    write(tmp_path / "at-0", "at")
+    file = next((tmp_path / "at-0").glob("eval/*/eval.json"))
+    results = json.loads(file.read_text())
+    results["models"] = {"best": results["models"]["last"]}
+    file.write_text(json.dumps(results))
+    assert told(tmp_path)[0].startswith("Average-case flatness was measured of no last network that is not rescaled")
 
 
 def test_few_networks_prove_nothing(tmp_path):

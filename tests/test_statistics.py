@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hookflat.reporting.statistics import best_predictor, centred, correlation, line, resample
+from hookflat.reporting.statistics import Sample, best_predictor, centred, correlation, difference, line, resample
 
 COEFFICIENTS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
 small = st.integers(-4, 4).map(float)
@@ -58,6 +58,18 @@ def test_intervals_are_scipys_bootstrap():
         paired=True, vectorized=True, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
     assert (found.pearson.low, found.pearson.high) == pytest.approx((theirs.low, theirs.high), abs=0.015)
+
+
+def test_a_difference_is_that_of_two_bootstraps_by_hand():
+    (a, b, _), (c, d, _) = _data(25), _data(40, seed=1)
+    d = d[::-1].copy()
+    found = difference(Sample(a, b, range(25)), Sample(c, d, range(40)), resamples=4000)
+    assert found.value == pytest.approx(stats.spearmanr(a, b).statistic - stats.spearmanr(c, d).statistic, abs=1e-9)
+    rng = np.random.default_rng(5)
+    drawn = [(rng.integers(0, 25, 25), rng.integers(0, 40, 40)) for _ in range(2000)]
+    theirs = [stats.spearmanr(a[i], b[i]).statistic - stats.spearmanr(c[j], d[j]).statistic for i, j in drawn]
+    assert (found.low, found.high) == pytest.approx(np.percentile(theirs, [2.5, 97.5]), abs=0.05)
+    assert math.isnan(difference(Sample(a, b, range(25)), Sample(c[:4], d[:4], range(4))).low)
 
 
 def test_intervals_have_their_coverage():

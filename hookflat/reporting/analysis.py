@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hookflat.reporting.gathering import Configuration, Gathered
-from hookflat.reporting.runs import Network
-from hookflat.reporting.statistics import RESAMPLES, Correlation, best_predictor, centred, correlation
+from hookflat.reporting.runs import Network, distinct
+from hookflat.reporting.statistics import (
+    RESAMPLES,
+    Correlation,
+    Estimate,
+    Sample,
+    best_predictor,
+    centred,
+    correlation,
+    difference,
+)
 from hookflat.reporting.table import measure_named, published
 
 WITHIN = 4
@@ -38,8 +46,8 @@ class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
     `claim`: the measure that the paper's claim is about. `outcomes`: key to heading. `within`: by (method, measure,
-    outcome); method "" is all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1.
-    Partial correlations hold the clean error fixed.
+    outcome); method "" is all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1;
+    `against`: the Spearman here minus the one there. Partial correlations hold the clean error fixed.
     """
 
     claim: str
@@ -49,6 +57,7 @@ class Analysis:
     within: dict[tuple[str, str, str], Correlation]
     best: dict[str, Contest]
     paper: dict[str, Correlation]
+    against: dict[str, Estimate]
 
 
 def name_of(measure: str) -> str:
@@ -74,7 +83,14 @@ def analyse(gathered: Gathered, error: str, resamples: int = RESAMPLES) -> Analy
             within |= _within(models, measure, key, resamples)
     best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
     claim = measure_named(gathered, "average_flatness")
-    return Analysis(claim, measures, outcomes, overall, within, best, _of_the_paper(error, resamples))
+    theirs = _of_the_paper(error)
+    paper = {k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()}
+    against = {}
+    for key in theirs:
+        if (claim, key) in overall:
+            x, y, _, clusters = zip(*_points(last, claim, key), strict=True)
+            against[key] = difference(Sample(x, y, clusters), theirs[key], resamples=resamples)
+    return Analysis(claim, measures, outcomes, overall, within, best, paper, against)
 
 
 def flatness_measures(networks: Iterable[Network]) -> list[str]:
@@ -112,15 +128,15 @@ def _within(
 ) -> dict[tuple[str, str, str], Correlation]:
     """Of each method with enough networks, last and early stopped; of all, as differences from their method's mean.
 
-    Resampled are a method's configurations, or its seeds where it has one configuration; of all, the methods.
+    Resampled are a method's configurations, or its seeds where it has one configuration; of all, the methods. The same
+    weights count once in a method.
     """
-    alone = {method for method in {c.method for c in models} if sum(c.method == method for c in models) == 1}
-    by_method: dict[str, list[_Point]] = defaultdict(list)
-    for i, configuration in enumerate(models):
-        for j, run in enumerate(configuration.runs):
-            networks = [run.networks[label] for label in ("last", "best") if label in run.networks]
-            cluster = j if configuration.method in alone else i
-            by_method[configuration.method] += _points([(network, cluster) for network in networks], measure, key)
+    by_method: dict[str, list[_Point]] = {}
+    for method in dict.fromkeys(c.method for c in models):
+        same = [c for c in models if c.method == method]
+        cluster = {id(run): i if len(same) > 1 else j for i, c in enumerate(same) for j, run in enumerate(c.runs)}
+        networks = [(network, cluster[id(run)]) for run, _, network in distinct([run for c in same for run in c.runs])]
+        by_method[method] = _points(networks, measure, key)
     enough = {method: points for method, points in by_method.items() if len(points) >= WITHIN}
     found = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
     if len(enough) > 1:
@@ -144,13 +160,10 @@ def _contest(last: Sequence[tuple[Network, int]], measures: Sequence[str], key: 
     return Contest(best_predictor(xs, y, clusters, resamples), len(rows))
 
 
-def _of_the_paper(error: str, resamples: int) -> dict[str, Correlation]:
+def _of_the_paper(error: str) -> dict[str, Sample]:
     """Average-case flatness against RErr and its gap, in the paper's own Table 1."""
     rows = list(published().values())
     flatness = [float(row["flatness"]) for row in rows]
     test = [float(row["rerr_test"]) for row in rows]
     gap = [float(row["rerr_test"]) - float(row["rerr_train"]) for row in rows]
-    return {
-        error: correlation(flatness, test, resamples=resamples),
-        f"{error} gap": correlation(flatness, gap, resamples=resamples),
-    }
+    return {key: Sample(flatness, y, range(len(rows))) for key, y in ((error, test), (f"{error} gap", gap))}

@@ -56,7 +56,8 @@ def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str],
         found = [analysis.within.get((method, measure, key)) for key in analysis.outcomes]
         count = max(c.models for c in found if c)
         name = titles.get(method, method) if method else "all, minus their method's mean"
-        lines.append([name, name_of(measure), str(count), *(estimate(c.spearman) if c else "" for c in found)])
+        cells = [estimate(c.spearman) + (f" of {c.models}" if c.models < count else "") if c else "" for c in found]
+        lines.append([name, name_of(measure), str(count), *cells])
     return heads, lines
 
 

@@ -18,7 +18,7 @@ from hookflat.figures import new_figure, tidy
 from hookflat.reporting.analysis import name_of, outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
-from hookflat.reporting.runs import Network, Run
+from hookflat.reporting.runs import Network, Run, distinct
 from hookflat.reporting.statistics import line
 from hookflat.reporting.table import Row, Table1, title
 
@@ -336,9 +336,8 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     name, heading = "fig7", f"Fig. 7: {error} against RLoss"
     points = [
         (run, label_, n.test["rloss"], 100 * n.test[table.error])
-        for run in gathered.runs
-        for label_, n in run.networks.items()
-        if label_ in ("last", "best") and {"rloss", table.error} <= n.test.keys()
+        for run, label_, n in distinct(gathered.runs)
+        if {"rloss", table.error} <= n.test.keys()
     ]
     if not points:
         return Drawing(name, heading, f"No run has both RLoss and {error}.", None)
@@ -362,7 +361,10 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
                 dots.set_urls([f"#{p[0].anchor}" for p in chosen])
         if any((p[1] == "last") == bool(kind) for p in points):
             axes.scatter([], [], s=24, edgecolor="0.5", facecolor="0.5" if kind else "none", label=text)
-    caption = "All networks, the last and the early-stopped ones; colour and shape are the groups of Table 1."
+    caption = (
+        "All networks, the last and the early-stopped ones, the same weights once; colour and shape are the groups of "
+        "Table 1."
+    )
     if gathered.classes:
         kink = math.log(gathered.classes)
         axes.axvline(kink, color="0.6", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -146,6 +147,19 @@ class Run:
     def trained_here(self) -> bool:
         """Not somebody else's weights."""
         return self.rescaled is not None or any(not e.model for e in self.evaluations)
+
+
+def distinct(runs: Iterable[Run]) -> list[tuple[Run, str, Network]]:
+    """(run, "last" or "best", network): early stopping may keep the last weights, or two runs the same; each once."""
+    seen: set[str] = set()
+    found = []
+    for label in ("last", "best"):
+        for run in runs:
+            weights = next((e.weights[label] for e in run.evaluations if label in e.weights), None)
+            if label in run.networks and weights not in seen:
+                found.append((run, label, run.networks[label]))
+                seen |= {weights} if weights else set()
+    return found
 
 
 def as_key(setup: Any) -> str:

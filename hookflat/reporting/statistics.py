@@ -75,6 +75,24 @@ def correlation(
     return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers.tolist())))
 
 
+class Sample(NamedTuple):
+    """Two variables (n,) and the cluster (n,) of each model."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    clusters: Sequence[int]
+
+
+def difference(first: Sample, second: Sample, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Spearman of one sample minus that of another, each resampled on its own."""
+    values = [
+        _spearman(np.asarray(s.x, float), np.asarray(s.y, float), resample(s.clusters, resamples, seed + i))
+        for i, s in enumerate((first, second))
+    ]
+    fewer = min(first.clusters, second.clusters, key=lambda clusters: len(set(clusters)))
+    return _estimate(values[0] - values[1], np.asarray(fewer))
+
+
 def best_predictor(
     xs: Mapping[str, Sequence[float]],
     y: Sequence[float],

@@ -13,7 +13,9 @@ from hookflat.reporting.statistics import FEW, Correlation, Estimate
 def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
     """Paragraphs: the claim, each outcome, within methods, the control, the best measure, and the paper's numbers."""
     if analysis.claim not in analysis.measures:
-        return ["Average-case flatness was not measured: these runs say nothing about the claim."]
+        there = any(analysis.claim in n.test for run in gathered.runs for n in run.networks.values())
+        of = "measured of no last network that is not rescaled" if there else "not measured"
+        return [f"Average-case flatness was {of}: these runs say nothing about the claim."]
     said = [_claim(analysis)]
     found = analysis.overall.get((analysis.claim, "rloss"))
     if found and found.clusters >= FEW and not math.isnan(found.spearman.value):
@@ -56,6 +58,9 @@ def _outcomes(analysis: Analysis) -> str:
         found = analysis.overall.get((analysis.claim, key))
         if key == "rloss" or found is None:
             continue
+        if math.isnan(found.spearman.low):
+            parts.append(f"the {heading} cannot be judged from {_models(found)}")
+            continue
         goes = {
             1: f"the {heading} is lower where the loss is flatter",
             -1: f"the {heading} is higher where the loss is flatter",
@@ -95,7 +100,15 @@ def _within(analysis: Analysis) -> str:
         )
     if pooled is None:
         return f"{text}."
-    return f"{text}; as differences from each method's mean, Spearman {estimate(pooled.spearman)}."
+    all_of = {
+        analysis.outcomes[k]: c.spearman for (m, f, k), c in analysis.within.items() if (m, f) == ("", analysis.claim)
+    }
+    listed = ", ".join(f"{estimate(found)} with {heading}" for heading, found in all_of.items())
+    text += f"; as differences from each method's mean, Spearman {listed}."
+    contrary = [heading for heading, found in all_of.items() if found.sign < 0]
+    if contrary:
+        text += f" So within methods the flatter networks have the higher {' and '.join(contrary)}."
+    return text
 
 
 def _best(analysis: Analysis) -> str:
@@ -103,16 +116,18 @@ def _best(analysis: Analysis) -> str:
     for key, contest in analysis.best.items():
         first = max(contest.shares, key=lambda m: contest.shares[m])
         found = analysis.overall[first, key].spearman
-        if not any(analysis.overall[m, key].spearman.sign for m in contest.shares):
-            parts.append(f"{analysis.outcomes[key]}: none that can be told from zero")
-            continue
-        strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
-        parts.append(f"{analysis.outcomes[key]}: {name_of(first)} (Spearman {estimate(found)}, {strongest})")
+        outcome = f"{analysis.outcomes[key]}, over {contest.models} networks"
+        if math.isnan(found.low):
+            parts.append(f"{outcome}: too few to say")
+        elif not any(analysis.overall[m, key].spearman.sign for m in contest.shares):
+            parts.append(f"{outcome}: none that can be told from zero")
+        else:
+            strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
+            parts.append(f"{outcome}: {name_of(first)} (Spearman {estimate(found)}, {strongest})")
     if not parts:
         return ""
-    contest = next(iter(analysis.best.values()))
-    among = f"Of {len(contest.shares)} measures, over the {contest.models} networks that have all"
-    return f"{among}, the one that goes best with each outcome: {'; '.join(parts)}."
+    count = max(len(contest.shares) for contest in analysis.best.values())
+    return f"Of {count} measures, the one that goes best with each outcome: {'; '.join(parts)}."
 
 
 def _paper(analysis: Analysis) -> str:
@@ -122,7 +137,7 @@ def _paper(analysis: Analysis) -> str:
         ours = analysis.overall.get((analysis.claim, key))
         if ours is None:
             continue
-        judged = _agreement(ours.spearman, theirs.spearman)
+        judged = _agreement(ours.spearman, theirs.spearman, analysis.against[key])
         parts.append(
             f"for the {analysis.outcomes[key]} Spearman {estimate(theirs.spearman)} in the paper and "
             f"{estimate(ours.spearman)} here: {judged}"
@@ -132,20 +147,18 @@ def _paper(analysis: Analysis) -> str:
     return f"Against the {next(iter(analysis.paper.values())).models} rows of the paper's Table 1: {'; '.join(parts)}."
 
 
-def _agreement(ours: Estimate, theirs: Estimate) -> str:
-    if ours.sign != theirs.sign:
-        contrary = ours.sign and theirs.sign
-        return "it disagrees" if contrary or _apart(ours, theirs) else "no contradiction, but too little to agree"
-    if ours.sign == 0:
+def _agreement(ours: Estimate, theirs: Estimate, against: Estimate) -> str:
+    """`against`: the difference of the two, which decides."""
+    if math.isnan(against.low):
+        return "too few networks here to compare"
+    if against.sign and ours.sign and ours.sign == theirs.sign:
+        more = "stronger" if abs(ours.value) > abs(theirs.value) else "weaker"
+        return f"it agrees in sign, and is {more} here (difference {estimate(against)})"
+    if against.sign:
+        return f"it disagrees (difference {estimate(against)})"
+    if not ours.sign and not theirs.sign:
         return "neither can be told from zero"
-    if _apart(ours, theirs):
-        return f"it agrees in sign, and is {'stronger' if abs(ours.value) > abs(theirs.value) else 'weaker'} here"
-    return "it agrees"
-
-
-def _apart(a: Estimate, b: Estimate) -> bool:
-    """Whether the intervals have nothing in common."""
-    return a.high < b.low or b.high < a.low
+    return "it agrees" if ours.sign == theirs.sign else "no contradiction, but too little to agree"
 
 
 def _strength(found: Estimate) -> str:

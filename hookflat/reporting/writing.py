@@ -26,6 +26,7 @@ from hookflat.reporting.words import protocol_lines, verdict
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
+    "text.parse_math": False,  # names are names
     "font.size": 9,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
