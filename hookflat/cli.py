@@ -154,7 +154,7 @@ def study(
     _out.print("  " + ", ".join(f"{count} {state}" for state, count in counts.items()) + left, markup=False)
     changed = [job for job in found.jobs if states[job.name] == "changed"]
     for job in changed:
-        _out.print(f"changed  {job.name}: {'; '.join(job.changes()[:3])}", markup=False)
+        _out.print(f"changed  {job.name}: {'; '.join([*job.changes(), *job.protocol_changes()][:3])}", markup=False)
     if changed and not redo:
         _out.print("  --redo moves them aside and makes them anew", markup=False)
     if plan:
@@ -167,6 +167,8 @@ def study(
         return
     say = lambda line: _out.print(line, markup=False)
     ended = making.make(found, workers=jobs, processes=processes, redo=redo, say=say)
+    for name in (name for name, state in ended.items() if state == "elsewhere"):
+        say(f"elsewhere {name}: another process is making it; the same command again goes on with what it leaves")
     failed = [name for name, state in ended.items() if state == "failed"]
     _out.print(", ".join(f"{count} {state}" for state, count in Counter(ended.values()).items()), markup=False)
     if failed:

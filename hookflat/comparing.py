@@ -32,7 +32,10 @@ def _recipe(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.toml"
     if not file.is_file():
         raise UserError(f"{folder} is no run folder: it has no recipe.toml")
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
 
 
 def _numbers(folder: Path) -> dict[str, float]:
@@ -42,12 +45,19 @@ def _numbers(folder: Path) -> dict[str, float]:
         if not file.is_file():
             continue
         protocol = "" if file.parent == folder else f"{file.parent.name} "
-        for model, entry in json.loads(file.read_text(encoding="utf-8"))["models"].items():
+        for model, entry in _models(file).items():
             if "epoch" in entry:
                 found[f"{protocol}{model} epoch"] = entry["epoch"]
             for split in ("test", "train"):
                 found |= {f"{protocol}{model} {split} {name}": v for name, v in entry.get(split, {}).items()}
     return found
+
+
+def _models(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what hookflat writes: {error}") from None
 
 
 def _differs(values: list[Any]) -> bool:

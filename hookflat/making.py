@@ -34,23 +34,33 @@ def make(
 ) -> dict[str, State]:
     """Train and measure what is missing, `workers` runs at once on this machine; the state of every run at the end.
 
-    A failed run does not stop the others. `redo`: move runs of a changed recipe aside and make them anew.
+    A failed run does not stop the others. `redo`: move runs of a changed recipe aside and make them anew. Runs that
+    another process was making are looked at again at the end.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     states: dict[str, State] = {}
     free: Queue[int] = Queue()
     for worker in range(workers):
         free.put(worker)
+    environments = [share(worker, workers, processes) for worker in range(workers)]
 
     def in_turn(job: Job) -> State:
         worker = free.get()
         try:
-            return run_job(job, environment=share(worker, workers, processes), processes=processes, redo=redo, say=say)
+            return run_job(job, environment=environments[worker], processes=processes, redo=redo, say=say)
+        except (OSError, UserError) as error:
+            say(f"failed   {job.name}: {error}")
+            return "failed"
         finally:
             free.put(worker)
 
-    for wave in (False, True):  # rescaled networks come after the runs that they are made from
-        jobs = [job for job in study.jobs if bool(job.rescaled) == wave]
+    waves: tuple[Callable[[Job], bool], ...] = (
+        lambda job: not job.rescaled,
+        lambda job: bool(job.rescaled),  # after the runs that they are made from
+        lambda job: states[job.name] == "elsewhere",
+    )
+    for wave in waves:
+        jobs = [job for job in study.jobs if wave(job)]
         with ThreadPoolExecutor(workers) as pool:
             turns = [pool.submit(in_turn, job) for job in jobs]
             try:

@@ -70,7 +70,7 @@ class RunFolder:
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.5)  # somebody may be looking whether it is held
         except Timeout:
             raise UserError(f"{self.path} is in use: another process is working in it") from None
         except OSError as error:

@@ -115,15 +115,18 @@ class Job:
         there = self.folder / "recipe.toml"
         if not there.exists() or not (self.rescaled or self.results.exists() or self._checkpoints()):
             return []
-        return differences(tomllib.loads(there.read_text(encoding="utf-8")), self.resolved())
+        tables = _written(there)
+        return [f"{there} cannot be read"] if tables is None else differences(tables, self.resolved())
 
     def protocol_changes(self) -> list[str]:
         """What is another in the protocol that measured the folder than in the study's."""
         there = self.measures / "recipe.toml"
         if not self.protocol or not there.exists():
             return []
-        old = tomllib.loads(there.read_text(encoding="utf-8"))["eval"]
-        return differences({"eval": old}, {"eval": self.protocol_tables(self.resolved())})
+        tables = _written(there)
+        if not tables or "eval" not in tables:
+            return [f"{there} cannot be read"]
+        return differences({"eval": tables["eval"]}, {"eval": self.protocol_tables(self.resolved())})
 
     def state(self) -> State:
         """What there is of it."""
@@ -226,6 +229,14 @@ def _jobs(
     for factor in grid.rescale:
         scaled = f"{name}-x{factor:g}"
         yield replace(job, name=scaled, folder=place / scaled, which=("last",), rescaled=(job.folder, factor))
+
+
+def _written(file: Path) -> dict[str, Any] | None:
+    """The tables of a recipe in a run's folder; None where it is damaged."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @cache

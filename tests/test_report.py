@@ -731,7 +731,26 @@ def test_a_page_of_many_runs_stays_small(tmp_path, monkeypatch):
     smaller = report(tmp_path, resamples=20).page.read_text()
     assert len(smaller) < whole
     assert "<summary>recipe</summary>" not in smaller
+    assert "recipe is <code>recipe.toml</code> in its folder" in smaller
     assert 'id="run-m3-4"' in smaller
+    monkeypatch.setattr("hookflat.reporting.page.LIMIT", 1)
+    smallest = report(tmp_path, resamples=20).page.read_text()
+    assert "<svg" not in smallest
+    assert all(value.startswith("data:") for _, value in Page(smallest).loads)
+    assert sum(tag == "img" for tag, _ in Page(smallest).loads) == smaller.count("<svg")
+
+
+def test_figures_of_many_methods_can_be_read(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=45, seeds=1)
+    for i in range(45):
+        values = {"stage": "t", "split": "test", "average_flatness": 1.0, "rloss": 2.0}
+        records(tmp_path / f"m{i}-0", [{"epoch": epoch, **values} for epoch in (1, 2)])
+    drawings_ = drawn(tmp_path)
+    texts = [t.get_text() for t in drawings_["fig1"].figure.axes[0].texts]
+    assert texts == [f"m{i}" for i in (*range(20), *range(25, 45))]
+    assert "the 20 methods of least test RErr and the 20 of largest" in drawings_["fig1"].caption
+    assert [a.get_title() for a in drawings_["fig5"].figure.axes[:24]] == [f"m{i}" for i in range(24)]
+    assert "The 24 of 45 methods" in drawings_["fig5"].caption
 
 
 def test_markup_in_names_is_text(tmp_path):
@@ -739,6 +758,21 @@ def test_markup_in_names_is_text(tmp_path):
     text = report(tmp_path, resamples=20).page.read_text()
     assert "<b>&mine" not in text
     assert "<script>" not in text
+
+
+def test_names_that_mathematics_or_ids_would_trip_over(tmp_path):
+    for name in ("a b", "a_b", "a$\\x$"):
+        write(tmp_path / f"{name}-0", name)
+    page = Page(report(tmp_path, resamples=20).page.read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {link for link in page.links if link[1:] not in page.ids} == set()
+
+
+def test_rescaled_runs_of_a_grid_are_their_method_s(tmp_path):
+    for name in ("trades-beta=1-0-x0.5", "at-0-x2", "at_awp-xi=1e-05-7-x0.5"):
+        write(tmp_path / name, "?", 7 if "7" in name else 0, last=network(0.4, 2.0, 1.0) | {"rescaled": 0.5})
+        (tmp_path / name / "eval.json").unlink()
+    assert sorted(run.method for run in gather([tmp_path]).runs) == ["at", "at_awp", "trades"]
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):

@@ -146,11 +146,50 @@ def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
     )
     holder.stdout.readline()
     assert run_job(found.jobs[0]) == "elsewhere"
+    assert "elsewhere tiny-beta=1-0: another process is making it" in hookflat("study", study).stdout
     with pytest.raises(UserError, match="is in use: another process"):
         run(found.jobs[0].resolved(), folder=found.jobs[0].folder)
     holder.kill()
     holder.wait()
     assert run_job(found.jobs[0]) == "done"
+
+
+def test_what_another_process_was_making_is_looked_at_again(study, monkeypatch):
+    found = read_study(study)
+    turns = []
+
+    def turn(job, **_):
+        turns.append(job.name)
+        return "elsewhere" if turns.count(job.name) == 1 and job is found.jobs[0] else "done"
+
+    monkeypatch.setattr("hookflat.making.run_job", turn)
+    assert set(make(found).values()) == {"done"}
+    assert turns == [*(job.name for job in found.jobs), found.jobs[0].name]
+
+
+@pytest.mark.parametrize("damage", ["", "[eval", "[run]\nseed = 0\n"])
+def test_damaged_files_stop_no_other_run(study, here, tmp_path, damage):
+    (tmp_path / "mine.toml").write_text(PROTOCOL)
+    study.write_text(study.read_text().replace("seeds = [0, 1]", f'protocol = "{tmp_path / "mine.toml"}"'))
+    found = read_study(study)
+    damaged = found.jobs[0].measures / "recipe.toml"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text(damage)
+    assert make(found, say=print) == {"tiny-beta=1-0": "changed", "tiny-beta=6-0": "done"}
+    assert found.jobs[0].protocol_changes() == [f"{damaged} cannot be read"]
+
+
+def test_a_run_that_cannot_be_made_stops_no_other(study, monkeypatch):
+    def turn(job, **_):
+        if job.name.endswith("1-1"):
+            raise PermissionError(13, "Permission denied", str(job.log))
+        return "done"
+
+    monkeypatch.setattr("hookflat.making.run_job", turn)
+    said = []
+    states = make(read_study(study), say=said.append)
+    assert [name for name, state in states.items() if state == "failed"] == ["tiny-beta=1-1"]
+    assert "Permission denied" in said[0]
 
 
 def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
@@ -171,6 +210,8 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
     (tmp_path / "mine.toml").write_text(PROTOCOL.replace("examples = 10", "examples = 12"))
     changed = read_study(study)
     assert {job.state() for job in changed.jobs} == {"changed"}
+    told = hookflat("study", study, "--plan").stdout
+    assert "changed  tiny-beta=1-0: eval.quick.examples: 10 in the folder, 12 now" in told
     assert changed.jobs[0].protocol_changes() == ["eval.quick.examples: 10 in the folder, 12 now"]
     weights = (found.jobs[0].folder / "model.safetensors").stat().st_mtime_ns
     assert set(make(changed, redo=True, say=said.append).values()) == {"done"}
@@ -287,6 +328,10 @@ def test_the_commands(study, tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         compare([runs[0], tmp_path])
     assert "compare takes two run folders" in fails(2, "compare", runs[0], cwd=tmp_path)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "recipe.toml").write_text("")
+    (tmp_path / "torn" / "eval.json").write_text('{"models": ')
+    assert "torn/eval.json is not what hookflat writes" in fails(2, "compare", runs[0], tmp_path / "torn")
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 1", "epochs = 2"))
     told = hookflat("study", study, cwd=tmp_path)
     assert "run.epochs: 1 in the folder, 2 now" in told.stdout

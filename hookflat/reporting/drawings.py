@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,6 +28,8 @@ COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8
 MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
 CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2aa7b8", "#b5651d")
 TREND = "#d1495b"
+NAMED, PANELS = 40, 24
+"""How many labels and panels a figure has at the most, to be read."""
 TRAIN, TEST, CORRECT, INCORRECT = "#5aa9e6", "#3a66b0", "#d1495b", "#4f9e2e"
 
 
@@ -67,6 +69,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     figure = new_figure(7.2, 5.0)
     axes = figure.subplots()
     chosen = representatives([row for row, _ in rows])
+    labelled = chosen if len(chosen) <= NAMED else [*chosen[: NAMED // 2], *chosen[-NAMED // 2 :]]
     single = [(p[1], p[2]) for _, points in rows for p in points]
     models = [(p[1], p[2]) for row, points in rows for p in points if not row.configuration.rescaled]
     named: list[tuple[float, float]] = []
@@ -82,7 +85,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
         if len(points) > 1 and shown:
             big = axes.scatter(*mean, s=46, c=colour, marker=marker, edgecolor=PAGE, lw=0.8, zorder=3)
             big.set_urls([f"#{row.configuration.anchor}"])
-        if shown:
+        if row in labelled:
             named.append(mean)
     _least_squares(axes, models)
     axes.set(xlabel=f"{name_of(x)} in RLoss (lower is flatter)", ylabel=_AXES[y])
@@ -90,12 +93,16 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     tidy(axes)
     _name_groups(axes, {row.group for row, _ in rows})
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
-    texts = [_short(row, chosen) for row, _ in rows if row in chosen]
+    texts = [_short(row, chosen) for row, _ in rows if row in labelled]
     label(figure, axes, named, texts, single, halo=PAGE)
     caption = (
         "Each small point is a run, each large one the mean of its seeds; colour and shape are the groups of Table 1. "
-        "The dotted line is a least-squares fit through all runs."
+        "The dotted line is a least-squares fit through the runs."
     )
+    if len(labelled) < len(chosen):
+        caption += f" Labelled: the {NAMED // 2} methods of least test RErr and the {NAMED // 2} of largest."
+    if len(models) < len(single):
+        caption += " Pentagons: rescaled networks, which the line leaves out."
     if len(chosen) < len(rows):
         caption += " Grey: other hyper-parameters of a method; the one of least test RErr is labelled."
     if any(not run.trained_here for row, _ in rows for run in row.configuration.runs):
@@ -192,17 +199,18 @@ def _overfitting(table: Table1) -> Drawing:
     right.set(xlabel="share of the training", ylabel="RErr (PGD) in %", xlim=(0, 1.01), ylim=(0, None))
     for axes in (left, right):
         tidy(axes)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_lines():
+            axes.legend(frameon=False, fontsize=8)
     caption = (
         f"{row.title}, mean of {len(runs)} seed(s), measured through the training; test RLoss also over the examples "
-        "that are classified correctly and incorrectly without an attack."
+        "that are classified correctly and incorrectly without an attack." + _measured_by(runs[0], "rloss")
     )
     return Drawing(name, heading, caption, figure)
 
 
 def _landscapes(gathered: Gathered, error: str) -> Drawing:
     """The mean over directions, and over the seeds of a configuration."""
-    name, heading = "fig4", "Fig. 4: RLoss along ten random directions in weight space"
+    name, heading = "fig4", "Fig. 4: RLoss along random directions in weight space"
     if not gathered.landscapes:
         return Drawing(name, heading, "No run has landscapes: hookflat eval RUN --protocol landscapes.", None)
     figure = new_figure(7.2, 4.4)
@@ -216,10 +224,12 @@ def _landscapes(gathered: Gathered, error: str) -> Drawing:
         style, colour = "--" if configuration.rescaled else "-", CYCLE[i % len(CYCLE)]
         text = f"{title(configuration)} ({100 * share:.1f} %)"
         axes.plot(lines[0].t, loss, style, color=colour, lw=1.7, label=text)
-    axes.set(xlabel="t, in units of xi = 0.5 relative to each layer", ylabel="RLoss (test)", xlim=(-1, 1))
+    radius = lines[0].radius
+    axes.set(xlabel=f"t, in units of xi = {radius:g} relative to each layer", ylabel="RLoss (test)", xlim=(-1, 1))
     tidy(axes)
     axes.legend(frameon=False, fontsize=8, ncols=2, title="RErr in brackets", title_fontsize=8)
     caption = (
+        f"Mean over {lines[0].directions} direction(s). "
         "Adversarial examples are made anew at every point of every direction; weights are perturbed layer by layer, "
         "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own attack at t = 0. "
         "Dashed: functionally equal networks of another scale."
@@ -230,7 +240,8 @@ def _landscapes(gathered: Gathered, error: str) -> Drawing:
 def _through_training(table: Table1) -> Drawing:
     """A panel for each method: flatness and RLoss of its snapshots, from blue (early) to red (late)."""
     name, heading = "fig5", "Fig. 5: flatness through the training"
-    panels = [(row, paths) for row in representatives(table.rows) if (paths := _paths(row.configuration.runs))]
+    found = [(row, paths) for row in representatives(table.rows) if (paths := _paths(row.configuration.runs))]
+    panels = found[:PANELS]
     if not panels:
         return Drawing(name, heading, "No run measured average-case flatness through its training.", None)
     columns = min(4, len(panels))
@@ -248,17 +259,34 @@ def _through_training(table: Table1) -> Drawing:
         tidy(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    grid[0, 0].set(
-        xlim=_limits([(share, x) for share, x, _ in every]), ylim=_limits([(share, y) for share, _, y in every])
-    )
+    xlim, ylim = (_limits([(point[0], point[axis]) for point in every]) for axis in (1, 2))
+    grid[0, 0].set(xlim=xlim, ylim=ylim)
+    outside = sum(not (xlim[0] <= x <= xlim[1] and ylim[0] <= y <= ylim[1]) for _, x, y in every)
     figure.supxlabel("average-case flatness in RLoss (lower is flatter)", fontsize=9)
     figure.supylabel("RLoss (test)", fontsize=9)
     figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=grid, label="share of the training", aspect=40, pad=0.01)
     caption = (
-        "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run. "
-        "Early snapshots may lie outside the axes."
+        "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run."
+        + (f" {outside} of {len(every)} snapshots lie outside the axes." if outside else "")
+        + (f" The {PANELS} of {len(found)} methods with the least test RErr." if len(found) > PANELS else "")
+        + _measured_by(panels[0][0].configuration.runs[0], "average_flatness")
     )
     return Drawing(name, heading, caption, figure)
+
+
+def _measured_by(run: Run, key: str) -> str:
+    """How a number was measured through the training."""
+    stages = Counter(r.get("stage") for r in run.records if r.get("split") == "test" and key in r)
+    stage = run.recipe.get("eval", {}).get(stages.most_common(1)[0][0], {}) if stages else {}
+    attack, flatness = stage.get("robust_loss", {}), stage.get("average_flatness", {})
+    parts = (
+        [f"PGD-{attack['steps']} with {attack['restarts']} restart(s)"]
+        if {"steps", "restarts"} <= attack.keys()
+        else []
+    )
+    parts += [f"{flatness['samples']} perturbations"] if "samples" in flatness else []
+    parts += [f"{stage['examples']} examples"] if "examples" in stage else []
+    return f" Measured by {', '.join(parts)}; Table 1 by its own protocol." if parts else ""
 
 
 def _paths(runs: Sequence[Run]) -> list[list[tuple[float, float, float]]]:
@@ -276,7 +304,7 @@ def _paths(runs: Sequence[Run]) -> list[list[tuple[float, float, float]]]:
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Of an axis, from (share of the training, value): all ends, and nearly all of what comes after two fifths."""
-    late = [value for share, value in values if share >= 0.4]
+    late = [value for share, value in values if share >= 0.4] or [value for _, value in values]
     last = max(share for share, _ in values)
     high = max(float(np.percentile(late, 97)), *(value for share, value in values if share == last))
     margin = 0.08 * (high - min(late) or 1)

@@ -34,6 +34,7 @@ def latex(heads: Sequence[str], lines: Sequence[Sequence[str]], breaks: Sequence
 
 
 _ESCAPES = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+_ESCAPES |= {"|": "\\textbar{}", "<": "\\textless{}", ">": "\\textgreater{}", "[": "{[}", "]": "{]}"}
 _ESCAPES |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "−": "$-$", "×": "$\\times$"}
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hookflat.errors import UserError
 from hookflat.recipe import flat
-from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_key, is_run, last_line, read_run
+from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_id, as_key, is_run, last_line, read_run
 from hookflat.studies import CLUSTER
 
 Setting = tuple[tuple[str, Any], ...]
@@ -48,7 +48,7 @@ class Configuration:
     @property
     def anchor(self) -> str:
         """Of the configuration on the page."""
-        return "c-" + re.sub(r"[^\w.=-]", "_", self.key)
+        return "c-" + as_id(self.key)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from hookflat.reporting.table import Column, Row, Table1, about_table, method_ti
 from hookflat.reporting.words import protocol_lines
 
 LIMIT = 4_500_000
-"""Bytes of a page, above which the recipes of single runs are left out."""
+"""Bytes of a page, above which recipes of single runs are left out, then figures are pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,14 @@ class Entry:
     numbers: list[tuple[str, str, str, str]]
 
 
-def page(contents: Contents, inline: dict[str, str]) -> str:
-    """The page; `inline`: the figures as SVG elements, by name."""
-    whole = _render(contents, inline, recipes=True)
-    return whole if len(whole.encode()) <= LIMIT else _render(contents, inline, recipes=False)
+def page(contents: Contents, inline: dict[str, str], pictures: dict[str, str]) -> str:
+    """The page; `inline`: the figures as SVG elements, by name; `pictures`: as smaller elements without links."""
+    text = ""
+    for figures, recipes in ((inline, True), (inline, False), (pictures, False)):
+        text = _render(contents, figures, recipes=recipes)
+        if len(text.encode()) <= LIMIT:
+            break
+    return text
 
 
 def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str:
@@ -76,6 +80,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
         within=_by(within_lines(analysis, method_titles(table)), column=1),
         protocol=protocol_lines(gathered, table.attack),
         configurations=configurations,
+        recipes=recipes,
         environments=list(environments),
     )
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from hookflat.landscapes import RADIUS
 from hookflat.records import RunFolder
 
 Numbers = dict[str, float]
@@ -37,12 +38,14 @@ class Network(NamedTuple):
 class Landscape(NamedTuple):
     """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0.
 
-    `key`: how it was measured, equal where landscapes can be compared.
+    `radius`: the relative length of a direction. `key`: how it was measured, equal where landscapes can be compared.
     """
 
     t: list[float]
     rloss: list[float]
     rerr: float
+    directions: int
+    radius: float
     key: str
 
 
@@ -141,12 +144,17 @@ class Run:
     @property
     def anchor(self) -> str:
         """Of the run on the page."""
-        return "run-" + re.sub(r"[^\w.=-]", "_", self.name)
+        return "run-" + as_id(self.name)
 
     @property
     def trained_here(self) -> bool:
         """Not somebody else's weights."""
         return self.rescaled is not None or any(not e.model for e in self.evaluations)
+
+
+def as_id(name: str) -> str:
+    """A name as a part of an id, different for different names."""
+    return re.sub(r"[^\w.=-]", lambda character: f"_{ord(character[0]):x}_", name)
 
 
 def distinct(runs: Iterable[Run]) -> list[tuple[Run, str, Network]]:
@@ -208,7 +216,7 @@ def _read(name: str, folder: Path) -> Run:
     return Run(
         name=name,
         folder=folder,
-        method=own.recipe if own else re.sub(rf"(-{seed})?(-x[\d.e+]+)?$", "", folder.resolve().name),
+        method=own.recipe if own else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", folder.resolve().name),
         seed=seed,
         rescaled=rescaled,
         recipe=tables,
@@ -322,19 +330,22 @@ def _landscape(folder: Path, evaluations: list[Evaluation]) -> Landscape | None:
         t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
         errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]
         means = [fmean(at) for at in zip(*lines, strict=True)]
-        return Landscape(t, means, fmean(errors), _landscape_key(file.parent.parent, folder, evaluations))
+        radius, key = _landscape_protocol(file.parent.parent, folder, evaluations)
+        return Landscape(t, means, fmean(errors), len(lines), radius, key)
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
         raise UnusableError(f"{file.relative_to(folder)} cannot be read: {error}") from None
 
 
-def _landscape_key(place: Path, folder: Path, evaluations: list[Evaluation]) -> str:
-    """How the landscape in a folder of results was measured."""
+def _landscape_protocol(place: Path, folder: Path, evaluations: list[Evaluation]) -> tuple[float, str]:
+    """The radius, and how the landscape in a folder of results was measured."""
     of = [e for e in evaluations if (place == folder and not e.name) or e.name == place.name]
     stages = [s for e in of for s in e.setup["stages"].values() if "landscape" in s]
     if not stages:
-        return ""
+        return RADIUS["layer"], ""
+    radius = stages[0]["landscape"].get("radius")
     known = {name: of[0].setup[name] for name in ("eps", "step_size", "data")}
-    return as_key(known | {"examples": stages[0]["examples"].get("test"), "landscape": stages[0]["landscape"]})
+    key = as_key(known | {"examples": stages[0]["examples"].get("test"), "landscape": stages[0]["landscape"]})
+    return RADIUS["layer"] if radius is None else radius, key
 
 
 def _json(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def report(
 def _write(place: Path, contents: Contents) -> None:
     table, analysis = contents.table, contents.analysis
     (place / "figures").mkdir(parents=True, exist_ok=True)
-    inline = {}
+    inline, pictures = {}, {}
     for drawing in contents.drawn:
         files = [place / "figures" / f"{drawing.name}.{kind}" for kind in ("svg", "png", "pdf")]
         if drawing.figure is None:
@@ -92,8 +93,9 @@ def _write(place: Path, contents: Contents) -> None:
         inline[drawing.name] = inlined(drawing, text)
         files[0].write_text(_without_links(text), encoding="utf-8")
         drawing.figure.savefig(files[1], dpi=200)
+        pictures[drawing.name] = _picture(drawing, files[1])
         drawing.figure.savefig(files[2], metadata={"CreationDate": None})
-    (place / "report.html").write_text(page(contents, inline), encoding="utf-8")
+    (place / "report.html").write_text(page(contents, inline, pictures), encoding="utf-8")
     (place / "report.md").write_text(_markdown(contents), encoding="utf-8")
     heads, lines = table.texts()
     (place / "table1.csv").write_text(as_csv(table), encoding="utf-8")
@@ -133,6 +135,12 @@ def inlined(drawing: Drawing, text: str) -> str:
     width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
     size = f"max-width: {120 * width:.0f}px; min-width: min(34rem, {90 * width:.0f}px)"
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
+
+
+def _picture(drawing: Drawing, png: Path) -> str:
+    """The figure's PNG as an element of a page."""
+    data = base64.b64encode(png.read_bytes()).decode()
+    return f'<img alt="{escape(drawing.title)}" src="data:image/png;base64,{data}">'
 
 
 _LINK = re.compile(r'<a xlink:href="#([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
