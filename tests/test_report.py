@@ -362,6 +362,12 @@ def test_a_training_counts_once(tmp_path):
     ]
 
 
+def test_of_a_training_that_is_there_twice_the_more_measured_one_is_kept(tmp_path):
+    write(tmp_path / "a" / "at-0", "at")
+    write(tmp_path / "b" / "at-0", "at", best=network(0.5, 1.0, 1.0))
+    assert gather([tmp_path / "a", tmp_path / "b"]).left_out == [("a/at-0", "the same network as b/at-0")]
+
+
 def test_an_option_younger_than_a_recipe_makes_no_configuration(tmp_path):
     write(tmp_path / "at-0", "at", 0, loss__name="at")
     write(tmp_path / "at-1", "at", 1, loss__name="at", loss__new=3)

@@ -194,11 +194,15 @@ def _is_of(evaluation: Evaluation, protocol: str) -> bool:
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-    """Each training once: those of the same configuration and seed, or of the same weights, are one."""
+    """Each training once: those of the same configuration and seed, or of the same weights, are one.
+
+    Kept is the one trained here, and of which most networks were measured.
+    """
     number = {id(run): (i, run.seed) for i, c in enumerate(configurations(runs)) for run in c.runs}
     kept: list[Run] = []
     twice: list[LeftOut] = []
-    for run in sorted(runs, key=lambda run: not run.trained_here):
+    measured = {id(run): len({label for e in run.evaluations for label in e.networks}) for run in runs}
+    for run in sorted(runs, key=lambda run: (not run.trained_here, -measured[id(run)])):
         same = [k for k in kept if number[id(k)] == number[id(run)] or _weights(k) & _weights(run)]
         if same:
             twice.append(LeftOut(run.name, f"the same network as {same[0].name}"))
