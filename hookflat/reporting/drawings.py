@@ -303,10 +303,10 @@ def _paths(runs: Sequence[Run]) -> list[list[tuple[float, float, float]]]:
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Of an axis, from (share of the training, value): all ends, and nearly all of what comes after two fifths."""
-    late = [value for share, value in values if share >= 0.4] or [value for _, value in values]
-    last = max(share for share, _ in values)
-    high = max(float(np.percentile(late, 97)), *(value for share, value in values if share == last))
+    """Of an axis, from (share of the training, value): the last fifth, and nearly all that comes after two fifths."""
+    late, end = ([value for share, value in values if share >= least] for least in (0.4, 0.8))
+    late = late or [value for _, value in values]
+    high = max(float(np.percentile(late, 97)), *end)
     margin = 0.08 * (high - min(late) or 1)
     return min(late) - margin, high + margin
 
