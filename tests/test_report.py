@@ -210,6 +210,8 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     (tmp_path / "torn-0" / "eval" / "digits-last-best" / "eval.json").write_text('{"recipe": "torn-0", "mod')
     write(tmp_path / "strange-0", "strange")
     (tmp_path / "strange-0" / "eval" / "digits-last-best" / "eval.json").write_text('{"recipe": 3, "models": []}')
+    write(tmp_path / "odd-0", "odd")
+    (tmp_path / "odd-0" / "environment.json").write_text("[]")
     write(tmp_path / "bent-0", "bent")
     (tmp_path / "bent-0" / "recipe.toml").write_text("[run\n")
     write(tmp_path / "unmeasured-0", "unmeasured")
@@ -229,6 +231,7 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     assert "eval.json cannot be read: " in why.pop("torn-0")
     assert "eval/digits-last-best/eval.json is not what hookflat writes" in why.pop("strange-0")
     assert "recipe.toml cannot be read: " in why.pop("bent-0")
+    assert why.pop("odd-0") == "environment.json is not what hookflat writes"
     assert why.pop("unmeasured-0") == "trained, but not measured"
     assert not why
     page = (written.folder / "report.html").read_text()
@@ -528,11 +531,14 @@ def test_rescaled_networks_are_rows_but_no_evidence(tmp_path):
     a_study(tmp_path, lambda f: f, methods=7, seeds=1)
     scaled = write(tmp_path / "m0-0-x0.5", "m0", last=network(0.4, 9.0, 1.0) | {"rescaled": 0.5})
     (scaled / "eval.json").unlink()
+    (scaled / "environment.json").unlink()  # hookflat rescale leaves none
     gathered = gather([tmp_path])
     assert "m0 × 0.5" in [row.title for row in table1(gathered).rows]
     assert analyse(gathered, "rerr_autoattack", 100).overall["average_flatness", "rloss"].models == 7
     said = told(tmp_path)
     assert "Rescaled networks (1)" in said[-1]
+    page = report(tmp_path, folder=tmp_path / "report", resamples=20).page.read_text()
+    assert "environment" not in page[page.index('id="run-m0-0-x0.5"') :].partition("</section>")[0]
     groups = {row.title: row.group for row in table1(gathered).rows}
     assert groups.pop("m0 × 0.5") == ""
     rmtree(scaled)

@@ -34,10 +34,11 @@ class Contents:
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as the page lists it."""
+    """A run as the page lists it; `environment`: the number of its, 0 where it is not known."""
 
     run: Run
     recipe: str
+    command: str
     environment: int
     numbers: list[tuple[str, str, str, str]]
 
@@ -101,7 +102,8 @@ def _by(lines: tuple[list[str], list[list[str]]], column: int) -> list[tuple[str
 def _entry(run: Run, environments: dict[str, int], *, recipes: bool) -> Entry:
     said = {k: v for k, v in run.environment.items() if k not in ("command", "plugin_files")}
     shown = tomli_w.dumps(_without_none(said))
-    number = environments.setdefault(shown, len(environments) + 1)
+    number = environments.setdefault(shown, len(environments) + 1) if said else 0
+    command = run.environment.get("command")
     recipe = tomli_w.dumps(run.recipe) if recipes else ""
     numbers = [
         (network.label, split, name, f"{value:.5g}".replace("-", "−"))
@@ -109,7 +111,7 @@ def _entry(run: Run, environments: dict[str, int], *, recipes: bool) -> Entry:
         for split, values in (("test", network.test), ("train", network.train))
         for name, value in values.items()
     ]
-    return Entry(run, recipe, number, numbers)
+    return Entry(run, recipe, " ".join(map(str, command[1:])) if isinstance(command, list) else "", number, numbers)
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

@@ -220,13 +220,21 @@ def _read(name: str, folder: Path) -> Run:
         seed=seed,
         rescaled=rescaled,
         recipe=tables,
-        environment=_json(folder / "environment.json") if (folder / "environment.json").exists() else {},
+        environment=_environment(folder / "environment.json"),
         evaluations=evaluations,
         records=_records(folder / "metrics.jsonl"),
         training=own.training if own else None,
         landscape=_landscape(folder, evaluations),
         aside=[f.parent.name for f in found if _aside(f)],
     )
+
+
+def _environment(file: Path) -> dict[str, Any]:
+    """Empty where a run has none, as a rescaled one."""
+    found = _json(file) if file.exists() else {}
+    if not isinstance(found, dict):
+        raise UnusableError(f"{file.name} is not what hookflat writes")
+    return found
 
 
 def _aside(file: Path) -> bool:
