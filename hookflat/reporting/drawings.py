@@ -94,11 +94,11 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
     _name_groups(axes, {row.group for row, _ in rows})
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [_short(row, chosen) for row, _ in rows if row in labelled]
+    seeds = any(len(points) > 1 for _, points in rows)
     label(figure, axes, named, texts, single, halo=PAGE)
     caption = (
-        "Each small point is a run, each large one the mean of its seeds; colour and shape are the groups of Table 1. "
-        "The dotted line is a least-squares fit through the runs."
-    )
+        "Each small point is a run, each large one the mean of its seeds" if seeds else "Each point is a run"
+    ) + "; colour and shape are the groups of Table 1. The dotted line is a least-squares fit through the runs."
     if len(labelled) < len(chosen):
         caption += f" Labelled: the {NAMED // 2} methods of least test RErr and the {NAMED // 2} of largest."
     if len(models) < len(single):
@@ -306,7 +306,7 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Of an axis, from (share of the training, value): the last fifth, and nearly all that comes after two fifths."""
     late, end = ([value for share, value in values if share >= least] for least in (0.4, 0.8))
     late = late or [value for _, value in values]
-    high = max(float(np.percentile(late, 97)), *end)
+    high = max([float(np.percentile(late, 97)), *end])
     margin = 0.08 * (high - min(late) or 1)
     return min(late) - margin, high + margin
 
