@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ class Catalogue:
             packages = " and ".join(s.package for s in sources)
             raise UserError(f"plugin {name!r} is claimed by {packages}: uninstall one of them")
         return sources[0]
+
+
+@cache
+def catalogue_of(files: tuple[str, ...] = ()) -> Catalogue:
+    """What is installed and the plugins of `files`, looked up once: that takes longer than reading a recipe."""
+    return Catalogue([Path(file) for file in files])
 
 
 def hooks_of(cls: type) -> dict[str, bool]:

@@ -13,7 +13,6 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from pydantic import Field
 
 from hookflat.errors import UserError
 from hookflat.options import InvalidOptions, build, nearest
-from hookflat.plugins import Catalogue
+from hookflat.plugins import catalogue_of
 from hookflat.recipe import differences, flat, load
 from hookflat.records import RunFolder
 from hookflat.shipped import find_recipe
@@ -98,7 +97,7 @@ class Job:
 
     def resolved(self) -> dict[str, Any]:
         """The tables of its recipe. Raises UserError when they are wrong."""
-        known = _catalogue(self.plugins)
+        known = catalogue_of(self.plugins)
         return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
 
     def protocol_tables(self, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ class Job:
         from hookflat.evaluation import protocol_file
 
         kept = {key: value for key, value in recipe["eval"].items() if not isinstance(value, dict)}
-        known, overlays = _catalogue(self.plugins), [protocol_file(self.protocol)]
+        known, overlays = catalogue_of(self.plugins), [protocol_file(self.protocol)]
         loaded = load(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=known)
         return loaded.tables["eval"]
 
@@ -237,12 +236,6 @@ def _written(file: Path) -> dict[str, Any] | None:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-@cache
-def _catalogue(plugins: tuple[str, ...]) -> Catalogue:
-    """Looking up what is installed takes longer than reading a recipe, and a study reads hundreds."""
-    return Catalogue([Path(p) for p in plugins])
 
 
 def _found(study: str | Path) -> Path:

@@ -10,8 +10,8 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hookflat.reporting.analysis import Analysis
+from hookflat.reporting.canvas import Drawing
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
-from hookflat.reporting.drawings import Drawing
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.runs import Run
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hookflat.errors import UserError
-from hookflat.plugins import Catalogue
+from hookflat.plugins import catalogue_of
 from hookflat.recipe import load
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
@@ -145,6 +145,20 @@ def title(configuration: Configuration) -> str:
     return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
 
 
+def representatives(rows: Sequence[Row]) -> list[Row]:
+    """For each method the configuration of the least mean test RErr; rescaled networks stand for themselves."""
+    first: dict[tuple[str, float | None], Row] = {}
+    for row in rows:  # by test RErr
+        first.setdefault((row.configuration.method, row.configuration.rescaled), row)
+    return list(first.values())
+
+
+def short_title(row: Row, chosen: Sequence[Row]) -> str:
+    """The title without hyper-parameters, where it is the only one of its method."""
+    alone = sum(other.configuration.method == row.configuration.method for other in chosen) == 1
+    return row.title.split(", ")[0] if alone else row.title
+
+
 def error_measure(gathered: Gathered) -> str:
     """The measure of RErr that the runs have: AutoAttack's where most do."""
     networks = [n for run in gathered.runs for n in run.networks.values()]
@@ -264,14 +278,8 @@ def _shipped(method: str) -> list[dict[str, Any]]:
     found = []
     for overlays in scales:
         with suppress(UserError):
-            found.append(_method(load(recipe, overlays=overlays, catalogue=_catalogue()).tables))
+            found.append(_method(load(recipe, overlays=overlays, catalogue=catalogue_of()).tables))
     return found
-
-
-@cache
-def _catalogue() -> Catalogue:
-    """Looking the installed plugins up takes longer than reading a recipe."""
-    return Catalogue()
 
 
 def paper_text(row: Row, column: Column) -> str:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from hookflat.errors import UserError
 from hookflat.reporting.analysis import Analysis, analyse
+from hookflat.reporting.canvas import GRID, INK, PAGE, Drawing
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
-from hookflat.reporting.drawings import GRID, INK, PAGE, Drawing, drawings
+from hookflat.reporting.drawings import drawings
 from hookflat.reporting.formats import csv_text, latex, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
 from hookflat.reporting.page import Contents, page
