@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hookflat.errors import TrainingFailed, UserError
+from hookflat.threads import wait_passively
+
+wait_passively()  # before torch is imported
 
 if TYPE_CHECKING:
     from hookflat.attacks import pgd as pgd

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
 from hookflat.studies import CLUSTER, Job, State, Study
+from hookflat.threads import limit
 
 
 def make(
@@ -132,8 +133,7 @@ def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:
     gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or _gpus()
     if gpus and processes > len(gpus):
         raise UserError(f"--processes {processes}: there are {len(gpus)} GPUs")
-    cores = max(1, len(os.sched_getaffinity(0)) // (workers * processes))
-    mine = {"OMP_NUM_THREADS": str(cores), "HOOKFLAT_THREADS": str(cores)} if workers * processes > 1 else {}
+    mine = {"OMP_NUM_THREADS": str(max(1, limit() // (workers * processes)))} if workers * processes > 1 else {}
     if not gpus:
         return mine | ({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})
     turns = [gpus[(worker * processes + i) % len(gpus)] for i in range(processes)]

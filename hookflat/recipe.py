@@ -32,7 +32,7 @@ class RunOptions:
     epochs_factor: Annotated[Number, Field(gt=0, description="multiplies epochs, at every scale")] = 1.0
     batch_size: Annotated[int, Field(ge=2, description="examples a step, over all processes")] = 128
     precision: Annotated[Literal["fp32", "bf16"], Field(description="of the training passes")] = "fp32"
-    threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: torch's choice")] = 0
+    threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: as the network needs")] = 0
     checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
     folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"
 

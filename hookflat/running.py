@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hookflat import seeds
+from hookflat import seeds, threads
 from hookflat.attack_view import AttackView
 from hookflat.brackets import restored
 from hookflat.checkpoints import load_weights
@@ -58,8 +58,6 @@ class Run:
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.console = Console(main=self.main, quiet=quiet)
-        if threads := _threads(recipe):
-            torch.set_num_threads(threads)
         self.folder = RunFolder(folder, main=self.main)
         self.tracking: Tracking | None = None
         self.plugins = recipe.registered()
@@ -83,6 +81,14 @@ class Run:
         set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._threads())
+
+    def _threads(self) -> int:
+        """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
+        x = self.data.train.x[: max(1, self.recipe.run.batch_size // self.processes)].float() / 255
+        wanted = self.recipe.run.threads or threads.fitting(self.network, x.to(memory_format=torch.channels_last))
+        return min(wanted, threads.limit())
 
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
@@ -346,12 +352,6 @@ class Run:
                 model.load_state_dict(weights)
                 results["models"]["best"] = about | self.measurements.end(model, "best")
         return results
-
-
-def _threads(recipe: Recipe) -> int:
-    """The recipe's CPU threads, at most this run's share of a study; 0: torch's choice."""
-    share = int(os.environ.get("HOOKFLAT_THREADS", "0"))
-    return min(filter(None, (recipe.run.threads, share)), default=0)
 
 
 def _accelerator() -> Accelerator:

@@ -11,8 +11,6 @@ from test_cli import fails, hookflat
 from hookflat import UserError, run
 from hookflat.comparing import compare
 from hookflat.making import make, plan, run_job, share, submit
-from hookflat.recipe import load
-from hookflat.running import Run
 from hookflat.shipped import recipes_folder
 from hookflat.studies import read_study
 
@@ -236,28 +234,18 @@ def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
 
 
 def test_workers_share_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr("hookflat.making.os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
     assert [share(w, 4) for w in (0, 1, 3)] == [
-        {"OMP_NUM_THREADS": "2", "HOOKFLAT_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")
+        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("2", "5", "2")
     ]
-    assert share(1, 2, 2) == {"OMP_NUM_THREADS": "2", "HOOKFLAT_THREADS": "2", "CUDA_VISIBLE_DEVICES": "6,2"}
+    assert share(1, 2, 2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "6,2"}
     with pytest.raises(UserError, match="there are 3 GPUs"):
         share(0, 1, 4)
     assert share(0, 1) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "HOOKFLAT_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
-
-
-@pytest.mark.parametrize(("threads", "share", "used"), [(0, None, 0), (2, None, 2), (2, 1, 1), (1, 4, 1), (0, 4, 4)])
-def test_a_run_keeps_to_its_share_of_the_threads(threads, share, used, monkeypatch, tmp_path):
-    (tmp_path / "tiny.toml").write_text(RECIPE)
-    if share:
-        monkeypatch.setenv("HOOKFLAT_THREADS", str(share))
-    asked = []
-    monkeypatch.setattr("torch.set_num_threads", asked.append)
-    Run(load(tmp_path / "tiny.toml", overrides={"run.threads": threads}), tmp_path / "run")
-    assert asked == ([used] if used else [])
+    assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling"])
