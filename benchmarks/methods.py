@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hookflat.shipped import recipes_folder
+from hookflat.recipe.shipped import recipes_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "digits.md"
 HEAD = """# Every method on the embedded digits

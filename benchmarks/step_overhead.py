@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from hookflat import hookimpl, loop
-from hookflat.attack_view import AttackView
-from hookflat.attacks import pgd
-from hookflat.data import Data, Images
+from hookflat import hookimpl
+from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attacks import pgd
+from hookflat.functional.data import Data, Images
 from hookflat.testing import tiny_run
+from hookflat.training import loop
 
 
 @dataclass(eq=False)

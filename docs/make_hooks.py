@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hookflat import hookspecs
-from hookflat.plugins import HOOKS
+from hookflat.recipe.catalogue import HOOKS
 
 
 def page() -> str:

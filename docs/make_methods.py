@@ -7,9 +7,9 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from hookflat.options import describe
-from hookflat.plugins import Catalogue, kind_of
-from hookflat.shipped import recipes_folder, recipes_naming, title
+from hookflat.recipe.catalogue import Catalogue, kind_of
+from hookflat.recipe.options import describe
+from hookflat.recipe.shipped import recipes_folder, recipes_naming, title
 
 ORDER = (
     *("loss", "attack", "weight perturbation", "optimizer", "schedule", "regularizer", "activation", "averaging"),

@@ -11,40 +11,40 @@ from hookflat.threads import wait_passively
 wait_passively()  # before torch is imported
 
 if TYPE_CHECKING:
-    from hookflat.attacks import pgd as pgd
-    from hookflat.autoattacks import autoattack as autoattack
-    from hookflat.curvature import hessian_eigenvalues as hessian_eigenvalues
-    from hookflat.curvature import hessian_trace as hessian_trace
-    from hookflat.curvature import relative_flatness as relative_flatness
-    from hookflat.curvature import sharpness as sharpness
-    from hookflat.evaluation import evaluate as evaluate
-    from hookflat.flatness import average_flatness as average_flatness
-    from hookflat.flatness import worst_flatness as worst_flatness
+    from hookflat.evaluation.evaluate import evaluate as evaluate
+    from hookflat.evaluation.rescaling import rescale as rescale
+    from hookflat.functional.attacks import pgd as pgd
+    from hookflat.functional.autoattack import autoattack as autoattack
+    from hookflat.functional.curvature import hessian_eigenvalues as hessian_eigenvalues
+    from hookflat.functional.curvature import hessian_trace as hessian_trace
+    from hookflat.functional.curvature import relative_flatness as relative_flatness
+    from hookflat.functional.curvature import sharpness as sharpness
+    from hookflat.functional.flatness import average_flatness as average_flatness
+    from hookflat.functional.flatness import worst_flatness as worst_flatness
+    from hookflat.functional.landscapes import landscape as landscape
+    from hookflat.functional.landscapes import landscape_2d as landscape_2d
+    from hookflat.functional.robustness import robust_loss as robust_loss
     from hookflat.hookspecs import hookimpl as hookimpl
-    from hookflat.landscapes import landscape as landscape
-    from hookflat.landscapes import landscape_2d as landscape_2d
-    from hookflat.main import run as run
     from hookflat.reporting import report as report
-    from hookflat.rescaling import rescale as rescale
-    from hookflat.robustness import robust_loss as robust_loss
+    from hookflat.training.entry import run as run
 
 _WHERE = {
-    "autoattack": "hookflat.autoattacks",
-    "average_flatness": "hookflat.flatness",
-    "evaluate": "hookflat.evaluation",
-    "hessian_eigenvalues": "hookflat.curvature",
-    "hessian_trace": "hookflat.curvature",
+    "autoattack": "hookflat.functional.autoattack",
+    "average_flatness": "hookflat.functional.flatness",
+    "evaluate": "hookflat.evaluation.evaluate",
+    "hessian_eigenvalues": "hookflat.functional.curvature",
+    "hessian_trace": "hookflat.functional.curvature",
     "hookimpl": "hookflat.hookspecs",
-    "landscape": "hookflat.landscapes",
-    "landscape_2d": "hookflat.landscapes",
-    "pgd": "hookflat.attacks",
-    "relative_flatness": "hookflat.curvature",
+    "landscape": "hookflat.functional.landscapes",
+    "landscape_2d": "hookflat.functional.landscapes",
+    "pgd": "hookflat.functional.attacks",
+    "relative_flatness": "hookflat.functional.curvature",
     "report": "hookflat.reporting",
-    "rescale": "hookflat.rescaling",
-    "robust_loss": "hookflat.robustness",
-    "run": "hookflat.main",
-    "sharpness": "hookflat.curvature",
-    "worst_flatness": "hookflat.flatness",
+    "rescale": "hookflat.evaluation.rescaling",
+    "robust_loss": "hookflat.functional.robustness",
+    "run": "hookflat.training.entry",
+    "sharpness": "hookflat.functional.curvature",
+    "worst_flatness": "hookflat.functional.flatness",
 }
 
 __all__ = [

@@ -59,7 +59,7 @@ def run(
     """Train a recipe and measure the result. The same command again resumes it."""
     _quiet_libraries()
     loaded = _load(recipe, with_, set_, plugin)
-    from hookflat.main import run as run_recipe
+    from hookflat.training.entry import run as run_recipe
 
     run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
 
@@ -88,7 +88,7 @@ def evaluate(
 ) -> None:
     """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
     _quiet_libraries()
-    from hookflat.evaluation import evaluate as evaluate_model
+    from hookflat.evaluation.evaluate import evaluate as evaluate_model
 
     options = {"arch": arch, "data": data, "normalize": normalize, "key": key, "overrides": set_, "plugins": plugin}
     evaluate_model(model, which=which, protocol=protocol, measures=measure, folder=out, quiet=False, **options)
@@ -110,9 +110,9 @@ def rescale(
 ) -> None:
     """Write a network of another scale that computes the same function."""
     _quiet_libraries()
-    from hookflat.evaluation import Source
-    from hookflat.plugins import Catalogue
-    from hookflat.rescaling import rescaled
+    from hookflat.evaluation.evaluate import Source
+    from hookflat.evaluation.rescaling import rescaled
+    from hookflat.recipe.catalogue import Catalogue
 
     source = Source(model, (which,), arch, data, normalize, key)
     place = out or Path(model).with_name(f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}")
@@ -141,8 +141,9 @@ def study(
     """Train and measure everything of a study that is missing. The same command again goes on."""
     from collections import Counter
 
-    from hookflat import making, studies
-    from hookflat.merging import assignment
+    from hookflat.recipe.merging import assignment
+    from hookflat.studies import execution as making
+    from hookflat.studies import study as studies
 
     if launcher not in ("here", "slurm"):
         raise UserError(f"--launcher {launcher}: should be here or slurm")
@@ -201,7 +202,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """The recipe lines and the numbers in which runs differ."""
-    from hookflat.comparing import compare as compare_runs
+    from hookflat.reporting.comparing import compare as compare_runs
 
     if len(runs) < 2:
         raise UserError("compare takes two run folders or more")
@@ -226,8 +227,8 @@ def show(
 ) -> None:
     """Print a resolved recipe, where each value came from, and the hooks in call order."""
     loaded = _load(recipe, with_, set_, plugin)
-    from hookflat.defaults import Core
-    from hookflat.plugins import Hooks
+    from hookflat.recipe.catalogue import Hooks
+    from hookflat.training.core import Core
 
     for path, table in _sections(loaded.tables):
         _out.print(f"\n[{'.'.join(path)}]", markup=False, style="bold")
@@ -250,7 +251,7 @@ def plugins(
     debug: Debug = False,
 ) -> None:
     """List the installed plugins, or the options of one."""
-    from hookflat.plugins import Catalogue, hooks_of, kind_of
+    from hookflat.recipe.catalogue import Catalogue, hooks_of, kind_of
 
     catalogue = Catalogue(tuple(plugin))
     if name is None:
@@ -266,8 +267,8 @@ def plugins(
         for message in broken:
             print(f"hookflat: left out: {message}", file=sys.stderr)
         return
-    from hookflat.options import describe
-    from hookflat.shipped import recipes_naming, title
+    from hookflat.recipe.options import describe
+    from hookflat.recipe.shipped import recipes_naming, title
 
     source = catalogue.find(name)
     cls = source.load()
@@ -292,7 +293,7 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.shipped import find_recipe, recipe_folders, title
+    from hookflat.recipe.shipped import find_recipe, recipe_folders, title
 
     folders = recipe_folders()
     if name is None:
@@ -317,8 +318,8 @@ def recipes(
 
 
 def _load(recipe: str, with_: list[str], set_: list[str], plugin: list[Path]) -> Any:
-    from hookflat.plugins import Catalogue
-    from hookflat.recipe import load
+    from hookflat.recipe.catalogue import Catalogue
+    from hookflat.recipe.loading import load
 
     return load(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(tuple(plugin)))
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from hookflat.attacks import Objective
-    from hookflat.data import Batch, Data
-    from hookflat.measuring import Subject
-    from hookflat.running import Run
+    from hookflat.functional.attacks import Objective
+    from hookflat.functional.data import Batch, Data
+    from hookflat.training.measuring import Subject
+    from hookflat.training.run import Run
 
 hookspec = pluggy.HookspecMarker("hookflat")
 hookimpl = pluggy.HookimplMarker("hookflat")
@@ -47,7 +47,7 @@ hookimpl = pluggy.HookimplMarker("hookflat")
 
 @hookspec(firstresult=True)
 def build_data(run: Run) -> Data | None:
-    """Slot `[data]`. Load the images: `hookflat.data.Data` with uint8 training and test sets.
+    """Slot `[data]`. Load the images: `hookflat.functional.data.Data` with uint8 training and test sets.
 
     Wrap it to change the data set, for example to hold examples out.
     """
@@ -106,8 +106,8 @@ def gradients(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
     """First; the core answers. Fill the gradients of the weights by `run.backward(run.loss(batch, x_adv))`; return
     that loss.
 
-    Wrap it to compute them at other weights: perturb, `yield`, restore in `finally` (`hookflat.brackets.restored`,
-    `hookflat.neighborhood.moved`). Perturbations that follow gradients get them from `run.gradients_at`, averaged over
+    Wrap it to compute them at other weights: perturb, `yield`, restore in `finally` (`hookflat.restored`,
+    `hookflat.moved`). Perturbations that follow gradients get them from `run.gradients_at`, averaged over
     processes. Wrappers nest in recipe order, the first outermost. A plugin that needs gradients at several weights
     answers instead of wrapping.
     """

@@ -21,18 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from hookflat import loop, seeds
-from hookflat.console import Console
-from hookflat.data import Data, Examples, Images
 from hookflat.errors import TrainingFailed
+from hookflat.functional import seeds
+from hookflat.functional.data import Data, Examples, Images
+from hookflat.functional.layers import NORMS, Normalized
 from hookflat.hookspecs import hookimpl
-from hookflat.layers import NORMS, Normalized
-from hookflat.main import Result, run
-from hookflat.measuring import Subject
-from hookflat.options import InvalidOptions, build
-from hookflat.plugins import Catalogue, kind_of
-from hookflat.recipe import load
-from hookflat.running import Run
+from hookflat.recipe.catalogue import Catalogue, kind_of
+from hookflat.recipe.loading import load
+from hookflat.recipe.options import InvalidOptions, build
+from hookflat.training import loop
+from hookflat.training.console import Console
+from hookflat.training.entry import Result, run
+from hookflat.training.measuring import Subject
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -52,7 +52,7 @@ def fitting(network: nn.Module, images: Tensor) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hookflat.brackets import frozen
+    from hookflat.functional.brackets import frozen
 
     with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counted:
         network(images[:1])

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.neighborhood import moved
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.functional.neighborhood import moved
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hookflat import autoattack, hookimpl
-from hookflat.autoattacks import attacks_of
-from hookflat.measuring import Subject
+from hookflat.functional.autoattack import attacks_of
+from hookflat.training.measuring import Subject
 
 Version = Literal["standard", "plus", "rand", "custom"]
 _PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "fab": 300, "apgd-t": 900, "fab-t": 2500, "square": 3000}

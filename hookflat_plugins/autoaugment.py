@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl, seeds
-from hookflat.data import Batch
-from hookflat.options import Share
-from hookflat.running import Run
+from hookflat import hookimpl
+from hookflat.functional import seeds
+from hookflat.functional.data import Batch
+from hookflat.recipe.options import Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from hookflat import average_flatness as average_flatness_of
 from hookflat import hookimpl
-from hookflat.flatness import Flatness
-from hookflat.measuring import Subject
-from hookflat.options import Number
+from hookflat.functional.flatness import Flatness
+from hookflat.recipe.options import Number
+from hookflat.training.measuring import Subject
 
 Xi = Annotated[
     list[Annotated[Number, Field(ge=0)]] | Annotated[Number, Field(ge=0)],

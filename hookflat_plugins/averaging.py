@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from hookflat import hookimpl
-from hookflat.brackets import restored
-from hookflat.data import Examples
-from hookflat.layers import AuxiliaryHead
-from hookflat.options import Decay
-from hookflat.running import Run
+from hookflat.functional.brackets import restored
+from hookflat.functional.data import Examples
+from hookflat.functional.layers import AuxiliaryHead
+from hookflat.recipe.options import Decay
+from hookflat.training.run import Run
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3

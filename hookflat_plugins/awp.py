@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.neighborhood import layers, moved, scaled_to
-from hookflat.options import Number, Share
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.functional.neighborhood import layers, moved, scaled_to
+from hookflat.recipe.options import Number, Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.options import Share
-from hookflat.running import Run
+from hookflat.recipe.options import Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

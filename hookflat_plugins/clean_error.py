@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hookflat import hookimpl
-from hookflat.measuring import Subject
+from hookflat.training.measuring import Subject
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.data import Data, Images
+from hookflat.functional.data import Data, Images
 
 
 @dataclass(eq=False)

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from hookflat import UserError, hookimpl, robust_loss
-from hookflat.data import Data, Examples
-from hookflat.options import Period, period_in_epochs
-from hookflat.robustness import RobustLoss
-from hookflat.running import Run
+from hookflat.functional.data import Data, Examples
+from hookflat.functional.robustness import RobustLoss
+from hookflat.recipe.options import Period, period_in_epochs
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

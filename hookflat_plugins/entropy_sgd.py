@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hookflat import hookimpl
-from hookflat.options import Decay, Number
-from hookflat.running import Run
+from hookflat.recipe.options import Decay, Number
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hookflat import hookimpl
-from hookflat.checkpoints import load_weights
-from hookflat.running import Run
+from hookflat.evaluation.weights import load_weights
+from hookflat.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ class Figures:
 
     @hookimpl
     def draw(self, run: Run, records: list[dict[str, Any]]) -> dict[str, Figure]:
-        from hookflat.figures import flatness_through_training, overfitting
+        from hookflat.functional.figures import flatness_through_training, overfitting
 
         best = load_weights(run.folder.best)[1]["epoch"] if run.folder.best.exists() else None
         drawn = {

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hookflat import hessian_eigenvalues, hessian_trace, hookimpl
-from hookflat.measuring import Subject
-from hookflat.options import Number
+from hookflat.recipe.options import Number
+from hookflat.training.measuring import Subject
 
 Losses = Annotated[list[Literal["clean", "robust"]], Field(description="which losses", min_length=1)]
 

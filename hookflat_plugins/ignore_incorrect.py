@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import UserError, hookimpl
-from hookflat.data import Data, Images
-from hookflat.running import Run
+from hookflat.functional.data import Data, Images
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.options import Share
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.recipe.options import Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.options import Share
+from hookflat.recipe.options import Share
 
 
 @dataclass(eq=False)

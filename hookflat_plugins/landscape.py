@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hookflat import hookimpl, landscape, landscape_2d
-from hookflat.figures import contours, curves
-from hookflat.landscapes import RADIUS
-from hookflat.measuring import Subject
-from hookflat.options import Number
+from hookflat.functional.figures import contours, curves
+from hookflat.functional.landscapes import RADIUS
+from hookflat.recipe.options import Number
+from hookflat.training.measuring import Subject
 
 Kind = Annotated[Literal["layer", "filter", "adversarial"], Field(description="of the directions")]
 Radius = Annotated[Number | None, Field(ge=0, description="relative length of a direction; none: 0.5, 1, 0.01 by kind")]

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hookflat import hookimpl
-from hookflat.options import Number, Share
-from hookflat.running import Run
+from hookflat.recipe.options import Number, Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

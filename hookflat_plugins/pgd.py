@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from hookflat import attacks, hookimpl
-from hookflat.attack_view import AttackView
-from hookflat.attacks import Objective, Start
-from hookflat.data import Batch
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat import hookimpl
+from hookflat.functional import attacks
+from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attacks import Objective, Start
+from hookflat.functional.data import Batch
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import attacks, hookimpl
-from hookflat.attacks import Objective
-from hookflat.data import Batch
-from hookflat.options import Number, Share
-from hookflat.running import Run
+from hookflat import hookimpl
+from hookflat.functional import attacks
+from hookflat.functional.attacks import Objective
+from hookflat.functional.data import Batch
+from hookflat.recipe.options import Number, Share
+from hookflat.training.run import Run
 from hookflat_plugins.pgd import GradientAttack
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 
 from hookflat import hookimpl
-from hookflat.attacks import Objective
-from hookflat.data import Batch
-from hookflat.losses import cross_entropy
-from hookflat.running import Run
+from hookflat.functional.attacks import Objective
+from hookflat.functional.data import Batch
+from hookflat.functional.losses import cross_entropy
+from hookflat.training.run import Run
 
 _OWN_OBJECTIVE = "its attack has an objective of its own, which this would replace"
 

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.neighborhood import layers, moved, sphere
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.functional.neighborhood import layers, moved, sphere
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 
 _ONE_POPULATION = "both give the gradient at perturbed weights of their own; use one"
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hookflat import hookimpl
 from hookflat import relative_flatness as relative_flatness_of
-from hookflat.measuring import Subject
+from hookflat.training.measuring import Subject
 from hookflat_plugins.hessian import Losses, both
 
 

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from hookflat import hookimpl
-from hookflat.layers import NORMS, Normalized, he_initialised
-from hookflat.running import Run
+from hookflat.functional.layers import NORMS, Normalized, he_initialised
+from hookflat.training.run import Run
 
 Norm = Literal["rebn", "batch", "group"]
 Act = Literal["relu", "silu", "gelu", "mish"]

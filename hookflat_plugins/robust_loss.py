@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.measuring import Subject
+from hookflat.training.measuring import Subject
 
 
 @dataclass(eq=False)

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hookflat import UserError, hookimpl
-from hookflat.attacks import Objective
-from hookflat.brackets import statistics_kept
-from hookflat.data import Batch
-from hookflat.layers import AuxiliaryHead, auxiliary_logits, he_initialised
-from hookflat.losses import cross_entropy
-from hookflat.options import Number, Share
-from hookflat.running import Run
+from hookflat.functional.attacks import Objective
+from hookflat.functional.brackets import statistics_kept
+from hookflat.functional.data import Batch
+from hookflat.functional.layers import AuxiliaryHead, auxiliary_logits, he_initialised
+from hookflat.functional.losses import cross_entropy
+from hookflat.recipe.options import Number, Share
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from hookflat import hookimpl
-from hookflat.options import Decay, Number
+from hookflat.recipe.options import Decay, Number
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from hookflat import hookimpl, sharpness
-from hookflat.measuring import Subject
-from hookflat.options import Number
+from hookflat.recipe.options import Number
+from hookflat.training.measuring import Subject
 from hookflat_plugins.hessian import Losses, both
 
 

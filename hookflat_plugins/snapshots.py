@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.options import Period, period_in_epochs
-from hookflat.running import Run
+from hookflat.recipe.options import Period, period_in_epochs
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

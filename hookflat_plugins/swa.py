@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hookflat import hookimpl
-from hookflat.options import Period, Share, period_in_epochs
-from hookflat.running import Run
+from hookflat.recipe.options import Period, Share, period_in_epochs
+from hookflat.training.run import Run
 from hookflat_plugins.averaging import recalibrated
 
 

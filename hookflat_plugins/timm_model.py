@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import nn
 
 from hookflat import UserError, hookimpl
-from hookflat.layers import Normalized
-from hookflat.options import nearest
-from hookflat.running import Run
+from hookflat.functional.layers import Normalized
+from hookflat.recipe.options import nearest
+from hookflat.training.run import Run
 
 Stem = Literal["imagenet", "cifar"]
 

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from hookflat import hookimpl
-from hookflat.attacks import Objective, clean_logits
-from hookflat.data import Batch
-from hookflat.losses import kl_divergence
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat.functional.attacks import Objective, clean_logits
+from hookflat.functional.data import Batch
+from hookflat.functional.losses import kl_divergence
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

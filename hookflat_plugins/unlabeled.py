@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hookflat import UserError, hookimpl
-from hookflat.data import Batch, Data, Examples, Images
-from hookflat.main import Result, network_of
-from hookflat.main import run as run_recipe
-from hookflat.options import Share, as_table
-from hookflat.recipe import Recipe, load
-from hookflat.running import Run
-from hookflat.seeds import fingerprint
+from hookflat.functional.data import Batch, Data, Examples, Images
+from hookflat.functional.seeds import fingerprint
+from hookflat.recipe.loading import Recipe, load
+from hookflat.recipe.options import Share, as_table
+from hookflat.training.entry import Result, network_of
+from hookflat.training.entry import run as run_recipe
+from hookflat.training.run import Run
 
 _PLAIN = {"name": "pgd", "steps": 0, "start": "zero", "keep": "last"}
 _PASSED_ON = ("activation", "augment", "autoaugment")

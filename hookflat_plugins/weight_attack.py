@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat.brackets import in_mode
-from hookflat.data import Batch
-from hookflat.neighborhood import ball, moved, project, scaled_to
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat.functional.brackets import in_mode
+from hookflat.functional.data import Batch
+from hookflat.functional.neighborhood import ball, moved, project, scaled_to
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 from hookflat_plugins.random_weights import RandomWeights
 
 

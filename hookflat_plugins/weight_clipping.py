@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from hookflat import hookimpl
-from hookflat.options import Number
-from hookflat.running import Run
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
 
 
 @dataclass(eq=False)

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from hookflat import hookimpl
 from hookflat import worst_flatness as worst_flatness_of
-from hookflat.flatness import Flatness
-from hookflat.measuring import Subject
-from hookflat.options import Number
+from hookflat.functional.flatness import Flatness
+from hookflat.recipe.options import Number
+from hookflat.training.measuring import Subject
 from hookflat_plugins.average_flatness import Xi, by_xi, radii
 
 Attempts = Annotated[int, Field(ge=1, description="ascents from random points; the largest loss counts")]

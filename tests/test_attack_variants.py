@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hookflat import attacks
+from hookflat.functional import attacks
 from hookflat.testing import run_recipe, tiny_run
 
 
@@ -119,7 +119,7 @@ def test_fast_at_is_one_signed_step_from_a_uniform_start():
 
 
 def seed_of_start(run):
-    from hookflat import seeds
+    from hookflat.functional import seeds
 
     return seeds.derive(run.seed("attack"), "start", 0)
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.attack_view import AttackView
-from hookflat.layers import Normalized
+from hookflat.functional.attack_view import AttackView
+from hookflat.functional.layers import Normalized
 from hookflat_plugins.resnet_small import small_image_resnet
 
 

@@ -6,8 +6,8 @@ from scipy import stats
 from torch import nn
 
 import hookflat
-from hookflat.attacks import initial_delta
-from hookflat.losses import cross_entropy
+from hookflat.functional.attacks import initial_delta
+from hookflat.functional.losses import cross_entropy
 from hookflat.testing import Found
 
 STARTS = ["uniform_norm", "uniform", "gaussian", "zero"]

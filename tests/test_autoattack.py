@@ -9,9 +9,9 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 import hookflat
-from hookflat.autoattacks import attacks_of
+from hookflat.functional.autoattack import attacks_of
+from hookflat.functional.work import Work
 from hookflat.testing import Found
-from hookflat.work import Work
 
 
 @pytest.fixture(scope="module")

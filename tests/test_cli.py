@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from hookflat.cli import main
-from hookflat.shipped import find_recipe
+from hookflat.recipe.shipped import find_recipe
 
 SMALL = {
     "run.epochs": 1,

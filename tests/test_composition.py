@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hookflat import UserError, loop
-from hookflat.options import describe
-from hookflat.plugins import Catalogue, kind_of
-from hookflat.recipe import load
+from hookflat import UserError
+from hookflat.recipe.catalogue import Catalogue, kind_of
+from hookflat.recipe.loading import load
+from hookflat.recipe.options import describe
 from hookflat.testing import Found, TinyData, TinyModel, recipe, run_recipe, tiny_run
+from hookflat.training import loop
 
 LOSSES = ("at", "trades", "mart", "uat")
 PERTURBATIONS = ("", "awp", "random_weights", "weight_attack", "sam", "amp")

@@ -3,7 +3,7 @@
 import pytest
 
 from hookflat import testing
-from hookflat.plugins import Catalogue
+from hookflat.recipe.catalogue import Catalogue
 
 OPTIONS = {
     "early_stopping": {"holdout": 4, "every": 1},

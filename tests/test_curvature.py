@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 
 import hookflat
-from hookflat.neighborhood import layers
+from hookflat.functional.neighborhood import layers
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PilImage
 
 from hookflat import UserError
-from hookflat.data import Data, Examples, Images
+from hookflat.functional.data import Data, Examples, Images
 from hookflat.testing import tiny_run
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"  # not part of the repository

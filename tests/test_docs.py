@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hookflat.plugins import HOOKS, Catalogue
-from hookflat.recipe import load
+from hookflat.recipe.catalogue import HOOKS, Catalogue
+from hookflat.recipe.loading import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,8 +94,8 @@ def test_recipes_named_in_commands_exist(page):
 
 
 def test_the_recipes_page_lists_every_key_and_its_default():
-    from hookflat.options import describe
-    from hookflat.recipe import EvalOptions, RunOptions, Stage
+    from hookflat.recipe.loading import EvalOptions, RunOptions, Stage
+    from hookflat.recipe.options import describe
 
     page = (ROOT / "docs" / "recipes.md").read_text()
     rows = dict.fromkeys(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hookflat import seeds
+from hookflat.functional import seeds
 from hookflat.testing import run_recipe, tiny_run
 from hookflat_plugins.entropy_sgd import EntropySGD
 
@@ -64,7 +64,7 @@ def test_equals_the_algorithm_on_a_quadratic(change):
 def test_measures_and_after_step_see_the_outer_weights_only(tmp_path):
     """Three steps an epoch and cycles of two: epoch 1 ends inside a cycle, at the weights after step 2."""
     tables = {"optimizer": {"name": "entropy_sgd", "langevin_steps": 2}}
-    from hookflat import loop
+    from hookflat.training import loop
 
     with tiny_run(tables | {"plugins": {"averaging": {"decay": 0}}}) as run:
         seen = []

@@ -12,9 +12,9 @@ from test_cli import fails, hookflat
 
 import hookflat as library
 from hookflat import UserError
-from hookflat.checkpoints import load_weights
-from hookflat.data import Examples
-from hookflat.plugins import Catalogue
+from hookflat.evaluation.weights import load_weights
+from hookflat.functional.data import Examples
+from hookflat.recipe.catalogue import Catalogue
 from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
 from hookflat_plugins.digits import Digits
 from hookflat_plugins.resnet_small import ResNetSmall
@@ -144,7 +144,7 @@ def test_last_best_live_and_kept_epochs(trained, tmp_path):
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(trained, protocol, tmp_path, monkeypatch):
     whole = evaluate(trained, protocol=protocol, folder=tmp_path / "whole").results
-    from hookflat.work import Work
+    from hookflat.functional.work import Work
 
     passed, stop_at, counts = Work.passed, 400, []
 
@@ -207,7 +207,7 @@ def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
 
 
 def test_shipped_protocols_are_the_paper_s():
-    from hookflat.evaluation import Source, _recipe
+    from hookflat.evaluation.evaluate import Source, _recipe
 
     source = Source("robustbench:X", data="digits")
     paper = _recipe(source, "paper", (), (), ())
@@ -294,8 +294,8 @@ def test_robustbench_networks_where_the_package_is_installed(small, tmp_path, mo
 def test_rescaled_networks_measure_alike(tmp_path):
     """`hookflat rescale` of a run folder, and the quick protocol on both."""
     folder = run_recipe({"run": {"epochs": 1}}, tmp_path / "runs" / "tiny").folder
-    from hookflat.evaluation import Source
-    from hookflat.rescaling import rescaled
+    from hookflat.evaluation.evaluate import Source
+    from hookflat.evaluation.rescaling import rescaled
 
     with pytest.raises(UserError, match="no plugin is called 'tiny_data'"):
         rescaled(Source(str(folder)), 0.5, tmp_path / "x")
@@ -381,7 +381,7 @@ def test_a_recipe_may_ask_for_any_measure_at_the_end_during_training_or_of_the_b
 
 
 def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):
-    from hookflat.work import Work
+    from hookflat.functional.work import Work
 
     tables = {"eval": {"final": {"robust_loss": {"steps": 2, "restarts": 2}, "sharpness": {"steps": 2}}}}
     whole = run_recipe(tables, tmp_path / "whole")

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 
 import hookflat
-from hookflat import seeds
-from hookflat.attacks import initial_delta
-from hookflat.flatness import adversarial_direction
-from hookflat.neighborhood import ball, layers, scaled_to, sphere
-from hookflat.work import Work
+from hookflat.functional import seeds
+from hookflat.functional.attacks import initial_delta
+from hookflat.functional.flatness import adversarial_direction
+from hookflat.functional.neighborhood import ball, layers, scaled_to, sphere
+from hookflat.functional.work import Work
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
 

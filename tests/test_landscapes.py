@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hookflat
-from hookflat import seeds
-from hookflat.figures import contours, curves
-from hookflat.landscapes import _direction
-from hookflat.neighborhood import layers, sphere
+from hookflat.functional import seeds
+from hookflat.functional.figures import contours, curves
+from hookflat.functional.landscapes import _direction
+from hookflat.functional.neighborhood import layers, sphere
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 2, "restarts": 1, "start": "zero"}
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from hookflat.layers import Bfloat16, RecenteredBatchNorm2d
+from hookflat.functional.layers import Bfloat16, RecenteredBatchNorm2d
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])

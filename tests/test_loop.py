@@ -7,8 +7,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hookflat
-from hookflat import TrainingFailed, hookimpl, loop, seeds
+from hookflat import TrainingFailed, hookimpl
+from hookflat.functional import seeds
 from hookflat.testing import run_recipe, tiny_run
+from hookflat.training import loop
 
 
 def test_a_run_equals_a_training_written_by_hand():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hookflat.losses import kl_divergence
+from hookflat.functional.losses import kl_divergence
 from hookflat.testing import tiny_run
 
 

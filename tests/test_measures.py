@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 import hookflat
 from hookflat import UserError
-from hookflat.checkpoints import load_weights
-from hookflat.data import Examples
+from hookflat.evaluation.weights import load_weights
+from hookflat.functional.data import Examples
 from hookflat.testing import run_recipe, tiny_run
 
 STOPPING = {"plugins": {"early_stopping": {"holdout": 4, "every": 2, "steps": 2, "restarts": 2}}}
@@ -48,7 +48,7 @@ def test_the_smallest_wins_the_earliest_on_ties_and_its_weights_are_kept(tmp_pat
     assert about["epoch"] == best
     assert result.results["models"]["best"]["epoch"] == best
     with tiny_run(tables | {"run": {"epochs": 5}}) as run:
-        from hookflat import loop
+        from hookflat.training import loop
 
         while run.epoch < best:
             for batch in run.batches():

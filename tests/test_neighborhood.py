@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hookflat import seeds
-from hookflat.neighborhood import layers, moved, project, scaled_to, sphere
+from hookflat.functional import seeds
+from hookflat.functional.neighborhood import layers, moved, project, scaled_to, sphere
 from hookflat.testing import Found
 from hookflat_plugins.resnet_small import small_image_resnet
 

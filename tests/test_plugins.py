@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hookflat import UserError, hookimpl, hookspecs
-from hookflat.plugins import HOOKS, SLOTS, Catalogue, Hooks, hooks_of, kind_of
+from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, Hooks, hooks_of, kind_of
 from hookflat.testing import tiny_run
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_the_core_knows_no_plugin():
 
 
 def test_every_plugin_says_in_one_sentence_what_it_does_and_describes_its_options():
-    from hookflat.options import describe
+    from hookflat.recipe.options import describe
 
     for source in Catalogue():
         cls = source.load()
@@ -98,7 +98,7 @@ def test_plugins_are_called_in_their_order_wrappers_outermost_first():
 
 
 def test_two_packages_with_one_name_are_told(monkeypatch):
-    from hookflat import plugins
+    from hookflat.recipe import catalogue as plugins
 
     source = next(iter(Catalogue()))
     catalogue = Catalogue()

@@ -160,9 +160,9 @@ import torch
 from accelerate import Accelerator
 
 import hookflat
-from hookflat.data import Examples, Images
+from hookflat.functional.data import Examples, Images
 from hookflat.testing import TinyData
-from hookflat.work import Work
+from hookflat.functional.work import Work
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)

@@ -3,9 +3,9 @@ import tomllib
 import pytest
 
 from hookflat import UserError
-from hookflat.plugins import Catalogue
-from hookflat.recipe import load
-from hookflat.shipped import find_recipe, recipes_folder
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.loading import load
+from hookflat.recipe.shipped import find_recipe, recipes_folder
 from hookflat.testing import TINY, recipe
 
 SHIPPED = sorted(p for p in recipes_folder().glob("*.toml"))
@@ -40,7 +40,7 @@ def test_shipped_recipes_load_alone_and_at_scale_and_open_with_their_command(pat
 
 
 def test_every_training_plugin_has_a_recipe():
-    from hookflat.plugins import kind_of
+    from hookflat.recipe.catalogue import kind_of
 
     used = set()
     for path in [*SHIPPED, *recipes_folder().glob("*/*.toml")]:

@@ -7,9 +7,9 @@ import torch
 from scipy import stats
 from torchvision.transforms import v2
 
-from hookflat import loop
-from hookflat.data import Batch, Images
+from hookflat.functional.data import Batch, Images
 from hookflat.testing import tiny_run
+from hookflat.training import loop
 from hookflat_plugins.augment import Augment
 from hookflat_plugins.autoaugment import AutoAugment
 from hookflat_plugins.label_noise import LabelNoise
@@ -26,12 +26,12 @@ class FakeRun:
         self.base = seed
 
     def seed(self, name):
-        from hookflat import seeds
+        from hookflat.functional import seeds
 
         return seeds.derive(self.base, name)
 
     def uniform(self, name, batch, shape=()):
-        from hookflat import seeds
+        from hookflat.functional import seeds
 
         return seeds.uniform(batch.row, shape, self.seed(name))
 

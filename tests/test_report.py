@@ -19,7 +19,7 @@ from pyarrow import parquet
 from test_cli import fails, hookflat
 
 from hookflat import UserError, report
-from hookflat.recipe import load
+from hookflat.recipe.loading import load
 from hookflat.reporting.analysis import analyse
 from hookflat.reporting.drawings import drawings
 from hookflat.reporting.gathering import gather

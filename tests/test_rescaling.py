@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.layers import Normalized
+from hookflat.functional.layers import Normalized
 from hookflat_plugins.resnet_small import small_image_resnet
 
 

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from hookflat import UserError, loop
+from hookflat import UserError
 from hookflat.testing import run_recipe, tiny_run
+from hookflat.training import loop
 
 RECIPE = """
 data = { name = "digits", train = 64, test = 60 }

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
-from hookflat.data import Examples, Images
+from hookflat.functional.data import Examples, Images
 from hookflat.testing import Found
 from hookflat_plugins.resnet_small import small_image_resnet
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hookflat import seeds
+from hookflat.functional import seeds
 
 
 def test_uniform_and_normal_draws_follow_their_distributions():

@@ -6,11 +6,12 @@ import torch
 from scipy import stats
 from torch import nn
 
-from hookflat import UserError, loop
-from hookflat.attack_view import AttackView
+from hookflat import UserError
+from hookflat.functional.attack_view import AttackView
+from hookflat.functional.layers import AuxiliaryHead, Normalized, auxiliary_logits
 from hookflat.hookspecs import hookimpl
-from hookflat.layers import AuxiliaryHead, Normalized, auxiliary_logits
 from hookflat.testing import tiny_run
+from hookflat.training import loop
 from hookflat_plugins.self_supervision import _classifier
 
 TURNING = {"plugins": {"self_supervision": {"weight": 4.0}}}

@@ -9,10 +9,10 @@ import pytest
 from test_cli import fails, hookflat
 
 from hookflat import UserError, run
-from hookflat.comparing import compare
-from hookflat.making import make, plan, run_job, share, submit
-from hookflat.shipped import recipes_folder
-from hookflat.studies import read_study
+from hookflat.recipe.shipped import recipes_folder
+from hookflat.reporting.comparing import compare
+from hookflat.studies.execution import make, plan, run_job, share, submit
+from hookflat.studies.study import read_study
 
 RECIPE = """
 data = { name = "digits", train = 32, test = 40 }
@@ -66,7 +66,7 @@ def here(monkeypatch):
             return 2
         return 0
 
-    monkeypatch.setattr("hookflat.making._status", status)
+    monkeypatch.setattr("hookflat.studies.execution._status", status)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monke
     assert hours == 0
     stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
     ran = []
-    monkeypatch.setattr("hookflat.making._status", lambda *a: ran.append(a))
+    monkeypatch.setattr("hookflat.studies.execution._status", lambda *a: ran.append(a))
     assert set(make(found).values()) == {"done"}
     assert not ran
     assert [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs] == stamps
@@ -160,7 +160,7 @@ def test_what_another_process_was_making_is_looked_at_again(study, monkeypatch):
         turns.append(job.name)
         return "elsewhere" if turns.count(job.name) == 1 and job is found.jobs[0] else "done"
 
-    monkeypatch.setattr("hookflat.making.run_job", turn)
+    monkeypatch.setattr("hookflat.studies.execution.run_job", turn)
     assert set(make(found).values()) == {"done"}
     assert turns == [*(job.name for job in found.jobs), found.jobs[0].name]
 
@@ -183,7 +183,7 @@ def test_a_run_that_cannot_be_made_stops_no_other(study, monkeypatch):
             raise PermissionError(13, "Permission denied", str(job.log))
         return "done"
 
-    monkeypatch.setattr("hookflat.making.run_job", turn)
+    monkeypatch.setattr("hookflat.studies.execution.run_job", turn)
     said = []
     states = make(read_study(study), say=said.append)
     assert [name for name, state in states.items() if state == "failed"] == ["tiny-beta=1-1"]

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file
 
 from hookflat import testing
-from hookflat.plugins import Catalogue
-from hookflat.recipe import load
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.loading import load
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "hookflat-alp"

@@ -148,8 +148,8 @@ def test_uat_attacks_what_it_trains(targets):
 
 
 def test_a_run_with_a_pool_says_where_its_labels_come_from(tmp_path, capsys):
-    from hookflat.main import run
     from hookflat.testing import TinyData, TinyModel, recipe
+    from hookflat.training.entry import run
 
     run(recipe({"plugins": POOL}), folder=tmp_path / "r", plugins=[TinyData, TinyModel], quiet=False)
     said = capsys.readouterr().out

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from hookflat import seeds
-from hookflat.brackets import in_mode
-from hookflat.layers import AuxiliaryHead
-from hookflat.neighborhood import ball, layers, sharpest
+from hookflat.functional import seeds
+from hookflat.functional.brackets import in_mode
+from hookflat.functional.layers import AuxiliaryHead
+from hookflat.functional.neighborhood import ball, layers, sharpest
 from hookflat.testing import Found, tiny_run
 
 

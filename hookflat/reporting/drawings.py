@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from hookflat.figures import new_figure, tidy
+from hookflat.functional.figures import new_figure, tidy
 from hookflat.reporting.analysis import name_of, outcome
 from hookflat.reporting.canvas import PAGE, TREND, Drawing
 from hookflat.reporting.gathering import Configuration, Gathered, plain

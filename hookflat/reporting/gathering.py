@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hookflat.errors import UserError
-from hookflat.recipe import flat
+from hookflat.recipe.loading import flat
 from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_id, as_key, is_run, last_line, read_run
-from hookflat.studies import CLUSTER
+from hookflat.studies.study import CLUSTER
 
 Setting = tuple[tuple[str, Any], ...]
 

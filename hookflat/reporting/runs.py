@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from hookflat.landscapes import RADIUS
-from hookflat.records import RunFolder
+from hookflat.functional.landscapes import RADIUS
+from hookflat.records.folder import RunFolder
 
 Numbers = dict[str, float]
 

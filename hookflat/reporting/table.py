@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from hookflat.errors import UserError
-from hookflat.plugins import catalogue_of
-from hookflat.recipe import load
+from hookflat.recipe.catalogue import catalogue_of
+from hookflat.recipe.loading import load
+from hookflat.recipe.shipped import recipes_folder
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
 from hookflat.reporting.runs import Network, Run
-from hookflat.shipped import recipes_folder
 
 Group = Literal["good", "average", "poor", ""]
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from hookflat.figures import new_figure, tidy
+from hookflat.functional.figures import new_figure, tidy
 from hookflat.reporting.canvas import TREND, Drawing
 from hookflat.reporting.runs import Run
 from hookflat.reporting.table import Row, Table1, representatives, short_title

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 import torch
 import torch.nn.functional as F
 from hookflat import hookimpl
-from hookflat.data import Batch
-from hookflat.options import Number, Share
-from hookflat.running import Run
+from hookflat.functional.data import Batch
+from hookflat.recipe.options import Number, Share
+from hookflat.training.run import Run
 from pydantic import Field
 from torch import Tensor
 

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar
 
 import torch
 from hookflat import hookimpl, pgd
-from hookflat.attacks import Objective
-from hookflat.brackets import frozen
-from hookflat.measuring import Subject
+from hookflat.functional.attacks import Objective
+from hookflat.functional.brackets import frozen
+from hookflat.training.measuring import Subject
 from pydantic import Field
 from torch import Tensor, nn
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from hookflat import hookimpl, testing
-from hookflat.data import Examples, Images
-from hookflat.measuring import Subject
+from hookflat.functional.data import Examples, Images
+from hookflat.training.measuring import Subject
 from torch import Tensor, nn
 
 from hookflat_alp.local_lipschitz import LocalLipschitz

@@ -1,0 +1,188 @@
+"""Projected gradient descent in the L-infinity ball, on any network that takes images in [0, 1].
+
+Definitions: protocol of Stutz, Hein, Schiele (2021), section 2; Madry et al. (2018) for the attack itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional import seeds
+from hookflat.functional.brackets import frozen
+from hookflat.functional.data import check_images
+from hookflat.functional.losses import cross_entropy
+
+Objective = Callable[[nn.Module, Tensor], Tensor]
+"""What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,)."""
+
+Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
+
+
+def initial_delta(x: Tensor, eps: float, start: Start, keys: Tensor, seed: int) -> Tensor:
+    """The starting perturbation of every example, inside the ball of radius `eps` (the image box is the caller's).
+
+    uniform_norm: Gaussian direction, L-infinity norm uniform in [0, eps] (Stutz et al. 2021, the paper's).
+    uniform: every entry uniform in [-eps, eps] (Madry et al. 2018, Rice et al. 2020, AWP).
+    gaussian: 0.001 N(0, I) (the official TRADES and MART code).
+    """
+    shape = tuple(x.shape[1:])
+    if start == "zero":
+        return torch.zeros_like(x)
+    if start == "uniform":
+        return eps * (2 * seeds.uniform(keys, shape, seed) - 1)
+    direction = seeds.normal(keys, shape, seed)
+    if start == "gaussian":
+        return (0.001 * direction).clamp(-eps, eps)
+    norm = direction.flatten(1).abs().amax(dim=1).clamp_min(1e-12)
+    radius = eps * seeds.uniform(keys, (), seeds.derive(seed, "radius"))
+    return direction * (radius / norm).view(-1, *[1] * len(shape))
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 20,
+    restarts: int = 1,
+    start: Start = "uniform_norm",
+    objective: Objective | None = None,
+    keep: Literal["best", "last"] = "best",
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """Adversarial examples (n, C, H, W) in [0, 1] with ||x_adv - x||_inf <= eps.
+
+    `x`: (n, C, H, W) in [0, 1]; `y`: (n,) int64, needed unless `objective` is given (default: cross-entropy with `y`).
+    `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
+    every restart, the start included; `"last"` the last iterate of the last restart. `mode="train"` normalises by
+    batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
+    position in the batch). The paper's start may lie arbitrarily near `x`; an
+    objective divided by the distance needs `start="uniform"`. The model's weights, buffers, mode and flags are left
+    as found.
+    """
+    if objective is None:
+        if y is None:
+            raise ValueError("pgd needs the labels y, or an objective")
+        objective = _cross_entropy_with(y)
+    if restarts < 1 or steps < 0:
+        raise ValueError(f"pgd needs restarts >= 1 and steps >= 0, not {restarts} and {steps}")
+    if keys is None:  # keys come with examples that were looked at already; looking makes a device wait
+        check_images(x)
+        keys = torch.arange(len(x), device=x.device)
+    x = x.detach()
+    low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+    best_x, best = x, torch.full((len(x),), -torch.inf, device=x.device)
+    with frozen(model, train=mode == "train"), torch.enable_grad():
+        for restart in range(restarts):
+            delta = initial_delta(x, eps, start, keys, seeds.derive(seed, "start", restart))
+            x_adv = torch.clamp(x + delta.to(x), low, high)
+            for _ in range(steps):
+                x_adv.requires_grad_()
+                value = objective(model, x_adv)
+                (gradient,) = torch.autograd.grad(value.sum(), x_adv)
+                best_x, best = _better(best_x, best, x_adv, value)
+                x_adv = torch.clamp(x_adv.detach() + step_size * gradient.sign(), low, high)
+            if keep == "best":
+                with torch.no_grad():
+                    best_x, best = _better(best_x, best, x_adv, objective(model, x_adv))
+    return best_x if keep == "best" else x_adv
+
+
+def pgd_tau(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    tau: int,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 10,
+    start: Start = "uniform",
+    objective: Objective | None = None,
+    noise: float = 0.0,
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """Friendly adversarial examples (n, C, H, W): PGD in which each example stops once it is wrong often enough.
+
+    Before each of the `steps`, an example whose iterate is misclassified stops if it has used up `tau`, and otherwise
+    uses up one of it. Returned is where each stopped, or its last iterate (Zhang et al. 2020, Alg. 1, and its official
+    repository). `noise`: standard deviation of a Gaussian added to each step. The other arguments are those of `pgd`.
+    """
+    objective = objective or _cross_entropy_with(y)
+    if keys is None:
+        check_images(x)
+        keys = torch.arange(len(x), device=x.device)
+    x = x.detach()
+    low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+    x_adv = torch.clamp(x + initial_delta(x, eps, start, keys, seeds.derive(seed, "start", 0)), low, high)
+    left = torch.full((len(x),), tau, device=x.device)
+    moving = torch.ones_like(y, dtype=torch.bool)
+    observed = _Observed(model)
+    with frozen(model, train=mode == "train"), torch.enable_grad():
+        for step in range(steps):
+            x_adv.requires_grad_()
+            value = objective(observed, x_adv)
+            (gradient,) = torch.autograd.grad(value.sum(), x_adv)
+            wrong = observed.logits_of(x_adv).argmax(dim=1) != y
+            moving = moving & ~(wrong & (left == 0))
+            left = left - (wrong & moving).long()
+            change = step_size * gradient.sign()
+            if noise:
+                change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive(seed, "noise", step))
+            mask = moving.view(-1, *[1] * (x.dim() - 1))
+            x_adv = torch.where(mask, torch.clamp(x_adv.detach() + change, low, high), x_adv.detach())
+    return x_adv.detach()
+
+
+class _Observed(nn.Module):
+    """A network that remembers what it said of its last input, so that an attack need not ask twice."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        self._last = (x, logits.detach())
+        return logits
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not x:
+            with torch.no_grad():
+                return self.model(x)
+        return self._last[1]
+
+
+def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
+    """What the attacked network says of the clean images `x`, asked once and detached: for objectives."""
+    found: list[Tensor] = []
+
+    def of(model: nn.Module) -> Tensor:
+        if not found:
+            with torch.no_grad():
+                found.append(model(x))
+        return found[0]
+
+    return of
+
+
+def _cross_entropy_with(y: Tensor) -> Objective:
+    return lambda model, x_adv: cross_entropy(model(x_adv), y)
+
+
+def _better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    value, x_adv = value.detach(), x_adv.detach()
+    improved = ~(value <= best)  # a NaN wins: it must not hide behind the clean image
+    mask = improved.view(-1, *[1] * (x_adv.dim() - 1))
+    return torch.where(mask, x_adv, best_x), torch.where(improved, value, best)

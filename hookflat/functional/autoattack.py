@@ -1,0 +1,198 @@
+"""AutoAttack (Croce and Hein 2020) through the package `pyautoattack`: resumable, over many processes, without a trace.
+
+The robust accuracy is that of calling the package on the whole set with the same seed and batch size. The attacks run
+one after another on the examples that are still robust, in batches of `batch_size`; the package seeds itself anew for
+every batch, so batches can be spread over processes and kept as they finish.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional.brackets import frozen
+from hookflat.functional.data import Examples, Loader, Set, set_of
+from hookflat.functional.work import Values, Work
+
+Version = Literal["standard", "plus", "rand", "custom"]
+Norm = Literal["Linf", "L2", "L1"]
+
+
+@dataclass(frozen=True, eq=False)
+class AutoAttackResult:
+    """`error`: RErr in [0, 1], wrong clean or under any attack; `clean_error`; `broken`: each attack's share of it.
+
+    `broken_by` (N,) int64, in the order of the set: -1 robust, 0 wrong without an attack, i by the i-th of `broken`.
+    `log`: what the package said (of this process's batches).
+    """
+
+    error: float
+    clean_error: float
+    broken: dict[str, float]
+    broken_by: Tensor
+    log: str
+
+
+def autoattack(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    eps: float = 8 / 255,
+    norm: Norm = "Linf",
+    version: Version = "standard",
+    attacks: Sequence[str] | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    work: Work | None = None,
+) -> AutoAttackResult:
+    """RErr under AutoAttack.
+
+    `version`: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", "rand", or "custom" with `attacks` of apgd-ce,
+    apgd-dlr, fab, square, apgd-t, fab-t (one restart each). With fewer than ten classes the targeted attacks try all
+    the others; with two or three, where the targeted DLR loss is not defined, FAB runs untargeted and APGD-T is left
+    out. The result depends on `batch_size`, as the package's does.
+
+    Raises ValueError for a version or attack that does not exist.
+    """
+    if (version == "custom") != (attacks is not None):
+        raise ValueError('name `attacks` with version="custom", and only there')
+    work = work or Work()
+    log: list[str] = []
+    with frozen(model):
+        device = next(model.parameters()).device
+        x, y, spread = _whole(loader, device)
+        clean = [_predicted(model, part) for part in x.split(batch_size)]
+        classes, wrong = clean[0].shape[1], torch.cat([c.argmax(dim=1) for c in clean]) != y
+        broken_by = torch.where(wrong, 0, -1)
+        package = _Package(model, x.dtype, eps, norm, version, attacks, classes, seed, work)
+        for number, attack in enumerate(package.attacks, start=1):
+            left = (broken_by < 0).nonzero().flatten()
+            flags = torch.zeros(len(y), device=device)
+            for i, batch in enumerate(left.split(batch_size)):
+                if len(batch) and i % spread.processes == spread.rank:
+                    found = work.once(f"{attack}-{i}", lambda b=batch, a=attack: package.run(a, x[b], y[b]))
+                    flags[batch] = found["broken"].to(device)
+                    log.append(bytes(found["log"].tolist()).decode())
+            broken_by = torch.where((broken_by < 0) & (spread.sum(flags) > 0), number, broken_by)
+    shares = {attack: _share(broken_by == number) for number, attack in enumerate(package.attacks, start=1)}
+    return AutoAttackResult(_share(broken_by >= 0), _share(wrong), shares, broken_by.cpu(), "".join(log))
+
+
+def attacks_of(version: Version, classes: int, attacks: Sequence[str] | None = None) -> list[str]:
+    """The attacks of a version that are possible with so many classes, in their order."""
+    found = {
+        "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
+        "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+        "rand": ["apgd-ce", "apgd-dlr"],
+        "custom": list(attacks or ()),
+    }[version]
+    if classes < 4:  # the targeted DLR loss needs the fourth largest logit
+        found = ["fab" if a == "fab-t" else a for a in found if a != "apgd-t"]
+    if classes < 3:  # the DLR loss the third
+        found = [a for a in found if a != "apgd-dlr"]
+    return list(dict.fromkeys(found))
+
+
+class _Package:
+    """One batch and one attack at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        eps: float,
+        norm: Norm,
+        version: Version,
+        attacks: Sequence[str] | None,
+        classes: int,
+        seed: int,
+        work: Work,
+    ) -> None:
+        self.attacks = attacks_of(version, classes, attacks)
+        known = attacks_of("plus", 10)
+        if strange := [a for a in self.attacks if a not in known]:
+            raise ValueError(f"AutoAttack has no attack {strange[0]!r}: it has {', '.join(known)}")
+        if not self.attacks:
+            raise ValueError(f"no attack of {version!r} is possible with {classes} classes")
+        self.model, self.version, self.classes = _Observed(model, dtype, work), version, classes
+        self.options: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed}
+
+    def run(self, attack: str, x: Tensor, y: Tensor) -> Values:
+        """Which of the examples, all classified correctly, the attack breaks: (n,) float, 0 or 1; and the log."""
+        from pyautoattack import AutoAttack
+
+        listed: dict[str, Any] = {"attacks": [attack]} if self.version == "custom" else {}
+        package = AutoAttack(self.model, version=self.version, device=x.device, **self.options, **listed)
+        package.attacks_to_run = [attack]
+        if self.version == "custom":
+            package.apgd.n_restarts = package.fab.n_restarts = 1
+        for targeted in (package.apgd_targeted, package.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, self.classes - 1)
+        trace = sys.gettrace()
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), _log_of_the_package() as log:
+            try:
+                _, answers = package.run_standard_evaluation(x.float(), y, batch_size=len(y))
+            finally:
+                sys.settrace(trace)  # the package switches tracing off
+        text = "".join(f"{line}\n" for line in log).encode()
+        return {"broken": (answers != y).float(), "log": torch.tensor(list(text), dtype=torch.uint8)}
+
+
+class _Observed(nn.Module):
+    """The network as the package takes it, images and logits in float32, its passes counted."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, work: Work) -> None:
+        super().__init__()
+        self.model, self.dtype, self.work = model, dtype, work
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, K)."""
+        self.work.passed(len(x))
+        return self.model(x.to(self.dtype)).float()
+
+
+def _whole(loader: Loader, device: torch.device) -> tuple[Tensor, Tensor, Set]:
+    """All images and labels of a set, on every process: batches are formed over the whole set."""
+    spread = set_of(loader, device)
+    if isinstance(loader, Examples):
+        x, y = loader.images.__getitems__(torch.arange(len(loader)))
+        return x.to(device), y.to(device), spread
+    xs, ys, _ = zip(*spread, strict=True)
+    return torch.cat(xs), torch.cat(ys), spread
+
+
+@torch.no_grad()
+def _predicted(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).float()
+
+
+def _share(flags: Tensor) -> float:
+    return flags.double().mean().item()
+
+
+@contextmanager
+def _log_of_the_package() -> Generator[list[str]]:
+    """The lines of its logger, which are not shown."""
+    logger, lines = logging.getLogger("auto-attack"), []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler, level, propagate = Kept(), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

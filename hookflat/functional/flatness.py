@@ -1,0 +1,288 @@
+"""Average-case and worst-case flatness of any network (protocol of Stutz, Hein, Schiele 2021, sections 1.4 to 1.7).
+
+Both are a loss at perturbed weights minus the loss at the weights; lower is flatter. As in `robust_loss`, the
+network is left as found and results do not depend on batch size or processes beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional import seeds
+from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attacks import Start, initial_delta, pgd
+from hookflat.functional.brackets import frozen
+from hookflat.functional.data import Loader, Set, set_of
+from hookflat.functional.losses import cross_entropy
+from hookflat.functional.neighborhood import ball, layers, moved, project, scaled_to, sphere
+from hookflat.functional.robustness import attacked, mean, robust_loss
+from hookflat.functional.work import Values, Work
+
+
+@dataclass(frozen=True, eq=False)
+class Flatness:
+    """Average case: `flatness` = mean of `losses` minus `reference`; worst case: their maximum minus `reference`.
+
+    `losses`: the loss at w + nu, one for each perturbation. `reference`: the loss at w. `standard_error`: of the mean
+    of the losses (in the worst case: their spread is what another set of attempts would show).
+    """
+
+    flatness: float
+    standard_error: float
+    losses: list[float]
+    reference: float
+
+
+def average_flatness(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    xi: float = 0.5,
+    samples: int = 10,
+    filters: bool = False,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 20,
+    restarts: int = 1,
+    start: Start = "uniform_norm",
+    reference: float | None = None,
+    reference_restarts: int = 10,
+    seed: int = 0,
+    work: Work | None = None,
+) -> Flatness:
+    """Average-case flatness in RLoss (Eq. 1): `samples` weight perturbations on the sphere of relative radius `xi`.
+
+    Each perturbation is the same for all examples and gets new adversarial examples (PGD). `filters`: radii relative to
+    each filter of a convolution instead of each layer. The reference RLoss at w uses `reference_restarts`; pass
+    `reference` where it is known already. `restarts=0` and `reference_restarts=0` measure the clean loss.
+    """
+    work = work or Work()
+    if reference is None:
+        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
+        part = work.part("reference")
+        reference = robust_loss(model, loader, restarts=reference_restarts, work=part, **attack).loss
+    weights = list(layers(model).values())
+    losses = []
+    with frozen(model):
+        view = AttackView(model)
+        for sample in range(samples):
+            nu = sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
+            draw = seeds.derive(seed, "attack at perturbed weights", sample)
+            part = work.part(f"sample {sample}")
+            with moved(weights, nu):
+                view.refresh()
+                found = attacked(view, loader, eps, step_size, steps, restarts, start, draw, part)
+                losses.append(mean(found.loss))
+    average = math.fsum(losses) / samples
+    return Flatness(average - reference, _standard_error(losses), losses, reference)
+
+
+def worst_flatness(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    xi: float = 0.00075,
+    attempts: int = 10,
+    sweeps: int = 20,
+    weight_step_size: float = 0.01,
+    batch_size: int = 128,
+    filters: bool = False,
+    robust: bool = True,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 20,
+    restarts: int = 10,
+    start: Start = "uniform_norm",
+    reference: float | None = None,
+    seed: int = 0,
+    work: Work | None = None,
+) -> Flatness:
+    """Worst-case flatness (protocol, sections 1.6 and 1.7): the largest loss in the ball of relative radius `xi`.
+
+    `attempts` joint ascents on weights and inputs, each from a random point, of `sweeps` over the whole set in batches
+    of `batch_size`. At each batch the perturbation of every layer moves by `weight_step_size` times the layer's norm
+    along its gradient and back into the ball, and the batch's inputs take a step of PGD. All examples are scored at
+    the last weights and inputs. `filters`: ball and steps relative to each filter of a convolution. `robust=False`: on
+    the clean loss, the weights alone, scored at the weights of the sweep of largest loss. `restarts`, `steps`: of the
+    reference RLoss at w, where `reference` is not given.
+
+    `batch_size` is part of the definition; how `loader` batches, and over how many processes, is not.
+    """
+    work = work or Work()
+    if reference is None:
+        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
+        restarts, part = restarts if robust else 0, work.part("reference")
+        reference = robust_loss(model, loader, restarts=restarts, work=part, **attack).loss
+    weights = list(layers(model).values())
+    losses = []
+    with frozen(model):
+        examples = _Held(set_of(loader, weights[0].device), batch_size)
+        for attempt in range(attempts):
+            generator = seeds.generator(seed, "worst_flatness", attempt)
+            draw = seeds.derive(seed, "inputs at perturbed weights", attempt)
+            nu = ball(weights, xi, generator, filters=filters)
+
+            def ascend(nu: list[Tensor] = nu, draw: int = draw) -> Values:
+                climb = _Climb(model, weights, nu, xi, weight_step_size, filters, work)
+                if not robust:
+                    return {"loss": climb.clean(examples, sweeps)}
+                delta = initial_delta(examples.x, eps, start, examples.keys, draw)
+                return {"loss": climb.robust(examples, sweeps, examples.x + delta, eps, step_size)}
+
+            losses.append(work.once(f"attempt {attempt}", ascend, together=examples.set)["loss"].item())
+    return Flatness(max(losses) - reference, _standard_error(losses), losses, reference)
+
+
+def adversarial_direction(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    xi: float = 0.005,
+    sweeps: int = 7,
+    weight_step_size: float = 0.01,
+    batch_size: int = 128,
+    eps: float = 8 / 255,
+    step_size: float = 0.007,
+    steps: int = 10,
+    start: Start = "uniform_norm",
+    seed: int = 0,
+) -> list[Tensor]:
+    """A direction in which the loss on adversarial examples of the network rises, for each of `layers(model)`.
+
+    Ascent of the weights in the ball of radius `xi` on fixed adversarial examples; its end, of norm xi ||w_l||_2
+    (protocol, section 6.1).
+    """
+    weights = list(layers(model).values())
+    with frozen(model):
+        held, view = _Held(set_of(loader, weights[0].device), batch_size), AttackView(model)
+        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
+        pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
+        held.x = torch.cat([pgd(view, held.x[i], held.y[i], keys=held.keys[i], **attack) for i in pieces])
+        nu = ball(weights, xi, seeds.generator(seed, "adversarial_direction"))
+        climb = _Climb(model, weights, nu, xi, weight_step_size, False, Work())
+        for _ in range(sweeps):
+            for batch in held.batches():
+                climb.step(held, batch, held.x)
+    return scaled_to(climb.nu, weights, xi)
+
+
+class _Held:
+    """This process's share of a set, all at once, and where it is in the batches of the definition."""
+
+    def __init__(self, examples: Set, batch_size: int) -> None:
+        chunks = list(examples)
+        self.set, self.size, self.batch_size = examples, max((len(y) for _, y, _ in chunks), default=1), batch_size
+        self.total = int(examples.sum(torch.tensor(float(sum(len(y) for _, y, _ in chunks)))))
+        if self.total < examples.processes:
+            raise ValueError(f"{self.total} examples are too few for {examples.processes} processes")
+        self.x, self.y, self.keys = (torch.cat(column) for column in zip(*chunks, strict=True))
+
+    def batches(self) -> Iterator[int]:
+        """The numbers of the batches."""
+        yield from range(math.ceil(self.total / self.batch_size))
+
+    def members(self, batch: int) -> Sequence[Tensor]:
+        """Where this process's members of a batch are, in pieces as large as the loader's."""
+        mine = (self.keys // self.batch_size == batch).nonzero().flatten()
+        return mine.split(self.size) if len(mine) else ()
+
+
+class _Climb:
+    """Gradient ascent in the ball around the weights (protocol, sections 1.6 and 1.7)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: list[nn.Parameter],
+        nu: list[Tensor],
+        xi: float,
+        step_size: float,
+        filters: bool,
+        work: Work,
+    ) -> None:
+        self.model, self.weights, self.nu, self.work = model, weights, nu, work
+        self.xi, self.step_size, self.filters = xi, step_size, filters
+
+    def robust(self, examples: _Held, sweeps: int, x_adv: Tensor, eps: float, step_size: float) -> Tensor:
+        """Mean loss at the last weights and inputs of a joint ascent that starts at `x_adv`."""
+        low, high = (examples.x - eps).clamp_(0, 1), (examples.x + eps).clamp_(0, 1)
+        x_adv = torch.clamp(x_adv, low, high)
+        for _ in range(sweeps):
+            for batch in examples.batches():
+                _, gradients = self.step(examples, batch, x_adv, inputs=True)
+                for index, gradient in gradients:
+                    moved_to = x_adv[index] + step_size * gradient.sign()
+                    x_adv[index] = torch.clamp(moved_to, low[index], high[index])
+        return self._loss(examples, x_adv)
+
+    def clean(self, examples: _Held, sweeps: int) -> Tensor:
+        """Mean clean loss at the weights before the last step of the sweep whose mean loss was largest."""
+        best, best_nu = -math.inf, self.nu
+        for _ in range(sweeps):
+            total, before = 0.0, self.nu
+            for batch in examples.batches():
+                before = self.nu
+                total += self.step(examples, batch, examples.x)[0].item()
+            if total > best:
+                best, best_nu = total, before
+        self.nu = best_nu
+        return self._loss(examples, examples.x)
+
+    def step(
+        self, examples: _Held, batch: int, x: Tensor, *, inputs: bool = False
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """One step of the weights on a batch: its summed loss, and the gradients by the inputs where asked for."""
+        total = torch.zeros((), device=x.device)
+        summed = [torch.zeros_like(w) for w in self.weights]
+        found = []
+        with differentiable(self.weights, self.nu):
+            for index in examples.members(batch):
+                here = x[index].requires_grad_(inputs)
+                asked = [*self.weights, here] if inputs else self.weights
+                with torch.enable_grad():
+                    loss = cross_entropy(self.model(here), examples.y[index]).sum()
+                gradients = list(torch.autograd.grad(loss, asked, materialize_grads=True))
+                found += [(index, gradients.pop())] if inputs else []
+                torch._foreach_add_(summed, gradients)
+                total += loss.detach()
+                self.work.passed(len(index))
+        flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
+        total, *parts = flat.split([1, *(g.numel() for g in summed)])
+        directions = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
+        moves = scaled_to(directions, self.weights, self.step_size, filters=self.filters)
+        nu = [n + m for n, m in zip(self.nu, moves, strict=True)]
+        self.nu = project(nu, self.weights, self.xi, filters=self.filters)
+        return total, found
+
+    def _loss(self, examples: _Held, x: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        with moved(self.weights, self.nu), torch.no_grad():
+            for index in torch.arange(len(x), device=x.device).split(examples.size):
+                total += cross_entropy(self.model(x[index]), examples.y[index]).double().sum()
+                self.work.passed(len(index))
+        return examples.set.sum(total) / examples.total
+
+
+@contextmanager
+def differentiable(weights: Sequence[Tensor], nu: Sequence[Tensor] | None = None) -> Generator[None]:
+    """Weights of a frozen network at w + nu inside, asking for gradients; frozen and at w again on any exit."""
+    with moved(weights, nu) if nu is not None else nullcontext():
+        try:
+            for w in weights:
+                w.requires_grad_()
+            yield
+        finally:
+            for w in weights:
+                w.requires_grad_(False)
+
+
+def _standard_error(losses: list[float]) -> float:
+    return statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan

@@ -1,0 +1,126 @@
+"""The relative L2 neighbourhood of the weights: which tensors it has, how to sample it, how to project on it.
+
+B_xi(w) = {w + nu : ||nu_l||_2 <= xi ||w_l||_2 for every layer l} (Stutz, Hein, Schiele 2021, Eq. 2). A layer is one
+parameter tensor of a convolution or a linear layer. Normalisation layers are left out by construction, as are
+auxiliary heads and parameters with `requires_grad=False` (protocol, section 1.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hookflat.functional.brackets import restored
+from hookflat.functional.layers import AuxiliaryHead
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
+
+
+def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
+    """Name to parameter of the tensors that weight perturbations move; `biases=False` keeps those of 2 or more dims.
+
+    Flatness moves biases too, perturbations during training do not (protocol 1.5 and 4.1; official AWP code).
+
+    A tensor that several layers share is there once. Raises ValueError for layers whose weight is computed from other
+    parameters, for weights in half precision, and when nothing is left (all parameters frozen).
+    """
+    found: dict[str, nn.Parameter] = {}
+    auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
+    for prefix, module in model.named_modules():
+        if isinstance(module, _LAYERS) and module not in auxiliary:
+            if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
+                raise ValueError(f"layer {prefix!r} is parametrized (weight norm?): make its weight a parameter first")
+            for name, p in module.named_parameters(prefix, recurse=False):
+                if p.requires_grad and (biases or p.dim() > 1) and not any(p is other for other in found.values()):
+                    found[name] = p
+    if half := [name for name, p in found.items() if p.dtype in (torch.bfloat16, torch.float16)]:
+        raise ValueError(f"weights in half precision round perturbations away ({half[0]}): use model.float()")
+    if not found:
+        raise ValueError(
+            "no weights to perturb: no convolution or linear layer has a parameter that requires gradients"
+        )
+    return found
+
+
+def scaled_to(
+    directions: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filters: bool = False
+) -> list[Tensor]:
+    """Each direction stretched to the norm xi ||w_l||_2; a zero direction or a zero layer stays put.
+
+    `filters`: in convolutions each output filter to xi times its own norm.
+    """
+    if filters:
+        return [_by_filter(d, w.detach(), xi) for d, w in zip(directions, weights, strict=True)]
+    norms = torch.stack([torch.linalg.vector_norm(d) for d in directions])
+    sizes = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights])
+    factors = torch.where(norms > 0, xi * sizes / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
+    return [f * d for f, d in zip(factors.unbind(), directions, strict=True)]
+
+
+def _by_filter(direction: Tensor, weight: Tensor, xi: float) -> Tensor:
+    norm, size = _norms(direction, True), _norms(weight, True)
+    return torch.where(norm > 0, xi * size / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0) * direction
+
+
+def _norms(tensor: Tensor, filters: bool) -> Tensor:
+    """The norm of a tensor, or of each filter of a convolution's, in a shape to multiply it by."""
+    dims = tuple(range(1 if filters and tensor.dim() > 2 else 0, tensor.dim()))
+    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+
+
+def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
+    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`).
+
+    `filters`: for each filter of a convolution.
+    """
+    directions = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
+    return scaled_to(directions, weights, xi, filters=filters)
+
+
+@torch.no_grad()
+def sharpest(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, *, adaptive: bool = False, eta: float = 0.0
+) -> list[Tensor]:
+    """The step of SAM, rho g / ||g|| over all tensors at once, or of ASAM, rho T^2 g / ||T g||.
+
+    T = |w| + eta for weights of two or more dimensions and 1 for the others (Foret et al. 2021, Eq. 2; Kwon et al.
+    2021, Eq. 4 and its official code). A zero gradient gives a zero step.
+    """
+    scales = [w.abs() + eta if adaptive and w.dim() > 1 else torch.ones_like(w) for w in weights]
+    stretched = [t * g for t, g in zip(scales, gradients, strict=True)]
+    factor = rho / torch.nn.utils.get_total_norm(stretched).clamp_min(1e-12)
+    return [factor * t * g for t, g in zip(scales, stretched, strict=True)]
+
+
+def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
+    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2] (CPU `generator`).
+
+    `filters`: each filter of a convolution is of its own relative norm, scaled by the layer's one draw.
+    """
+    radii = torch.rand(len(weights), generator=generator)
+    on_sphere = sphere(weights, xi, generator, filters=filters)
+    return [r.to(nu) * nu for r, nu in zip(radii.unbind(), on_sphere, strict=True)]
+
+
+def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filters: bool = False) -> list[Tensor]:
+    """The nearest point of the ball: layers outside are pulled back to norm xi ||w_l||_2, the others unchanged.
+
+    `filters`: the same for each filter of a convolution.
+    """
+    on_sphere = scaled_to(nu, weights, xi, filters=filters)
+    sizes = [_norms(n, filters) for n in nu], [_norms(s, filters) for s in on_sphere]
+    return [torch.where(b < a, s, n) for n, s, a, b in zip(nu, on_sphere, *sizes, strict=True)]
+
+
+@contextmanager
+def moved(weights: Sequence[Tensor], nu: Sequence[Tensor]) -> Generator[None]:
+    """The weights at w + nu inside, at w again on any exit, bit for bit."""
+    with restored(weights):
+        with torch.no_grad():
+            for w, n in zip(weights, nu, strict=True):
+                w.add_(n)
+        yield

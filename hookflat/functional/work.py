@@ -1,0 +1,79 @@
+"""Long measurements in parts: what an interrupted one had finished is not done again, and a bar can follow it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hookflat.functional.data import Set
+
+Values = dict[str, Tensor]
+
+
+@dataclass
+class Tally:
+    """Passes over examples so far, and the seconds that parts found on disk had taken."""
+
+    passes: int = 0
+    seconds_before: float = 0.0
+    changed: Callable[[Tally], None] = lambda tally: None
+
+
+@dataclass
+class Work:
+    """The parts of one measurement of one network on one set of examples.
+
+    `folder`: where finished parts are kept, this process's own; None: nowhere. Whoever makes a `Work` sees to it that
+    another network, other examples or other options get another folder.
+    """
+
+    folder: Path | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    def part(self, name: str) -> Work:
+        """The same work, its parts under a name of their own."""
+        return Work(self.folder / name if self.folder else None, self.tally)
+
+    def once(self, name: str, compute: Callable[[], Values], together: Set | None = None) -> Values:
+        """What `compute` returns, or returned before an interruption: tensors by name, on the CPU.
+
+        Where `compute` needs the other processes (`together`), all of them must have it, or all compute it again.
+        """
+        file = self.folder / f"{name}.safetensors" if self.folder else None
+        known = file is not None and file.exists()
+        if together is not None and together.processes > 1:
+            known = bool(together.sum(torch.tensor(float(known))) == together.processes)
+        if known and file is not None:
+            return self._found(file)
+        passes, began = self.tally.passes, time.perf_counter()
+        values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            about = {"passes": self.tally.passes - passes, "seconds": time.perf_counter() - began}
+            beside = file.with_suffix(".writing")
+            save_file(values, beside, metadata={"hookflat": json.dumps(about)})
+            beside.replace(file)
+        return values
+
+    def passed(self, passes: int) -> None:
+        """So many examples went forward and back through the network."""
+        self.tally.passes += passes
+        self.tally.changed(self.tally)
+
+    def _found(self, file: Path) -> Values:
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads(opened.metadata()["hookflat"])
+            values = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        self.tally.seconds_before += about["seconds"]
+        self.passed(about["passes"])
+        return values

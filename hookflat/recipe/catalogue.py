@@ -1,0 +1,235 @@
+"""Finding plugins, building them from recipe tables, and naming the one that failed.
+
+Plugins are entry points of the group `hookflat` (name = class), or the classes of a file given with `--plugin`. Only
+what a recipe names is imported, so that a broken package breaks nothing but the recipes that use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from hookflat import hookspecs
+from hookflat.errors import TrainingFailed, UserError
+from hookflat.recipe.options import nearest
+
+HOOKS = tuple(name for name, member in vars(hookspecs).items() if hasattr(member, "hookflat_spec"))
+"""The names of all hooks, in the order of the loop."""
+
+SLOTS = {
+    "data": "build_data",
+    "model": "build_model",
+    "optimizer": "build_optimizer",
+    "schedule": "build_schedule",
+    "attack": "craft",
+    "loss": "loss",
+}
+"""Recipe table to the hook that its plugin must answer."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a plugin comes from: an entry point of an installed package, or a class of a file."""
+
+    name: str
+    package: str
+    target: EntryPoint | type
+
+    def load(self) -> type:
+        """The plugin's class, checked. Raises UserError when it cannot be imported or is no plugin."""
+        cls = self.target
+        if isinstance(cls, EntryPoint):
+            try:
+                cls = cls.load()
+            except Exception as error:
+                raise UserError(
+                    f"plugin {self.name!r} of {self.package} cannot be imported: {type(error).__name__}: {error}"
+                ) from error
+        return _checked(cls, self.name)
+
+
+class Catalogue:
+    """All plugins that can be named in a recipe."""
+
+    def __init__(self, extra: Iterable[Path | type] = ()) -> None:
+        """`extra`: Python files with plugin classes, or the classes themselves; they win over installed plugins."""
+        self._sources: dict[str, list[Source]] = {}
+        for point in entry_points(group="hookflat"):
+            package = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+            self._add(Source(point.name, package, point))
+        for item in extra:
+            found = {_name(item): item} if isinstance(item, type) else _classes_of(item)
+            for name, cls in found.items():
+                self._sources[name] = [Source(name, cls.__module__ if isinstance(item, type) else str(item), cls)]
+
+    def _add(self, source: Source) -> None:
+        known = self._sources.setdefault(source.name, [])
+        if source not in known:
+            known.append(source)
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter([source for name in sorted(self._sources) for source in self._sources[name]])
+
+    def names(self) -> list[str]:
+        """Every name, sorted."""
+        return sorted(self._sources)
+
+    def find(self, name: str) -> Source:
+        """Raises UserError for an unknown name, and for one that two packages claim."""
+        sources = self._sources.get(name, [])
+        if not sources:
+            raise UserError(f"no plugin is called {name!r}{nearest(name, self.names())}")
+        if len(sources) > 1:
+            packages = " and ".join(s.package for s in sources)
+            raise UserError(f"plugin {name!r} is claimed by {packages}: uninstall one of them")
+        return sources[0]
+
+
+@cache
+def catalogue_of(files: tuple[str, ...] = ()) -> Catalogue:
+    """What is installed and the plugins of `files`, looked up once: that takes longer than reading a recipe."""
+    return Catalogue([Path(file) for file in files])
+
+
+def hooks_of(cls: type) -> dict[str, bool]:
+    """The hooks that a plugin class implements, in the order of the loop, each with whether it is a wrapper."""
+    marks = {hook: getattr(getattr(cls, hook, None), "hookflat_impl", None) for hook in HOOKS}
+    return {hook: mark["wrapper"] for hook, mark in marks.items() if mark}
+
+
+def kind_of(cls: type) -> str:
+    """What a plugin is, from the hooks that it answers: the slot it fits, or what it does.
+
+    A class attribute `kind` names what hooks do not tell (it decides no place in a recipe).
+    """
+    hooks = hooks_of(cls)
+    for slot, hook in SLOTS.items():
+        if hooks.get(hook) is False:
+            return slot
+    if "measure" in hooks:
+        return "measure"
+    if isinstance(named := getattr(cls, "kind", None), str):
+        return named
+    if "gradients" in hooks:
+        return "weight perturbation"
+    if {"transform_batch", "criterion", "extra_loss"} & hooks.keys():
+        return "regularizer"
+    return "figure" if set(hooks) == {"draw"} else "other"
+
+
+def _checked(cls: Any, name: str) -> type:
+    if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"plugin {name!r} is not a dataclass: mark its class with @dataclass(eq=False)")
+    if cls.__eq__ is not object.__eq__:
+        raise UserError(f"plugin {name!r} compares by value: mark its class with @dataclass(eq=False)")
+    for hook in HOOKS:
+        method = getattr(cls, hook, None)
+        if callable(method) and not hasattr(method, "hookflat_impl"):
+            raise UserError(f"plugin {name!r} has a method {hook!r} without @hookimpl, which would never be called")
+    if getattr(cls, "kind", None) in (*SLOTS, "measure"):
+        raise UserError(f"plugin {name!r} calls itself a {cls.kind}, which its hooks decide: give `kind` another word")
+    stray = [n for n, m in inspect.getmembers(cls) if hasattr(m, "hookflat_impl") and n not in HOOKS]
+    if stray:
+        raise UserError(f"plugin {name!r} marks {stray[0]!r}, which is no hook{nearest(stray[0], list(HOOKS))}")
+    if not hooks_of(cls):
+        raise UserError(f"plugin {name!r} implements no hook: mark a method with @hookimpl")
+    return cls
+
+
+def _name(cls: type) -> str:
+    """MyLoss is called my_loss."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _marked(cls: type) -> bool:
+    """Whether any method is marked, also one whose name is no hook: that is told later, by name."""
+    return any(hasattr(member, "hookflat_impl") for member in vars(cls).values()) or bool(hooks_of(cls))
+
+
+def _classes_of(file: Path) -> dict[str, type]:
+    """Plugin classes defined in a Python file, by name."""
+    if not file.is_file():
+        raise UserError(f"--plugin {file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"hookflat_file_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin {file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--plugin {file}: cannot be imported: {type(error).__name__}: {error}") from error
+    classes = {
+        _name(cls): cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and cls.__module__ == spec.name and _marked(cls)
+    }
+    if not classes:
+        raise UserError(f"--plugin {file}: has no class with a method marked @hookimpl")
+    return classes
+
+
+def _told(name: str | None, error: pluggy.PluginValidationError) -> str:
+    return f"plugin {name!r} does not fit the hooks: {' '.join(str(error).split())}"
+
+
+class Hooks:
+    """The hooks of one run: `hooks.call.NAME(...)` calls the registered plugins, first registered first."""
+
+    def __init__(self, plugins: dict[str, Any]) -> None:
+        self.manager = pluggy.PluginManager("hookflat")
+        self.manager.add_hookspecs(hookspecs)
+        for name, plugin in reversed(plugins.items()):  # pluggy calls the last registered first
+            try:
+                self.manager.register(plugin, name)
+            except pluggy.PluginValidationError as error:
+                raise UserError(_told(name, error)) from error
+        try:
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise UserError(_told(self.manager.get_name(error.plugin), error)) from error
+        self.call = self.manager.hook
+
+    def order(self) -> dict[str, list[str]]:
+        """Hook to the names of its plugins in call order, wrappers marked `name (around)`."""
+        found = {}
+        for hook in HOOKS:
+            impls = getattr(self.call, hook).get_hookimpls()
+            ordered = [i for i in reversed(impls) if i.wrapper] + [i for i in reversed(impls) if not i.wrapper]
+            found[hook] = [f"{i.plugin_name} (around)" if i.wrapper else i.plugin_name for i in ordered]
+        return {hook: names for hook, names in found.items() if names}
+
+    def blame(self, error: BaseException) -> TrainingFailed | None:
+        """The failure as told to a user, when `error` came out of a plugin's hook: names plugin, hook and place."""
+        owners = {
+            getattr(impl.function, "__code__", None): (impl.plugin_name, caller.name)
+            for plugin in self.manager.get_plugins()
+            for caller in self.manager.get_hookcallers(plugin) or []
+            for impl in caller.get_hookimpls()
+            if impl.plugin is plugin
+        }
+        culprit, place, frame = None, "", error.__traceback__
+        while frame is not None:
+            code = frame.tb_frame.f_code
+            culprit = owners.get(code, culprit)
+            if owners.get(code):
+                place = f"{code.co_filename}:{frame.tb_lineno}"
+            frame = frame.tb_next
+        if culprit is None:
+            return None
+        name, hook = culprit
+        return TrainingFailed(
+            f"plugin {name!r} failed in hook {hook!r}: {type(error).__name__}: {error} "
+            f"({place}; --debug shows the traceback)"
+        )

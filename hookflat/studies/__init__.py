@@ -1,0 +1,1 @@
+"""Many runs, trained and measured alike."""

@@ -1,0 +1,194 @@
+"""Making a study's runs: on this machine, several at once, or on a cluster.
+
+A process holds the run's folder that it works in; a lock beside it keeps two studies from starting the same run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hookflat.errors import UserError
+from hookflat.studies.study import CLUSTER, Job, State, Study
+from hookflat.threads import limit
+
+
+def make(
+    study: Study,
+    *,
+    workers: int = 1,
+    processes: int = 1,
+    redo: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, State]:
+    """Train and measure what is missing, `workers` runs at once on this machine; the state of every run at the end.
+
+    A failed run does not stop the others. `redo`: move runs of a changed recipe aside and make them anew. Runs that
+    another process was making are looked at again at the end.
+    """
+    study.folder.mkdir(parents=True, exist_ok=True)
+    states: dict[str, State] = {}
+    free: Queue[int] = Queue()
+    for worker in range(workers):
+        free.put(worker)
+    environments = [share(worker, workers, processes) for worker in range(workers)]
+
+    def in_turn(job: Job) -> State:
+        worker = free.get()
+        try:
+            return run_job(job, environment=environments[worker], processes=processes, redo=redo, say=say)
+        except (OSError, UserError) as error:
+            say(f"failed   {job.name}: {error}")
+            return "failed"
+        finally:
+            free.put(worker)
+
+    waves: tuple[Callable[[Job], bool], ...] = (
+        lambda job: not job.rescaled,
+        lambda job: bool(job.rescaled),  # after the runs that they are made from
+        lambda job: states[job.name] == "elsewhere",
+    )
+    for wave in waves:
+        jobs = [job for job in study.jobs if wave(job)]
+        with ThreadPoolExecutor(workers) as pool:
+            turns = [pool.submit(in_turn, job) for job in jobs]
+            try:
+                states |= {job.name: turn.result() for job, turn in zip(jobs, turns, strict=True)}
+            except KeyboardInterrupt:
+                for turn in turns:
+                    turn.cancel()
+                raise
+    return states
+
+
+def run_job(
+    job: Job,
+    *,
+    environment: dict[str, str] | None = None,
+    processes: int = 1,
+    redo: bool = False,
+    say: Callable[[str], None] = print,
+) -> State:
+    """Make one run, unless it is done or being made elsewhere."""
+    try:
+        lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
+        with lock.acquire(timeout=0):
+            state = job.state()
+            if state == "changed" and redo:
+                _move_aside(job.folder if job.changes() else job.measures)
+                state = job.state()
+            if state in ("done", "changed", "elsewhere"):
+                return state
+            began = time.time()
+            for command in job.commands(processes):
+                if _status(command, job.log, environment or {}):
+                    say(f"failed   {job.name}: {_last_line(job.log)} (see {job.log})")
+                    return "failed"
+            seconds = time.time() - began
+            with (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
+                was = "rescaled" if job.rescaled else state
+                times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was}) + "\n")
+            say(f"done     {job.name}: {_duration(seconds)}")
+            return "done"
+    except Timeout:
+        return "elsewhere"
+
+
+def _status(command: list[str], log: Path, environment: dict[str, str]) -> int:
+    """The exit status of a command whose output goes to the end of `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(command, stdout=file, stderr=file, env=os.environ | environment, check=False).returncode
+
+
+def plan(study: Study) -> tuple[dict[str, State], float | None]:
+    """The state of every run, and how many hours one worker needs for the rest, from the runs that are done."""
+    states: dict[str, State] = {job.name: job.state() for job in study.jobs}
+    times = study.folder / "times.jsonl"
+    whole = []
+    for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
+        with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
+            entry = json.loads(line)
+            whole += [entry["seconds"]] if entry["was"] == "todo" else []
+    left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
+    return states, left * sum(whole) / len(whole) / 3600 if whole else None
+
+
+def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:
+    """A worker's part of this machine: its share of the cores, and a GPU for each process, by turns.
+
+    Raises UserError where `processes` are more than there are GPUs.
+    """
+    gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or _gpus()
+    if gpus and processes > len(gpus):
+        raise UserError(f"--processes {processes}: there are {len(gpus)} GPUs")
+    mine = {"OMP_NUM_THREADS": str(max(1, limit() // (workers * processes)))} if workers * processes > 1 else {}
+    if not gpus:
+        return mine | ({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {})
+    turns = [gpus[(worker * processes + i) % len(gpus)] for i in range(processes)]
+    return mine | ({"CUDA_VISIBLE_DEVICES": ",".join(turns)} if workers * processes > 1 else {})
+
+
+def submit(
+    study: Study, *, cluster: str | None = None, processes: int = 1, redo: bool = False, **slurm: Any
+) -> list[Any]:
+    """One cluster job for each run that is missing, with its rescaled networks, through `submitit`.
+
+    `cluster`: Slurm where nothing is said; "local" runs them here. `slurm`: parameters of `submitit.AutoExecutor`, as
+    timeout_min, gpus_per_node, slurm_partition. Raises UserError without submitit, Slurm, or a time limit.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError('--launcher slurm needs submitit: pip install "hookflat[slurm]"') from error
+    if cluster is None and shutil.which("srun") is None:
+        raise UserError("--launcher slurm: there is no srun on this machine")
+    if not slurm.keys() & {"timeout_min", "slurm_time"}:
+        raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
+    study.folder.mkdir(parents=True, exist_ok=True)
+    executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
+    executor.update_parameters(name=f"hookflat {study.name}", **slurm)
+    submitted = []
+    for source in (job for job in study.jobs if not job.rescaled):
+        family = [source, *(job for job in study.jobs if job.rescaled and job.rescaled[0] == source.folder)]
+        leave = {"done", "elsewhere"} if redo else {"done", "elsewhere", "changed"}
+        if any(job.state() not in leave for job in family):
+            submitted.append(executor.submit(_one_after_another, family, processes, redo))
+    return submitted
+
+
+def _one_after_another(jobs: list[Job], processes: int, redo: bool) -> list[State]:
+    environment = share(0, 1, processes)
+    return [run_job(job, environment=environment, processes=processes, redo=redo) for job in jobs]
+
+
+def _move_aside(folder: Path) -> None:
+    """A folder to a name of its own beside it."""
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}~{n}").exists())
+    folder.rename(folder.with_name(f"{folder.name}~{number}"))
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _gpus() -> Sequence[str]:
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]

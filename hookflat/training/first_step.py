@@ -1,0 +1,78 @@
+"""The first step of every session is watched closely: what plugins hand on must be what `hookspecs.py` says.
+
+Later steps are not, as looking at values makes the device wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hookflat.errors import TrainingFailed
+
+if TYPE_CHECKING:
+    from hookflat.training.run import Run
+
+
+@contextmanager
+def watched(run: Run) -> Generator[None]:
+    """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved."""
+    weights = [p.detach().clone() for p in run.network.parameters()]
+
+    def before(hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
+        pass
+
+    def after(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
+        if outcome.exception is None:
+            wrong = _wrong(hook_name, outcome.get_result(), kwargs)
+            if hook_name == "gradients" and not all(map(torch.equal, weights, run.network.parameters())):
+                wrong = (
+                    "leaves the weights moved: restore them in `finally` (hookflat.moved does)"
+                )
+            if wrong:
+                plugins = ", ".join(repr(i.plugin_name) for i in reversed(hook_impls) if i.plugin_name != "core")
+                raise TrainingFailed(f"hook {hook_name!r} (plugins: {plugins or 'core'}) {wrong}")
+
+    undo = run.hooks.manager.add_hookcall_monitoring(before, after)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _wrong(hook: str, result: Any, given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the result of a hook, or None."""
+    if hook == "transform_batch":
+        return _not_images(given["batch"].x, given["batch"].x)
+    if hook == "craft":
+        detached = None if not _grad(result) else "returned images that require gradients: detach them"
+        return detached or _not_images(result, given["batch"].x)
+    if hook == "criterion":
+        return _not_shaped(result, given["logits"].shape[:1])
+    if hook == "loss" and torch.is_grad_enabled():
+        return _not_shaped(result, ()) or (None if _grad(result) else "returned a loss that no gradient flows through")
+    return None
+
+
+def _grad(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _not_shaped(value: Any, shape: Any) -> str | None:
+    if isinstance(value, Tensor) and value.shape == torch.Size(shape):
+        return None
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"should return a tensor of shape {tuple(shape)}, not {got}"
+
+
+def _not_images(value: Any, like: Tensor) -> str | None:
+    if wrong := _not_shaped(value, like.shape):
+        return wrong
+    low, high = value.min().item(), value.max().item()
+    if low < 0 or high > 1:
+        return f"gave images outside [0, 1]: {low:.3g} to {high:.3g}"
+    return None if value.is_floating_point() else f"gave images of type {value.dtype}, not floats in [0, 1]"
