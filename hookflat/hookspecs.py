@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from hookflat.functional.attacks import Objective
     from hookflat.functional.data import Batch, Data
-    from hookflat.training.measuring import Subject
     from hookflat.training.run import Run
+    from hookflat.training.subject import Subject
 
 hookspec = pluggy.HookspecMarker("hookflat")
 hookimpl = pluggy.HookimplMarker("hookflat")
@@ -47,7 +47,7 @@ hookimpl = pluggy.HookimplMarker("hookflat")
 
 @hookspec(firstresult=True)
 def build_data(run: Run) -> Data | None:
-    """Slot `[data]`. Load the images: `hookflat.functional.data.Data` with uint8 training and test sets.
+    """Slot `[data]`. Load the images: `hookflat.Data` with uint8 training and test sets.
 
     Wrap it to change the data set, for example to hold examples out.
     """
@@ -161,8 +161,11 @@ def measure(subject: Subject) -> dict[str, float] | None:
 
     Two measures that return the same name are an error. Every process calls it and returns the same numbers. One that
     ends in `_stderr` is the standard error of the number before it. `subject.keep` puts tables, figures and texts
-    beside the results; what a long measure computes in parts goes through `subject.work`. A method `passes()` says how
-    often it will send an example through the network, for the bar's time left.
+    beside the results; what a long measure computes in parts goes through `subject.work`.
+
+    Two plain methods say more: `numbers()` gives a `hookflat.Quantity` (label, unit, whether lower is better) for each
+    name, and every table, report, console and tracker takes it from there; `passes()` says how often it will send an
+    example through the network, for the bar's time left.
     """
 
 

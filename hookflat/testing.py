@@ -24,16 +24,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from hookflat.errors import TrainingFailed
 from hookflat.functional import seeds
 from hookflat.functional.data import Data, Examples, Images
-from hookflat.functional.layers import NORMS, Normalized
+from hookflat.functional.layers import Normalized
+from hookflat.functional.networks import NORMS
+from hookflat.functional.threats import Threat
 from hookflat.hookspecs import hookimpl
 from hookflat.recipe.catalogue import Catalogue, kind_of
-from hookflat.recipe.loading import load
+from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.options import InvalidOptions, build
 from hookflat.training import loop
-from hookflat.training.console import Console
-from hookflat.training.entry import Result, run
-from hookflat.training.measuring import Subject
+from hookflat.training.entry import FinishedRun, run
 from hookflat.training.run import Run
+from hookflat.training.subject import Subject
 
 
 @dataclass(eq=False)
@@ -53,7 +54,7 @@ class TinyData:
 
     def _split(self, name: str, count: int) -> Images:
         y = torch.arange(count) % 3
-        noise = seeds.uniform(torch.arange(count), (1, self.size, self.size), seeds.derive(name))
+        noise = seeds.uniform(torch.arange(count), (1, self.size, self.size), seeds.derive_seed(name))
         band = torch.arange(self.size)[:, None] * 3 // self.size == y[:, None, None, None]
         return Images((255 * (0.5 * noise + 0.4 * band)).to(torch.uint8), y)
 
@@ -112,7 +113,7 @@ def recipe(tables: dict[str, Any] | None = None) -> dict[str, Any]:
     return lay(TINY, tables or {})
 
 
-def run_recipe(tables: dict[str, Any] | None, folder: Path, plugins: Iterable[str | Path | type] = ()) -> Result:
+def run_recipe(tables: dict[str, Any] | None, folder: Path, plugins: Iterable[str | Path | type] = ()) -> FinishedRun:
     """Run `recipe(tables)` in `folder`, with the plugin files or classes given besides the installed ones."""
     return run(recipe(tables), folder=folder, plugins=[TinyData, TinyModel, *plugins])
 
@@ -122,7 +123,7 @@ def tiny_run(tables: dict[str, Any] | None = None, plugins: Iterable[type] = ())
     """A built `Run` of `recipe(tables)` in a temporary folder, before its first step."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         catalogue = Catalogue([TinyData, TinyModel, *plugins])
-        built = Run(load(recipe(tables), catalogue=catalogue), Path(folder, "run"))
+        built = Run(load_recipe(recipe(tables), catalogue=catalogue), Path(folder, "run"))
         built.folder.prepare(built.recipe)
         built.build()
         yield built
@@ -238,8 +239,8 @@ def _use(run: Run, kind: str, batch: Any) -> None:
     """Let a plugin do its part of a step, all but the optimizer's."""
     if kind == "measure":
         examples = Examples(run.data.test, batch_size=5)
-        subject = Subject(run.network, "test", examples, run.data.num_classes, 0.1, 0.05, seed=0)
-        for hooks in run.measurements.hooks.values():
+        subject = Subject(run.network, "test", examples, run.data.num_classes, Threat(0.1), 0.05, seed=0)
+        for hooks in run.measures.values():
             hooks.call.measure(subject=subject)
         return
     run.hook.transform_batch(run=run, batch=batch)
@@ -285,31 +286,30 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
         whole = run_recipe(tables, Path(folder, "whole"), extra)
         for stop in (1, 4):
             with tiny_run(tables, extra) as stopped:
-                console = Console(quiet=True)
-                console.stepped = _stop_at(stop)  # ty: ignore[invalid-assignment]
+                stopped.console.stepped = _stop_at(stop)  # ty: ignore[invalid-assignment]
                 with suppress(TrainingFailed):
-                    loop.train(stopped, console)
+                    loop.train(stopped)
                 resumed = run_recipe(tables, stopped.folder.path, extra)
                 _assert_same_weights(whole, resumed)
                 _assert_same_measures(whole, resumed)
 
 
-def _stop_at(step: int) -> Callable[[Run], None]:
-    def stepped(run: Run) -> None:
-        if run.step > step:
+def _stop_at(step: int) -> Callable[[int], None]:
+    def stepped(done: int) -> None:
+        if done > step:
             raise TrainingFailed("stopped by the contract")
 
     return stepped
 
 
-def _assert_same_weights(one: Result, other: Result) -> None:
+def _assert_same_weights(one: FinishedRun, other: FinishedRun) -> None:
     a, b = (load_file(r.folder / "model.safetensors") for r in (one, other))
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, f"different weights: {', '.join(different)}"
 
 
-def _assert_same_measures(one: Result, other: Result) -> None:
+def _assert_same_measures(one: FinishedRun, other: FinishedRun) -> None:
     a, b = ((r.folder / "metrics.jsonl").read_text() for r in (one, other))
     assert a == b, "different lines in metrics.jsonl"
 

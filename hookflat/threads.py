@@ -1,20 +1,13 @@
-"""CPU threads: they wait without spinning, and there are never more than the work or this run's share is worth."""
+"""CPU threads: how they wait, and how many there may be."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """What a user may have set to say how OpenMP's threads wait."""
-
-WORK_OF_A_THREAD = 60e6
-"""Floating-point operations of a forward pass on a batch that are worth another thread."""
 
 
 def wait_passively() -> None:
@@ -45,15 +38,3 @@ def limit() -> int:
     """The most threads that torch should use: the cores, or less where OMP_NUM_THREADS says so."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(asked)) if asked.isdigit() and int(asked) else cores()
-
-
-def fitting(network: nn.Module, images: Tensor) -> int:
-    """The threads that passes of `network` over a batch of `images` (n, C, H, W) are worth."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from hookflat.functional.brackets import frozen
-
-    with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counted:
-        network(images[:1])
-    return max(1, min(limit(), round(len(images) * counted.get_total_flops() / WORK_OF_A_THREAD)))

@@ -10,11 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.functional.neighborhood import moved
-from hookflat.recipe.options import Number
-from hookflat.training.run import Run
+from hookflat import Batch, Number, Run, hookimpl, moved
 
 
 @dataclass(eq=False)

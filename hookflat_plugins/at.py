@@ -9,10 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.recipe.options import Share
-from hookflat.training.run import Run
+from hookflat import Batch, Run, Share, hookimpl
 
 
 @dataclass(eq=False)

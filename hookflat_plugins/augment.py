@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.training.run import Run
+from hookflat import Batch, Run, hookimpl
 
 
 @dataclass(eq=False)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hookflat import autoattack, hookimpl
-from hookflat.functional.autoattack import attacks_of
-from hookflat.training.measuring import Subject
+from hookflat import Quantity, Subject, autoattack, autoattacks, hookimpl
 
 Version = Literal["standard", "plus", "rand", "custom"]
 _PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "fab": 300, "apgd-t": 900, "fab-t": 2500, "square": 3000}
@@ -33,7 +31,7 @@ class AutoAttackMeasure:
     def __post_init__(self) -> None:
         if (self.version == "custom") != (self.attacks is not None):
             raise ValueError('attacks goes with version = "custom", and only with it')
-        known = attacks_of("plus", 10)
+        known = autoattacks("plus", 10)
         for attack in self.attacks or ():
             if attack not in known:
                 raise ValueError(f"attacks: there is no {attack!r}, only {', '.join(known)}")
@@ -43,7 +41,8 @@ class AutoAttackMeasure:
         found = autoattack(
             subject.model,
             subject.examples,
-            eps=subject.eps,
+            eps=subject.threat.eps,
+            norm=subject.threat.norm,
             version=self.version,
             attacks=self.attacks,
             batch_size=self.batch_size,
@@ -56,5 +55,15 @@ class AutoAttackMeasure:
         shares = {f"broken_by_{attack.replace('-', '_')}": share for attack, share in found.broken.items()}
         return {"rerr_autoattack": found.error} | shares
 
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are; a choice of attacks is not called AutoAttack."""
+        chosen = ", ".join(a.upper().replace("SQUARE", "Square") for a in self.attacks or ()) or "AutoAttack"
+        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        error = Quantity(f"RErr ({chosen})", "share", role="RErr", rank=1, headline=True, **both)
+        return {"rerr_autoattack": error} | {
+            f"broken_by_{attack.replace('-', '_')}": Quantity(f"broken by {attack}", "share", outcome=True)
+            for attack in autoattacks("plus", 10)
+        }
+
     def passes(self) -> int:
-        return sum(_PASSES[a] for a in attacks_of(self.version, 10, self.attacks)) // 2
+        return sum(_PASSES[a] for a in autoattacks(self.version, 10, self.attacks)) // 2

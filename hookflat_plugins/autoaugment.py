@@ -9,11 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional import seeds
-from hookflat.functional.data import Batch
-from hookflat.recipe.options import Share
-from hookflat.training.run import Run
+from hookflat import Batch, Run, Share, derive_seed, hookimpl
 
 
 @dataclass(eq=False)
@@ -44,7 +40,7 @@ class AutoAugment:
         with torch.random.fork_rng(devices=[]):
             images = []
             for image, row in zip(levels, batch.row.tolist(), strict=True):
-                torch.manual_seed(seeds.derive(run.seed("autoaugment"), row))
+                torch.manual_seed(derive_seed(run.seed("autoaugment"), row))
                 images.append(policy(image))
         x = torch.stack(images).to(batch.x.device).float() / 255
         batch.x = self._cut(x, run.uniform("cutout", batch, (2,)))

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
-from hookflat import hookimpl
-from hookflat.functional.brackets import restored
-from hookflat.functional.data import Examples
-from hookflat.functional.layers import AuxiliaryHead
-from hookflat.recipe.options import Decay
-from hookflat.training.run import Run
+from hookflat import Decay, Run, hookimpl, recalibrated
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -67,7 +59,7 @@ class Averaging:
         average = self._started(run).module
         if self.statistics != "recalibrate":
             return average
-        return recalibrated(average, run)
+        return recalibrated(average, run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
 
     def state_dict(self) -> dict[str, Any]:
         assert self._average is not None
@@ -75,17 +67,3 @@ class Averaging:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
-
-
-def recalibrated(model: nn.Module, run: Run) -> nn.Module:
-    """A copy of `model` whose batch statistics are those of the clean training set, without augmentation.
-
-    A last batch of less than a quarter of the others is left out; auxiliary heads keep their statistics.
-    """
-    copied = copy.deepcopy(model)
-    examples = Examples(run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
-    batches = ((x, y) for x, y, _ in examples if 4 * len(x) >= min(examples.batch_size, len(examples)))
-    heads = [m.head for m in copied.modules() if isinstance(m, AuxiliaryHead)]
-    with torch.random.fork_rng(), restored(b for head in heads for b in head.buffers()):
-        update_bn(batches, copied)
-    return copied

@@ -9,11 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.functional.neighborhood import layers, moved, scaled_to
-from hookflat.recipe.options import Number, Share
-from hookflat.training.run import Run
+from hookflat import Batch, Number, Run, Share, hookimpl, layers, moved, scaled_to
 
 
 @dataclass(eq=False)

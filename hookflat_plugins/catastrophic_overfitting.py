@@ -7,9 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Share
-from hookflat.training.run import Run
+from hookflat import Run, Share, hookimpl
 
 
 @dataclass(eq=False)
@@ -34,10 +32,8 @@ class CatastrophicOverfitting:
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:
-        subject = run.measurements.subject(run.network, "train", self.examples)
-        error = subject.robust(self.steps, 1).error
-        line = {"epoch": run.epoch, "step": run.step, "stage": "catastrophic_overfitting", "split": "train"}
-        run.folder.append(line | {"rerr_pgd": error})
+        error = run.subject("train", self.examples, run.network).robust(self.steps, 1).error
+        run.record("catastrophic_overfitting", "train", rerr_pgd=error)
         if error > self._lowest + self.rise and not self._warned:
             self._warned = True
             run.console.say(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from hookflat import hookimpl
-from hookflat.training.measuring import Subject
+from hookflat import Quantity, Subject, hookimpl
 
 
 @dataclass(eq=False)
@@ -16,3 +16,11 @@ class CleanError:
     def measure(self, subject: Subject) -> dict[str, float]:
         clean = subject.robust(steps=0, restarts=0)
         return {"clean_error": clean.clean_error, "clean_loss": clean.loss}
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        return {
+            "clean_error": Quantity("clean error", "share", role="clean error", headline=True, **both),
+            "clean_loss": Quantity("clean loss", "loss", **both),
+        }

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.functional.data import Data, Images
+from hookflat import Data, Images, hookimpl
 
 
 @dataclass(eq=False)

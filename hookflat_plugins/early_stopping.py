@@ -8,11 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hookflat import UserError, hookimpl, robust_loss
-from hookflat.functional.data import Data, Examples
-from hookflat.functional.robustness import RobustLoss
-from hookflat.recipe.options import Period, period_in_epochs
-from hookflat.training.run import Run
+from hookflat import Data, Period, Run, UserError, hookimpl
 
 
 @dataclass(eq=False)
@@ -46,31 +42,14 @@ class EarlyStopping:
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:
-        due = (run.epoch - 1) % period_in_epochs(self.every, run.epochs) == 0 or run.epoch == run.epochs
-        if not due:
+        if not run.is_due(self.every, first=True):
             return
-        robust = self._robust(run)
+        robust = run.subject("holdout").robust(self.steps, self.restarts)
         values = {"rerr_pgd": robust.error, "rloss": robust.loss}
-        run.record({"epoch": run.epoch, "step": run.step, "stage": "early_stopping", "split": "holdout"} | values)
+        run.record("early_stopping", "holdout", **values)
         if self.best is None or values[self.by] < self.best:
             self.best = values[self.by]
             run.keep_best(holdout=values)
-
-    def _robust(self, run: Run) -> RobustLoss:
-        options = run.recipe.eval
-        assert run.data.holdout is not None
-        examples = Examples(
-            run.data.holdout, batch_size=options.batch_size, device=run.device, accelerator=run.accelerator
-        )
-        return robust_loss(
-            run.eval_model(),
-            examples,
-            eps=options.eps,
-            step_size=options.step_size,
-            steps=self.steps,
-            restarts=self.restarts,
-            seed=run.recipe.run.seed,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -12,9 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Decay, Number
-from hookflat.training.run import Run
+from hookflat import Decay, Number, Run, hookimpl
 
 
 @dataclass(eq=False)

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hookflat import hessian_eigenvalues, hessian_trace, hookimpl
-from hookflat.recipe.options import Number
-from hookflat.training.measuring import Subject
-
-Losses = Annotated[list[Literal["clean", "robust"]], Field(description="which losses", min_length=1)]
-
-
-def both() -> list[Literal["clean", "robust"]]:
-    """The clean and the robust loss."""
-    return ["clean", "robust"]
+from hookflat import Losses, Number, Quantity, Subject, hessian_eigenvalues, hessian_trace, hookimpl
 
 
 @dataclass(eq=False)
@@ -30,7 +21,7 @@ class Hessian:
 
     paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2104.04448; protocol, section 7"
 
-    losses: Losses = field(default_factory=both)
+    losses: Losses = field(default_factory=lambda: ["clean", "robust"])
     k: Annotated[int, Field(ge=1, description="largest eigenvalues")] = 1
     probes: Annotated[int, Field(ge=0, description="of Hutchinson's estimate of the trace")] = 20
     steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
@@ -41,7 +32,8 @@ class Hessian:
     def measure(self, subject: Subject) -> dict[str, float]:
         values = {}
         for loss in self.losses:
-            options = {"robust": loss == "robust", "steps": self.steps, **subject.attack}
+            options: dict[str, Any] = {"robust": loss == "robust", "attack": subject.attack(self.steps)}
+            options["seed"] = subject.seed
             work = subject.work(f"hessian {loss}")
             found = hessian_eigenvalues(
                 subject.model,
@@ -59,6 +51,18 @@ class Hessian:
                 values |= {f"hessian_{loss}_trace": trace.trace}
                 values |= {f"hessian_{loss}_trace_stderr": trace.standard_error} if self.probes > 1 else {}
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        found = {}
+        for loss in self.losses:
+            of = f"of the Hessian, {loss} loss"
+            found[f"hessian_{loss}_max"] = Quantity(f"largest eigenvalue {of}", lower_is_better=True)
+            for i in range(2, self.k + 1):
+                found[f"hessian_{loss}_{i}"] = Quantity(f"eigenvalue {i} {of}", lower_is_better=True)
+            found[f"hessian_{loss}_ratio"] = Quantity(f"|smallest| / largest eigenvalue {of}", lower_is_better=True)
+            found[f"hessian_{loss}_trace"] = Quantity(f"trace {of}", lower_is_better=True)
+        return found
 
     def passes(self) -> int:
         return len(self.losses) * (self.steps + 2 * (60 + self.probes))

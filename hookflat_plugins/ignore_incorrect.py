@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.training.run import Run
+from hookflat import Batch, Run, hookimpl
 
 
 @dataclass(eq=False)

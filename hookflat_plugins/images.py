@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from hookflat import UserError, hookimpl
-from hookflat.functional.data import Data, Images
-from hookflat.training.run import Run
+from hookflat import Data, Images, Run, UserError, decoded, hookimpl, load_sets
 
 
 @dataclass(eq=False)
@@ -33,19 +28,17 @@ class ImageFiles:
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
+        splits = (self.train_split, self.test_split)
         with run.accelerator.main_process_first():  # the others find what the first one cached
-            sets = self._load()
-        for split in (self.train_split, self.test_split):
+            sets = load_sets(self.path, splits, "data.path")
+        for split in splits:
             if split not in sets:
                 raise UserError(f"data.path = {self.path!r} has no split {split!r}, only {', '.join(map(repr, sets))}")
         columns = self._columns(sets[self.train_split].features)
-        train, test = (self._decode(sets[s], *columns) for s in (self.train_split, self.test_split))
+        train, test = (self._decode(sets[s], *columns) for s in splits)
         label = sets[self.train_split].features[columns[1]]
         classes = getattr(label, "num_classes", None) or int(max(train.y.max(), test.y.max())) + 1
         return Data(train, test, classes)
-
-    def _load(self) -> Any:
-        return load_sets(self.path, (self.train_split, self.test_split), "data.path")
 
     def _columns(self, features: Any) -> tuple[str, str]:
         from datasets import ClassLabel, Image, Value
@@ -65,45 +58,3 @@ class ImageFiles:
     def _decode(self, split: Any, image: str, label: str) -> Images:
         x = decoded(split, image, self.size, f"data.path = {self.path!r}", "data.size")
         return Images(x, torch.as_tensor(split.with_format("numpy")[label][:]).long())
-
-
-def load_sets(path: str, splits: tuple[str, ...], option: str) -> Any:
-    """The splits of a folder of parquet files named after them, of an image folder, or of a hub id.
-
-    Raises UserError, naming `option`, where it cannot be loaded.
-    """
-    import datasets  # here, so that a look at the options stays fast
-
-    folder = Path(path).expanduser()
-    try:
-        if not folder.exists():
-            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-                raise FileNotFoundError("no such folder")
-            return datasets.load_dataset(path)
-        files = {s: sorted(map(str, folder.rglob(f"{s}*.parquet"))) for s in splits}
-        if any(files.values()):
-            return datasets.load_dataset("parquet", data_files={s: f for s, f in files.items() if f})
-        return datasets.load_dataset("imagefolder", data_dir=str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{option} = {path!r} cannot be loaded: {reason} "
-            "(give a local folder of parquet or image files, or a hub id that can be reached)"
-        ) from error
-
-
-def decoded(split: Any, image: str, size: int, source: str, option: str) -> Tensor:
-    """All images of a column: (N, C, H, W) uint8, resized to `size` pixels a side unless that is 0.
-
-    Raises UserError, naming `source` and the `option` to set, where they differ in size or mode.
-    """
-    if size:
-        split = split.map(lambda row: {image: row[image].resize((size, size))})
-    pixels = []
-    for rows in split.select_columns([image]).with_format("numpy").iter(batch_size=5000):
-        stack = rows[image]
-        if stack.dtype == object:
-            raise UserError(f"{source} has images of several sizes or modes: set {option}")
-        pixels.append(torch.from_numpy(stack.copy()))
-    x = torch.cat(pixels)
-    return x[:, None] if x.dim() == 3 else x.movedim(3, 1).contiguous()

@@ -8,10 +8,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.recipe.options import Share
-from hookflat.training.run import Run
+from hookflat import Batch, Run, Share, hookimpl
 
 
 @dataclass(eq=False)

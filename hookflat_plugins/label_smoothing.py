@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Share
+from hookflat import Share, hookimpl
 
 
 @dataclass(eq=False)

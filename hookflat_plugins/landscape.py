@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
+from torch import Tensor
 
-from hookflat import hookimpl, landscape, landscape_2d
-from hookflat.functional.figures import contours, curves
-from hookflat.functional.landscapes import RADIUS
-from hookflat.recipe.options import Number
-from hookflat.training.measuring import Subject
+from hookflat import LANDSCAPE_RADIUS, Number, Subject, hookimpl, landscape, landscape_2d, new_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LIGHT, _DARK, _MARK = "#5aa9e6", "#1b3a6b", "#c8312b"
 
 Kind = Annotated[Literal["layer", "filter", "adversarial"], Field(description="of the directions")]
 Radius = Annotated[Number | None, Field(ge=0, description="relative length of a direction; none: 0.5, 1, 0.01 by kind")]
@@ -43,14 +46,15 @@ class LandscapeMeasure:
             radius=self.radius,
             directions=self.directions,
             points=self.points,
-            steps=self.steps,
+            attack=subject.attack(self.steps),
+            seed=subject.seed,
             work=subject.work("landscape"),
-            **subject.attack,
         )
         t = found.at[:, 0]
         lines = range(self.directions)
         columns = {"t": t} | {f"rloss_{i}": found.loss[i] for i in lines} | {f"rerr_{i}": found.error[i] for i in lines}
-        subject.keep(f"landscape_{self.kind}", columns)
+        about = {"radius": length(self.kind, self.radius), "points": self.points, "steps": self.steps}
+        subject.keep(f"landscape_{self.kind}", columns, examples=len(subject.examples), **about)
         subject.keep(f"landscape_{self.kind}", curves(t, found.loss, f"t, in units of {unit(self.kind, self.radius)}"))
         return {}
 
@@ -77,9 +81,9 @@ class Landscape2dMeasure:
             kind=self.kind,
             radius=self.radius,
             points=self.points,
-            steps=self.steps,
+            attack=subject.attack(self.steps),
+            seed=subject.seed,
             work=subject.work("landscape_2d"),
-            **subject.attack,
         )
         s, t = found.at.unbind(dim=1)
         subject.keep(f"landscape_2d_{self.kind}", {"s": s, "t": t, "rloss": found.loss, "rerr": found.error})
@@ -90,7 +94,45 @@ class Landscape2dMeasure:
         return self.points**2 * (self.steps + 1)
 
 
+def length(kind: str, radius: float | None) -> float:
+    """The relative length of a direction."""
+    return LANDSCAPE_RADIUS[kind] if radius is None else radius
+
+
 def unit(kind: str, radius: float | None) -> str:
     """The length of a direction, as an axis names it."""
-    xi = RADIUS[kind] if radius is None else radius
+    xi = length(kind, radius)
     return f"{'' if xi == 1 else f'{xi:g} '}||w|| of each {'filter' if kind == 'filter' else 'layer'}"
+
+
+def curves(t: Tensor, losses: Tensor, label: str) -> Figure:
+    """RLoss (directions, P) at the points `t` (P,) of each direction, and their mean (the paper's Fig. 4)."""
+    figure = new_figure(5.2, 3.6)
+    axes = figure.subplots()
+    for line in losses.tolist():
+        axes.plot(t.tolist(), line, color=_LIGHT, lw=0.8, alpha=0.5)
+    axes.plot(t.tolist(), losses.mean(dim=0).tolist(), color=_DARK, lw=2, label="mean over directions")
+    axes.set(xlabel=label, ylabel="RLoss", xlim=(float(t.min()), float(t.max())))
+    tidy(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def contours(at: Tensor, loss: Tensor, unit: str) -> Figure:
+    """RLoss (P,) on a square grid `at` (P, 2), as contours."""
+    side = round(len(at) ** 0.5)
+    s, t, z = (v.view(side, side).numpy() for v in (*at.unbind(dim=1), loss))
+    from matplotlib.colors import LogNorm
+
+    figure = new_figure(5.2, 4.2)
+    axes = figure.subplots()
+    low, high = max(float(z.min()), 1e-3), float(z.max())
+    levels = np.geomspace(low, max(high, 1.01 * low), 17)  # a loss grows exponentially away from the network
+    z = z.clip(min=low)
+    filled = axes.contourf(s, t, z, levels=levels, cmap="Blues", norm=LogNorm(), extend="min")
+    lines = axes.contour(s, t, z, levels=levels[2::3], colors="0.25", linewidths=0.6)
+    axes.clabel(lines, fontsize=7, fmt="%.2g")
+    axes.plot(0, 0, "+", color=_MARK, ms=9, mew=1.8)
+    axes.set(xlabel=f"first direction, in units of {unit}", ylabel="second direction", aspect="equal")
+    figure.colorbar(filled, ax=axes, label="RLoss", format="%.3g", ticks=levels[::4])
+    return figure

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.functional.losses import kl_divergence
-from hookflat.recipe.options import Number
-from hookflat.training.run import Run
+from hookflat import Batch, Number, Run, hookimpl, kl_divergence
 
 
 @dataclass(eq=False)

@@ -9,9 +9,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Number, Share
-from hookflat.training.run import Run
+from hookflat import Number, Run, Share, hookimpl
 
 
 @dataclass(eq=False)

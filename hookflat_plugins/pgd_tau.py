@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import hookimpl
-from hookflat.functional import attacks
-from hookflat.functional.attacks import Objective
-from hookflat.functional.data import Batch
-from hookflat.recipe.options import Number, Share
-from hookflat.training.run import Run
-from hookflat_plugins.pgd import GradientAttack
+from hookflat import Batch, InnerAttack, Number, Objective, Run, Share, hookimpl, pgd_tau
 
 
 @dataclass(eq=False)
-class PgdTau(GradientAttack):
+class PgdTau(InnerAttack):
     """PGD-tau, friendly AT: an example stops moving `tau` steps after it is first misclassified.
 
     Every misclassified iterate uses up one of `tau` further steps; one that is never misclassified takes all `steps`.
@@ -38,5 +32,6 @@ class PgdTau(GradientAttack):
     @hookimpl
     def craft(self, run: Run, batch: Batch, objective: Objective) -> Tensor:
         tau = self.tau + sum(run.step >= share * run.total_steps for share in self.grows)
-        model, options = self.attacked(run), self.common(run, batch)
-        return attacks.pgd_tau(model, batch.x, batch.y, tau=tau, noise=self.noise, objective=objective, **options)
+        options: dict[str, Any] = {"tau": tau, "noise": self.noise, "attack": self.attack()}
+        options |= self.options(run, batch)
+        return pgd_tau(self.attacked(run), batch.x, batch.y, objective=objective, **options)

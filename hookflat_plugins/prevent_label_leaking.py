@@ -7,11 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from hookflat import hookimpl
-from hookflat.functional.attacks import Objective
-from hookflat.functional.data import Batch
-from hookflat.functional.losses import cross_entropy
-from hookflat.training.run import Run
+from hookflat import Batch, Objective, Run, cross_entropy, hookimpl
 
 _OWN_OBJECTIVE = "its attack has an objective of its own, which this would replace"
 

@@ -7,10 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat import relative_flatness as relative_flatness_of
-from hookflat.training.measuring import Subject
-from hookflat_plugins.hessian import Losses, both
+from hookflat import Losses, Quantity, Subject, hookimpl, relative_flatness
 
 
 @dataclass(eq=False)
@@ -21,20 +18,27 @@ class RelativeFlatness:
 
     paper: ClassVar[str] = "Petzka et al. 2021, arXiv 2001.00939; Walter et al. 2025, arXiv 2510.14231"
 
-    losses: Losses = field(default_factory=both)
+    losses: Losses = field(default_factory=lambda: ["clean", "robust"])
     steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         return {
-            f"relative_flatness_{loss}": relative_flatness_of(
+            f"relative_flatness_{loss}": relative_flatness(
                 subject.model,
                 subject.examples,
                 robust=loss == "robust",
-                steps=self.steps,
+                attack=subject.attack(self.steps),
+                seed=subject.seed,
                 work=subject.work(f"relative_flatness {loss}"),
-                **subject.attack,
             )
+            for loss in self.losses
+        }
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        return {
+            f"relative_flatness_{loss}": Quantity(f"relative flatness, {loss} loss", lower_is_better=True)
             for loss in self.losses
         }
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.training.measuring import Subject
+from hookflat import Quantity, Subject, hookimpl
 
 
 @dataclass(eq=False)
@@ -32,6 +31,16 @@ class RobustLossMeasure:
         values |= {"rloss_correct": robust.loss_correct, "rloss_incorrect": robust.loss_incorrect}
         subject.keep("per_example", vars(robust.per_example))
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        return {
+            "rerr_pgd": Quantity("RErr (PGD)", "share", role="RErr", headline=True, **both),
+            "rloss": Quantity("RLoss", "loss", role="RLoss", headline=True, **both),
+            "rloss_correct": Quantity("RLoss, correct examples", "loss", role="RLoss, correct", **both),
+            "rloss_incorrect": Quantity("RLoss, incorrect examples", "loss", role="RLoss, incorrect", **both),
+        }
 
     def passes(self) -> int:
         return (self.steps + 1) * self.restarts

@@ -10,14 +10,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hookflat import UserError, hookimpl
-from hookflat.functional.attacks import Objective
-from hookflat.functional.brackets import statistics_kept
-from hookflat.functional.data import Batch
-from hookflat.functional.layers import AuxiliaryHead, auxiliary_logits, he_initialised
-from hookflat.functional.losses import cross_entropy
-from hookflat.recipe.options import Number, Share
-from hookflat.training.run import Run
+from hookflat import (
+    AuxiliaryHead,
+    Batch,
+    Number,
+    Objective,
+    Run,
+    Share,
+    UserError,
+    auxiliary_logits,
+    cross_entropy,
+    he_initialised,
+    hookimpl,
+    statistics_kept,
+)
 
 
 @dataclass(eq=False)
@@ -77,8 +83,7 @@ class SelfSupervision:
     def transform_batch(self, run: Run, batch: Batch) -> Generator[None, Any, Any]:
         turned = self._split(run, batch)
         result = yield
-        others = run.hooks.manager.subset_hook_caller("transform_batch", [self])
-        others(run=run, batch=turned)  # augmentation
+        run.transform(turned, without=self)  # augmentation
         self._turned = turned
         return result
 
@@ -105,10 +110,7 @@ class SelfSupervision:
         x_adv = yield
         assert self._turned is not None
         turned = self._turned
-        attack = run.recipe.slots["attack"]
-        others = [plugin for plugin in run.hooks.manager.get_plugins() if plugin is not attack]
-        craft = run.hooks.manager.subset_hook_caller("craft", others)
-        self._turned_adv = craft(run=run, batch=turned, objective=_rotation_loss(turned.y))
+        self._turned_adv = run.craft(turned, _rotation_loss(turned.y))
         return x_adv
 
     @hookimpl

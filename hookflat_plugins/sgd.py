@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Decay, Number
+from hookflat import Decay, Number, hookimpl
 
 
 @dataclass(eq=False)

@@ -7,10 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl, sharpness
-from hookflat.recipe.options import Number
-from hookflat.training.measuring import Subject
-from hookflat_plugins.hessian import Losses, both
+from hookflat import Losses, Number, Quantity, Subject, hookimpl, sharpness
 
 
 @dataclass(eq=False)
@@ -21,7 +18,7 @@ class SharpnessMeasure:
 
     paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412; Kwon et al. 2021, arXiv 2102.11600"
 
-    losses: Losses = field(default_factory=both)
+    losses: Losses = field(default_factory=lambda: ["clean", "robust"])
     rho: Annotated[Number, Field(ge=0, description="L2 radius over all weights")] = 0.05
     adaptive_rho: Annotated[Number, Field(ge=0, description="L2 radius in units of |w|")] = 0.5
     steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
@@ -37,12 +34,21 @@ class SharpnessMeasure:
                     rho=rho,
                     adaptive=name == "adaptive",
                     robust=loss == "robust",
-                    steps=self.steps,
+                    attack=subject.attack(self.steps),
+                    seed=subject.seed,
                     work=subject.work(f"sharpness {loss} {name}"),
-                    **subject.attack,
                 )
                 values[f"{name}_sharpness_{loss}"] = found.sharpness
         return values
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        kinds = {"sam": "SAM-sharpness", "adaptive": "adaptive sharpness"}
+        return {
+            f"{name}_sharpness_{loss}": Quantity(f"{label}, {loss} loss", "loss", lower_is_better=True)
+            for loss in self.losses
+            for name, label in kinds.items()
+        }
 
     def passes(self) -> int:
         return len(self.losses) * 4 * (self.steps + 1)

@@ -7,9 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Period, period_in_epochs
-from hookflat.training.run import Run
+from hookflat import Period, Run, hookimpl
 
 
 @dataclass(eq=False)
@@ -25,5 +23,5 @@ class Snapshots:
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:
-        if (run.epoch - 1) % period_in_epochs(self.every, run.epochs) == 0 or run.epoch == run.epochs:
+        if run.is_due(self.every, first=True):
             run.keep_snapshot()

@@ -9,10 +9,7 @@ from pydantic import Field
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Period, Share, period_in_epochs
-from hookflat.training.run import Run
-from hookflat_plugins.averaging import recalibrated
+from hookflat import Period, Run, Share, hookimpl, period_in_epochs, recalibrated
 
 
 @dataclass(eq=False)
@@ -61,7 +58,9 @@ class StochasticWeightAveraging:
     @hookimpl
     def eval_model(self, run: Run) -> nn.Module | None:
         average = self._restored(run)
-        return None if average is None else recalibrated(average.module, run)
+        if average is None:
+            return None
+        return recalibrated(average.module, run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._average.state_dict()) if self._average else self._loaded or {}

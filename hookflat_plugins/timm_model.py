@@ -9,10 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hookflat import UserError, hookimpl
-from hookflat.functional.layers import Normalized
-from hookflat.recipe.options import nearest
-from hookflat.training.run import Run
+from hookflat import Normalized, Run, UserError, hookimpl, nearest
 
 Stem = Literal["imagenet", "cifar"]
 

@@ -8,12 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from hookflat import hookimpl
-from hookflat.functional.attacks import Objective, clean_logits
-from hookflat.functional.data import Batch
-from hookflat.functional.losses import cross_entropy, kl_divergence
-from hookflat.recipe.options import Number
-from hookflat.training.run import Run
+from hookflat import Batch, Number, Objective, Run, clean_logits, cross_entropy, hookimpl, kl_divergence
 
 
 @dataclass(eq=False)

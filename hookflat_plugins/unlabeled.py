@@ -16,14 +16,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hookflat import UserError, hookimpl
-from hookflat.functional.data import Batch, Data, Examples, Images
-from hookflat.functional.seeds import fingerprint
-from hookflat.recipe.loading import Recipe, load
-from hookflat.recipe.options import Share, as_table
-from hookflat.training.entry import Result, network_of
-from hookflat.training.entry import run as run_recipe
-from hookflat.training.run import Run
+from hookflat import (
+    Batch,
+    Data,
+    Examples,
+    FinishedRun,
+    Images,
+    Recipe,
+    Run,
+    Share,
+    UserError,
+    decoded,
+    fingerprint,
+    hookimpl,
+    load_recipe,
+    load_sets,
+    network_of,
+)
+from hookflat import run as train
 
 _PLAIN = {"name": "pgd", "steps": 0, "start": "zero", "keep": "last"}
 _PASSED_ON = ("activation", "augment", "autoaugment")
@@ -99,8 +109,6 @@ class Unlabeled:
     def _loaded(self, like: Tensor) -> Tensor:
         from datasets import Image
 
-        from hookflat_plugins.images import decoded, load_sets
-
         sets = load_sets(self.path, (self.split,), "plugins.unlabeled.path")
         source = f"plugins.unlabeled.path = {self.path!r}"
         if self.split not in sets:
@@ -118,7 +126,7 @@ class Unlabeled:
         tables = run.recipe.tables
         asis = {name: tables[name] for name in ("data", "model", "optimizer", "schedule")}
         plugins = {n: t for n, t in tables["plugins"].items() if n in _PASSED_ON}
-        plugins["unlabeled"] = as_table(self) | {"fraction": 0.0}
+        plugins["unlabeled"] = tables["plugins"]["unlabeled"] | {"fraction": 0.0}
         recipe = asis | {
             "attack": _PLAIN,
             "loss": {"name": "at"},
@@ -126,7 +134,7 @@ class Unlabeled:
             "run": tables["run"] | {"seed": 0, "folder": "labeler"},
             "eval": {"final": {"examples": 10_000, "clean_error": {}}},
         }
-        return replace(load(recipe, catalogue=run.recipe.catalogue), name="pseudo-labels")
+        return load_recipe(recipe, name="pseudo-labels", catalogue=run.recipe.catalogue)
 
     def _pseudo_labels(self, run: Run, pool: Tensor) -> Tensor:
         """(N,) int64 labels of the pool, from the cache or from a network trained now."""
@@ -138,7 +146,7 @@ class Unlabeled:
         with _locked(run, FileLock(f"{folder}.lock")):
             if not file.exists():
                 run.console.say(f"pseudo-labels: training a standard network on {len(run.data.train)} labelled images")
-                result = run_recipe(recipe, folder=folder, quiet=run.console.silent)
+                result = train(recipe, folder=folder, quiet=run.console.silent)
                 self._predict(run, recipe, result, pool, file)
             run.accelerator.wait_for_everyone()
         with safe_open(file, framework="pt") as opened:
@@ -149,14 +157,14 @@ class Unlabeled:
         )
         return labels
 
-    def _predict(self, run: Run, recipe: Recipe, result: Result, pool: Tensor, file: Path) -> None:
+    def _predict(self, run: Run, recipe: Recipe, result: FinishedRun, pool: Tensor, file: Path) -> None:
         network = network_of(recipe, result.folder).eval()
         images = Images(pool, torch.zeros(len(pool), dtype=torch.int64))
         with torch.no_grad():
             batches = Examples(images, batch_size=run.recipe.eval.batch_size, device=run.device)
             labels = torch.cat([network(x).argmax(dim=1).cpu() for x, _, _ in batches])
         if run.main:
-            about = {"clean_error": result.results["models"]["last"]["test"]["clean_error"]}
+            about = {"clean_error": result.results.models["last"].test["clean_error"]}
             beside = file.with_suffix(".writing")
             save_file({"labels": labels}, beside, metadata={"hookflat": json.dumps(about)})
             beside.replace(file)

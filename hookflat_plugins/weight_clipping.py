@@ -8,9 +8,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat.recipe.options import Number
-from hookflat.training.run import Run
+from hookflat import Number, Run, hookimpl
 
 
 @dataclass(eq=False)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
-from hookflat import worst_flatness as worst_flatness_of
-from hookflat.functional.flatness import Flatness
-from hookflat.recipe.options import Number
-from hookflat.training.measuring import Subject
-from hookflat_plugins.average_flatness import Xi, by_xi, radii
+from hookflat import Number, Quantity, Radii, Subject, by_radius, hookimpl, named_by_radius, radii, worst_flatness
 
 Attempts = Annotated[int, Field(ge=1, description="ascents from random points; the largest loss counts")]
 Sweeps = Annotated[int, Field(ge=1, description="over the whole set, in each attempt")]
@@ -29,7 +24,7 @@ class WorstFlatness:
 
     paper: ClassVar[str] = "Stutz et al. 2021, arXiv 2104.04448; protocol 1.6"
 
-    xi: Xi = 0.00075
+    xi: Radii = 0.00075
     attempts: Attempts = 10
     sweeps: Sweeps = 20
     weight_step_size: Step = 0.01
@@ -41,8 +36,39 @@ class WorstFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(self.steps, self.reference_restarts).loss
-        found = worst_at(self, subject, "worst_flatness", reference=reference, robust=True)
-        return by_xi("worst_flatness", self.xi, found)
+        found = [
+            worst_flatness(
+                subject.model,
+                subject.examples,
+                xi=xi,
+                attempts=self.attempts,
+                sweeps=self.sweeps,
+                weight_step_size=self.weight_step_size,
+                batch_size=self.batch_size,
+                filters=self.filters,
+                robust=True,
+                attack=subject.attack(),
+                reference=reference,
+                seed=subject.seed,
+                work=subject.work(f"worst_flatness {xi:g}"),
+            )
+            for xi in radii(self.xi)
+        ]
+        return by_radius("worst_flatness", self.xi, found)
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are; the paper's radius comes first."""
+        return {
+            name: Quantity(
+                "worst-case flatness" + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""),
+                "loss",
+                lower_is_better=True,
+                role="worst flatness",
+                rank=int(xi == 0.00075),
+                headline=not isinstance(self.xi, list),
+            )
+            for name, xi in zip(named_by_radius("worst_flatness", self.xi), radii(self.xi), strict=True)
+        }
 
     def passes(self) -> int:
         return (self.sweeps + 1) * self.attempts * len(radii(self.xi))
@@ -56,7 +82,7 @@ class CleanWorstFlatness:
 
     paper: ClassVar[str] = "protocol of Stutz et al. 2021, section 1.7"
 
-    xi: Xi = 0.00075
+    xi: Radii = 0.00075
     attempts: Attempts = 10
     sweeps: Sweeps = 20
     weight_step_size: Step = 0.01
@@ -66,21 +92,35 @@ class CleanWorstFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(steps=0, restarts=0).loss
-        found = worst_at(self, subject, "clean_worst_flatness", reference=reference, robust=False)
-        return by_xi("clean_worst_flatness", self.xi, found)
+        found = [
+            worst_flatness(
+                subject.model,
+                subject.examples,
+                xi=xi,
+                attempts=self.attempts,
+                sweeps=self.sweeps,
+                weight_step_size=self.weight_step_size,
+                batch_size=self.batch_size,
+                filters=self.filters,
+                robust=False,
+                attack=subject.attack(),
+                reference=reference,
+                seed=subject.seed,
+                work=subject.work(f"clean_worst_flatness {xi:g}"),
+            )
+            for xi in radii(self.xi)
+        ]
+        return by_radius("clean_worst_flatness", self.xi, found)
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        label = "worst-case flatness of the clean loss"
+        return {
+            name: Quantity(
+                label + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""), "loss", lower_is_better=True
+            )
+            for name, xi in zip(named_by_radius("clean_worst_flatness", self.xi), radii(self.xi), strict=True)
+        }
 
     def passes(self) -> int:
         return (self.sweeps + 1) * self.attempts * len(radii(self.xi))
-
-
-def worst_at(plugin: Any, subject: Subject, name: str, **options: Any) -> list[Flatness]:
-    """Worst-case flatness at every radius of the plugin."""
-    options |= {
-        key: getattr(plugin, key) for key in ("attempts", "sweeps", "weight_step_size", "batch_size", "filters")
-    }
-    options |= subject.attack
-    model, examples = subject.model, subject.examples
-    return [
-        worst_flatness_of(model, examples, xi=xi, work=subject.work(f"{name} {xi:g}"), **options)
-        for xi in radii(plugin.xi)
-    ]

@@ -34,8 +34,8 @@ def digits_pair() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="session")
 def digits_net() -> torch.nn.Module:
     """A small residual network with batch norm, trained on digits for two seconds: about 90 % accurate."""
+    from hookflat.functional.networks import small_image_resnet
     from hookflat_plugins.digits import Digits
-    from hookflat_plugins.resnet_small import small_image_resnet
 
     train = Digits(train=300, test=40).build_data().train
     x, y = train.x.float() / 255, train.y

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hookflat.functional import attacks
+from hookflat.functional.threats import Threat
 from hookflat.testing import run_recipe, tiny_run
 
 
@@ -107,7 +108,7 @@ def test_fast_at_is_one_signed_step_from_a_uniform_start():
     fast = {"eps": 0.1, "steps": 1, "start": "uniform", "alpha": 1.25, "keep": "last"}
     with tiny_run({"attack": fast}) as run:
         batch = next(run.batches())
-        start = attacks.initial_delta(batch.x, 0.1, "uniform", batch.row, seed_of_start(run))
+        start = Threat(0.1).ball(batch.x).start("uniform", batch.row, seed_of_start(run)) - batch.x
         assert start.abs().max() > 0.09
         x_start = (batch.x + start).clamp(0, 1).requires_grad_()
         run.network.eval()
@@ -121,7 +122,7 @@ def test_fast_at_is_one_signed_step_from_a_uniform_start():
 def seed_of_start(run):
     from hookflat.functional import seeds
 
-    return seeds.derive(run.seed("attack"), "start", 0)
+    return seeds.derive_seed(run.seed("attack"), "start", 0)
 
 
 def test_no_attack_is_standard_training(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 import hookflat
 from hookflat.functional.attack_view import AttackView
 from hookflat.functional.layers import Normalized
-from hookflat_plugins.resnet_small import small_image_resnet
+from hookflat.functional.networks import small_image_resnet
 
 
 def small(norm="rebn"):

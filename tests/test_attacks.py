@@ -6,8 +6,8 @@ from scipy import stats
 from torch import nn
 
 import hookflat
-from hookflat.functional.attacks import initial_delta
 from hookflat.functional.losses import cross_entropy
+from hookflat.functional.threats import Threat
 from hookflat.testing import Found
 
 STARTS = ["uniform_norm", "uniform", "gaussian", "zero"]
@@ -105,19 +105,19 @@ def test_train_mode_attacks_the_batch_statistics():
 def test_the_papers_start_is_uniform_in_norm():
     """Direction Gaussian, L-infinity norm uniform in [0, eps]; mean entry about 0.11 eps on CIFAR's dimensions."""
     x = torch.zeros(2000, 3, 32, 32)
-    delta = initial_delta(x, 0.5, "uniform_norm", torch.arange(2000), seed=0)
+    delta = Threat(0.5).ball(x + 0.5).start("uniform_norm", torch.arange(2000), seed=0) - 0.5
     norms = delta.flatten(1).abs().amax(1)
     assert stats.kstest((norms / 0.5).numpy(), "uniform").pvalue > 1e-3
     assert delta.abs().mean() == pytest.approx(0.11 * 0.5, rel=0.03)
 
 
 def test_the_other_starts_are_what_their_repositories_use():
-    x, keys = torch.zeros(50, 3, 16, 16), torch.arange(50)
-    box = initial_delta(x, 0.1, "uniform", keys, seed=0)
+    ball, keys = Threat(0.1).ball(torch.full((50, 3, 16, 16), 0.5)), torch.arange(50)
+    box = ball.start("uniform", keys, seed=0) - 0.5
     assert stats.kstest((box / 0.1).flatten().numpy(), "uniform", (-1, 2)).pvalue > 1e-3
-    gauss = initial_delta(x, 0.1, "gaussian", keys, seed=0)
+    gauss = ball.start("gaussian", keys, seed=0) - 0.5
     assert stats.kstest((gauss / 0.001).flatten().numpy(), "norm").pvalue > 1e-3
-    assert not initial_delta(x, 0.1, "zero", keys, seed=0).any()
+    assert not (ball.start("zero", keys, seed=0) - 0.5).any()
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -9,7 +9,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 import hookflat
-from hookflat.functional.autoattack import attacks_of
+from hookflat.functional.autoattack import autoattacks
 from hookflat.functional.work import Work
 from hookflat.testing import Found
 
@@ -60,7 +60,7 @@ def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks
     assert found.error == expected.double().mean().item()
     assert 0 < found.clean_error < found.error < 1
     assert sum(found.broken.values()) + found.clean_error == pytest.approx(found.error)
-    assert list(found.broken) == attacks_of(version, 10, attacks)
+    assert list(found.broken) == autoattacks(version, 10, attacks)
     assert "robust accuracy after APGD-CE" in found.log
 
 
@@ -92,11 +92,11 @@ def test_networks_in_double_precision(net, digits_pair):
 
 
 def test_attacks_that_are_not_defined_for_few_classes_are_left_out():
-    assert attacks_of("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert attacks_of("standard", 4) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert attacks_of("standard", 3) == ["apgd-ce", "fab", "square"]
-    assert attacks_of("plus", 3) == ["apgd-ce", "apgd-dlr", "fab", "square"]
-    assert attacks_of("plus", 2) == ["apgd-ce", "fab", "square"]
+    assert autoattacks("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert autoattacks("standard", 4) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert autoattacks("standard", 3) == ["apgd-ce", "fab", "square"]
+    assert autoattacks("plus", 3) == ["apgd-ce", "apgd-dlr", "fab", "square"]
+    assert autoattacks("plus", 2) == ["apgd-ce", "fab", "square"]
 
 
 def test_wrong_requests_are_told(net, digits_pair):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hookflat import UserError
-from hookflat.evaluation.weights import load_into, read_weights
 from hookflat.functional.layers import Normalized
+from hookflat.reading.weights import load_into, read_weights
 
 
 def network(seed=0):

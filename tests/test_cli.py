@@ -1,15 +1,10 @@
-import io
 import json
-import os
 import subprocess
 import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from unittest.mock import patch
 
 import pytest
+from commands import fails, fresh, hookflat
 
-from hookflat.cli import main
 from hookflat.recipe.shipped import find_recipe
 
 SMALL = {
@@ -27,45 +22,6 @@ SMALL = {
     "eval.final_flatness.average_flatness.reference_restarts": 1,
 }
 TINY = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-
-
-@dataclass
-class Done:
-    """What a command left, as subprocess.run says it."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def hookflat(*arguments, cwd=None):
-    """The command in this process: a fresh one takes seconds to start."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    argv = patch.object(sys, "argv", ["hookflat", *map(str, arguments)])
-    environment = patch.dict(os.environ, {"COLUMNS": "200"})
-    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."), argv, environment:
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        except Exception:
-            sys.excepthook(*sys.exc_info())
-            code = 1
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def fresh(*arguments, cwd=None, **environment):
-    """The command in a process of its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
-    command = [sys.executable, "-m", "hookflat", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, check=False)
-
-
-def fails(code, *arguments, **kwargs):
-    done = hookflat(*arguments, **kwargs)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
@@ -192,3 +148,45 @@ def test_help_is_fast_to_import():
     """The command line does not import torch until a command needs it."""
     code = "import sys, hookflat.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- for scripts ------------------------------------------------------------------------------------------------------
+
+
+def facts(*arguments, **kwargs):
+    done = hookflat(*arguments, "--json", **kwargs)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_same_facts_as_json(tmp_path):
+    import hookflat as library
+
+    assert library.__version__ in hookflat("--version").stdout
+    shown = facts("show", "at_awp", "--set", "plugins.awp.xi=0.5")
+    assert shown["tables"]["plugins"]["awp"]["xi"] == 0.5
+    assert shown["origins"]["plugins.awp.xi"] == "--set plugins.awp.xi"
+    assert shown["hooks"]["gradients"] == ["awp (around)", "core"]
+    assert {"name": "awp", "kind": "weight perturbation"}.items() <= facts("plugins", "awp").items()
+    assert {p["name"] for p in facts("plugins")} >= {"awp", "trades"}
+    assert {r["name"] for r in facts("recipes")} >= {"trades", "scales/cifar10"}
+    plan = facts("study", "table1", "--plan", cwd=tmp_path)
+    assert {run["state"] for run in plan["runs"]} == {"todo"}
+    assert len(plan["runs"]) == 57
+    assert "--json goes with --plan" in fails(2, "study", "table1", "--json", cwd=tmp_path)
+
+
+def test_measured_networks_as_json_and_as_a_data_frame(tmp_path):
+    from hookflat import results
+    from hookflat.testing import run_recipe
+
+    for seed in (0, 1):
+        run_recipe({"run": {"seed": seed}}, tmp_path / "runs" / f"tiny-{seed}")
+    one, other = (tmp_path / "runs" / f"tiny-{seed}" for seed in (0, 1))
+    compared = facts("compare", one, other)
+    assert compared["recipe"] == {"run.seed": [0, 1]}
+    table = results(tmp_path / "runs")
+    assert list(table["seed"]) == [0, 1]
+    last = json.loads((one / "eval.json").read_text())["models"]["last"]
+    assert table.loc[0, "test_clean_error"] == last["test"]["clean_error"]
+    assert compared["numbers"]["last test clean loss"] == list(table["test_clean_loss"])

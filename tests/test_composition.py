@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hookflat import UserError
 from hookflat.recipe.catalogue import Catalogue, kind_of
-from hookflat.recipe.loading import load
+from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.options import describe
 from hookflat.testing import Found, TinyData, TinyModel, recipe, run_recipe, tiny_run
 from hookflat.training import loop
@@ -66,7 +66,7 @@ def refused(names):
 
 def checked(name, **where):
     with pytest.raises(UserError, match="does not go with"):
-        load(recipe(tables(**where)), catalogue=Catalogue([TinyData, TinyModel]))
+        load_recipe(recipe(tables(**where)), catalogue=Catalogue([TinyData, TinyModel]))
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
@@ -110,14 +110,14 @@ def test_everything_that_excludes_something_is_refused_with_its_reason():
         plugins |= {n: {} for n in pair if n not in slots.values()}
         where = {k: n for k, n in slots.items() if k in ("loss", "optimizer", "attack")}
         with pytest.raises(UserError, match="does not go with") as told:
-            load(recipe(tables(plugins=plugins, **where)), catalogue=Catalogue([TinyData, TinyModel]))
+            load_recipe(recipe(tables(plugins=plugins, **where)), catalogue=Catalogue([TinyData, TinyModel]))
         assert reason in str(told.value)
         assert all(repr(name) in str(told.value) for name in pair)
 
 
 def test_two_losses_are_refused():
     with pytest.raises(UserError, match=r"plugin 'trades' is a loss: it belongs in \[loss\]"):
-        load(recipe(tables(plugins={"trades": {}})), catalogue=Catalogue([TinyData, TinyModel]))
+        load_recipe(recipe(tables(plugins={"trades": {}})), catalogue=Catalogue([TinyData, TinyModel]))
 
 
 COMMUTING = {
@@ -269,4 +269,4 @@ def test_an_ambitious_recipe_trains(tmp_path):
     """TRADES, AWP, self-supervision, unlabeled data, label smoothing and averaging at once."""
     plugins = {"awp": {}, "self_supervision": {}, "unlabeled": {}, "label_smoothing": {}, "averaging": {}}
     result = run_recipe({"loss": {"name": "trades"}, "plugins": plugins}, tmp_path / "run")
-    assert "clean_error" in result.results["models"]["last"]["test"]
+    assert "clean_error" in result.results.models["last"].test

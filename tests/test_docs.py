@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hookflat.recipe.catalogue import HOOKS, Catalogue
-from hookflat.recipe.loading import load
+from hookflat.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,7 +73,7 @@ def test_toml_blocks_are_toml_and_recipes_among_them_load(page, text, tmp_path):
     if "extends" in tables and "alp" not in text:
         path = tmp_path / "recipe.toml"
         path.write_text(text)
-        load(path)
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
@@ -94,8 +94,8 @@ def test_recipes_named_in_commands_exist(page):
 
 
 def test_the_recipes_page_lists_every_key_and_its_default():
-    from hookflat.recipe.loading import EvalOptions, RunOptions, Stage
     from hookflat.recipe.options import describe
+    from hookflat.recipe.recipe import EvalOptions, RunOptions, Stage
 
     page = (ROOT / "docs" / "recipes.md").read_text()
     rows = dict.fromkeys(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M))

@@ -85,4 +85,4 @@ def test_measures_and_after_step_see_the_outer_weights_only(tmp_path):
 def test_trains(tmp_path):
     tables = {"optimizer": {"name": "entropy_sgd", "lr": 1.0}, "run": {"epochs": 20}}
     result = run_recipe(tables, tmp_path / "run")
-    assert result.results["models"]["last"]["test"]["clean_error"] < 0.4
+    assert result.results.models["last"].test["clean_error"] < 0.4

@@ -7,14 +7,15 @@ import types
 import pyarrow.parquet
 import pytest
 import torch
+from commands import fails, hookflat
 from safetensors.torch import load_file, save_file
-from test_cli import fails, hookflat
 
 import hookflat as library
 from hookflat import UserError
-from hookflat.evaluation.weights import load_weights
 from hookflat.functional.data import Examples
 from hookflat.recipe.catalogue import Catalogue
+from hookflat.records.folder import about_weights
+from hookflat.records.results import Results
 from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
 from hookflat_plugins.digits import Digits
 from hookflat_plugins.resnet_small import ResNetSmall
@@ -88,8 +89,8 @@ def evaluate(*arguments, **options):
 
 def test_every_measure_of_a_run_folder_is_the_library_s(trained, protocol, tmp_path):
     found = evaluate(trained, protocol=protocol, folder=tmp_path / "out").results
-    assert found == json.loads((tmp_path / "out" / "eval.json").read_text())
-    entry = found["models"]["last"]
+    assert found == Results.read(tmp_path / "out" / "eval.json")
+    entry = vars(found.models["last"])
     with tiny_run({"plugins": {"early_stopping": {"holdout": 3}}}) as run:
         run.network.load_state_dict(load_file(trained / "model.safetensors"))
         net, attack = run.network, {"eps": 0.1, "step_size": 0.05, "seed": 0}
@@ -126,16 +127,16 @@ def test_every_measure_of_a_run_folder_is_the_library_s(trained, protocol, tmp_p
         assert (tmp_path / "out" / "figures" / f"last-test-{name}.svg").read_text().count("<path") > 5
         assert (tmp_path / "out" / "figures" / f"last-test-{name}.png").stat().st_size > 5000
     assert "apgd-ce" in (tmp_path / "out" / "logs" / "last-test-autoattack.txt").read_text()
-    protocol_there = found["protocol"]["stages"]["robustness"]
-    assert protocol_there["examples"] == {"train": 12, "test": 9}
-    assert protocol_there["measures"]["autoattack"]["batch_size"] == 5
+    protocol_there = found.protocol.stages["robustness"]
+    assert protocol_there.examples == {"train": 12, "test": 9}
+    assert protocol_there.measures["autoattack"]["batch_size"] == 5
 
 
 def test_last_best_live_and_kept_epochs(trained, tmp_path):
     found = evaluate(trained, which=["last", "best", "1", "2"], measures=["clean_error"], folder=tmp_path / "out")
-    models = found.results["models"]
-    assert [models[which]["epoch"] for which in ("last", "1", "2")] == [2, 1, 2]
-    assert models["last"]["test"] == models["2"]["test"]
+    models = found.results.models
+    assert [models[which].epoch for which in ("last", "1", "2")] == [2, 1, 2]
+    assert models["last"].test == models["2"].test
     kept = load_file(trained / "checkpoints" / "epoch-000002.safetensors")
     assert all(torch.equal(v, kept[k]) for k, v in load_file(trained / "model.safetensors").items())
     with pytest.raises(UserError, match="no network '7': it has last, best, 1, 2"):
@@ -164,7 +165,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(traine
     assert len(counts) > 3
     assert counts == sorted(counts)
     for split in ("train", "test"):
-        assert resumed["models"]["last"][split] == whole["models"]["last"][split]
+        assert vars(resumed.models["last"])[split] == vars(whole.models["last"])[split]
     assert not (tmp_path / "cut" / ".unfinished").exists()
     again = evaluate(trained, protocol=protocol, folder=tmp_path / "cut").results
     assert again == resumed
@@ -200,16 +201,17 @@ def test_results_of_other_data_or_another_architecture_are_not_taken_for_the_sam
 
 
 def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
-    own = evaluate(trained, measures=["robust_loss"], folder=tmp_path / "own").results["protocol"]
-    assert (own["eps"], own["step_size"]) == (0.1, 0.05)
+    own = evaluate(trained, measures=["robust_loss"], folder=tmp_path / "own").results.protocol
+    assert (own.eps, own.step_size) == (0.1, 0.05)
     other = evaluate(trained, measures=["robust_loss"], overrides=["eval.eps=8/255"], folder=tmp_path / "other").results
-    assert other["protocol"]["eps"] == 8 / 255
+    assert other.protocol.eps == 8 / 255
 
 
 def test_shipped_protocols_are_the_paper_s():
-    from hookflat.evaluation.evaluate import Source, _recipe
+    from hookflat.evaluation.checkpoint import Checkpoint
+    from hookflat.evaluation.evaluate import _recipe
 
-    source = Source("robustbench:X", data="digits")
+    source = Checkpoint("robustbench:X", data="digits")
     paper = _recipe(source, "paper", (), (), ())
     assert [s.examples for s in paper.stages.values()] == [10_000, 1000, 1000]
     assert all(s.splits == ["train", "test"] for s in paper.stages.values())
@@ -253,7 +255,7 @@ def test_a_file_of_weights_with_the_normalisation_that_is_asked_for(small, tmp_p
     mean, std = {"none": (0, 1), "data": data.train.statistics(), "0.2/0.5": (0.2, 0.5)}[normalize]
     logits = net.net((x - mean) / std)
     loss = torch.nn.functional.cross_entropy(logits, y).item()
-    assert found["models"]["last"]["test"]["clean_loss"] == pytest.approx(loss, rel=1e-4)
+    assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_timm_networks(tmp_path):
@@ -267,7 +269,7 @@ def test_timm_networks(tmp_path):
     data = Digits(train=40, test=30).build_data()
     x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
     loss = torch.nn.functional.cross_entropy(net.eval()(x), y).item()
-    assert found["models"]["last"]["test"]["clean_loss"] == pytest.approx(loss, rel=1e-3)
+    assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-3)
 
 
 def test_robustbench_networks_where_the_package_is_installed(small, tmp_path, monkeypatch):
@@ -288,29 +290,27 @@ def test_robustbench_networks_where_the_package_is_installed(small, tmp_path, mo
     monkeypatch.setitem(sys.modules, "robustbench.utils", package.utils)
     found = evaluate("robustbench:Carmon2019Unlabeled", folder=tmp_path / "out", **options).results
     assert asked == {"model_name": "Carmon2019Unlabeled", "dataset": "cifar10", "threat_model": "Linf"}
-    assert 0 <= found["models"]["last"]["test"]["clean_error"] <= 1
+    assert 0 <= found.models["last"].test["clean_error"] <= 1
 
 
 def test_rescaled_networks_measure_alike(tmp_path):
     """`hookflat rescale` of a run folder, and the quick protocol on both."""
     folder = run_recipe({"run": {"epochs": 1}}, tmp_path / "runs" / "tiny").folder
-    from hookflat.evaluation.evaluate import Source
+    from hookflat.evaluation.checkpoint import Checkpoint
     from hookflat.evaluation.rescaling import rescaled
 
     with pytest.raises(UserError, match="no plugin is called 'tiny_data'"):
-        rescaled(Source(str(folder)), 0.5, tmp_path / "x")
+        rescaled(Checkpoint(str(folder)), 0.5, tmp_path / "x")
     out = tmp_path / "runs" / "tiny-x0.5"
-    assert rescaled(Source(str(folder)), 0.5, out, catalogue=Catalogue(PLUGINS)) == 1
-    assert rescaled(Source(str(out)), 3.0, tmp_path / "again", catalogue=Catalogue(PLUGINS)) == 1
-    assert load_weights(tmp_path / "again" / "model.safetensors")[1]["rescaled"] == 1.5
+    assert rescaled(Checkpoint(str(folder)), 0.5, out, catalogue=Catalogue(PLUGINS)) == 1
+    assert rescaled(Checkpoint(str(out)), 3.0, tmp_path / "again", catalogue=Catalogue(PLUGINS)) == 1
+    assert about_weights(tmp_path / "again" / "model.safetensors")["rescaled"] == 1.5
     with pytest.raises(UserError, match="exists already"):
-        rescaled(Source(str(folder)), 0.5, out)
-    one, other = (
-        evaluate(f, protocol="quick", folder=tmp_path / f.name).results["models"]["last"] for f in (folder, out)
-    )
-    assert other["weights"] != one["weights"]
-    for key, value in one["test"].items():
-        assert other["test"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+        rescaled(Checkpoint(str(folder)), 0.5, out)
+    one, other = (evaluate(f, protocol="quick", folder=tmp_path / f.name).results.models["last"] for f in (folder, out))
+    assert other.weights != one.weights
+    for key, value in one.test.items():
+        assert other.test[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -374,10 +374,10 @@ def test_a_recipe_may_ask_for_any_measure_at_the_end_during_training_or_of_the_b
     result = run_recipe(tables, tmp_path / "run")
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert len([line for line in lines if line["stage"] == "through" and "worst_flatness" in line]) == 2
-    models = result.results["models"]
-    assert "relative_flatness_robust" in models["best"]["test"]
-    assert "relative_flatness_robust" not in models["last"]["test"]
-    assert all("sam_sharpness_robust" in models[m]["test"] for m in ("last", "best"))
+    models = result.results.models
+    assert "relative_flatness_robust" in models["best"].test
+    assert "relative_flatness_robust" not in models["last"].test
+    assert all("sam_sharpness_robust" in models[m].test for m in ("last", "best"))
 
 
 def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):
@@ -404,4 +404,4 @@ def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypa
         run_recipe(tables, tmp_path / "cut")
     resumed = run_recipe(tables, tmp_path / "cut")
     assert set(computed) == {"sharpness"}
-    assert resumed.results["models"]["last"]["test"] == whole.results["models"]["last"]["test"]
+    assert resumed.results.models["last"].test == whole.results.models["last"].test

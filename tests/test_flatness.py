@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy, softplus
 
 import hookflat
 from hookflat.functional import seeds
-from hookflat.functional.attacks import initial_delta
 from hookflat.functional.flatness import adversarial_direction
 from hookflat.functional.neighborhood import ball, layers, scaled_to, sphere
+from hookflat.functional.threats import Attack, Threat
 from hookflat.functional.work import Work
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
@@ -146,8 +146,8 @@ def test_worst_flatness_equals_the_protocol_written_out(digits_net, digits_pair,
         weights = list(layers(net).values())
         base = [w.detach().clone() for w in weights]
         nu = ball(weights, 0.05, seeds.generator(3, "worst_flatness", attempt), filters=filters)
-        draw = seeds.derive(3, "inputs at perturbed weights", attempt)
-        x_adv = (x + initial_delta(x, 0.1, "uniform_norm", torch.arange(40), draw)).clamp(0, 1)
+        draw = seeds.derive_seed(3, "inputs at perturbed weights", attempt)
+        x_adv = Threat(0.1).ball(x).start("uniform_norm", torch.arange(40), draw)
         for _ in range(3):
             for batch in torch.arange(40).split(16):
                 for w, b, n in zip(weights, base, nu, strict=True):
@@ -193,7 +193,9 @@ def test_clean_worst_case_takes_the_weights_of_the_worst_sweep(digits_net, digit
 def test_an_adversarial_direction_raises_the_loss_faster_than_a_random_one(digits_net, digits_pair):
     x, y = digits_pair
     weights = list(layers(digits_net).values())
-    adversarial = adversarial_direction(digits_net, digits_pair, xi=0.05, **ATTACK)
+    adversarial = adversarial_direction(
+        digits_net, digits_pair, xi=0.05, attack=Attack(Threat(0.1), step_size=0.04, steps=3)
+    )
     random = sphere(weights, 0.05, torch.Generator().manual_seed(0))
 
     def rise(direction):

@@ -7,9 +7,10 @@ import torch
 
 import hookflat
 from hookflat.functional import seeds
-from hookflat.functional.figures import contours, curves
+from hookflat.functional.attacks import PGD20
 from hookflat.functional.landscapes import _direction
 from hookflat.functional.neighborhood import layers, sphere
+from hookflat_plugins.landscape import contours, curves
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 2, "restarts": 1, "start": "zero"}
 
@@ -33,7 +34,7 @@ def test_a_point_is_the_robust_loss_at_the_moved_weights(digits_net, digits_pair
 
 def test_filter_directions_are_li_s(digits_net, digits_pair):
     """Every filter and every row of the linear layer has the length of its weights, biases stay."""
-    weights, d = _direction(digits_net, digits_pair, "filter", None, 0, {"seed": 0})
+    weights, d = _direction(digits_net, digits_pair, "filter", None, 0, PGD20, 0)
     assert all(w.dim() > 1 for w in weights)
     for w, part in zip(weights, d, strict=True):
         for row, along in zip(w, part, strict=True):
@@ -41,8 +42,8 @@ def test_filter_directions_are_li_s(digits_net, digits_pair):
 
 
 def test_an_adversarial_direction_has_its_radius_and_rises(digits_net, digits_pair):
-    attack = {**ATTACK, "seed": 0}
-    weights, d = _direction(digits_net, digits_pair, "adversarial", 0.05, 0, attack)
+    attack = PGD20.but(**ATTACK)
+    weights, d = _direction(digits_net, digits_pair, "adversarial", 0.05, 0, attack, 0)
     for w, part in zip(weights, d, strict=True):
         assert part.norm().item() == pytest.approx(0.05 * w.norm().item(), rel=1e-4, abs=1e-9)
     options = {"kind": "adversarial", "radius": 0.05, "directions": 2, "points": 3, **ATTACK}

@@ -37,7 +37,7 @@ def test_a_run_equals_a_training_written_by_hand():
                 index = order[8 * i : 8 * i + 8]
                 x, y = run.data.train.x[index].float() / 255, run.data.train.y[index]
                 net.eval()
-                options = {"eps": 0.1, "step_size": 0.05, "steps": 2, "seed": seeds.derive(0, "attack", step)}
+                options = {"eps": 0.1, "step_size": 0.05, "steps": 2, "seed": seeds.derive_seed(0, "attack", step)}
                 wrapped = nn.Module()
                 wrapped.net, wrapped.forward = net, f
                 x_adv = hookflat.pgd(wrapped, x, y, **options)
@@ -91,7 +91,7 @@ def test_a_run_leaves_the_folder_of_the_design(tmp_path):
     assert results["protocol"]["stages"]["final"]["examples"] == {"test": 9}
     assert results["models"]["last"]["seconds"].keys() == {"test/clean_error"}
     again = hookflat.run(result.folder / "recipe.toml", folder=tmp_path / "again", plugins=_tiny())
-    assert again.results["models"]["last"]["test"] == results["models"]["last"]["test"]
+    assert again.results.models["last"].test == results["models"]["last"]["test"]
 
 
 def _tiny():

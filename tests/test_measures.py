@@ -1,14 +1,15 @@
 """Early stopping and the measures of a run, against the library's functions."""
 
 import json
+import types
 
 import pytest
 from safetensors.torch import load_file
 
 import hookflat
 from hookflat import UserError
-from hookflat.evaluation.weights import load_weights
 from hookflat.functional.data import Examples
+from hookflat.records.folder import RunFolder
 from hookflat.testing import run_recipe, tiny_run
 
 STOPPING = {"plugins": {"early_stopping": {"holdout": 4, "every": 2, "steps": 2, "restarts": 2}}}
@@ -28,14 +29,15 @@ def test_the_paper_s_candidates():
     """Snapshots after epochs 1, 6, ..., 146 and the final one, of 150."""
     with tiny_run({"plugins": {"early_stopping": {"holdout": 4}}, "run": {"epochs": 150}}) as run:
         plugin, due = run.plugins["early_stopping"], []
-        plugin._robust = lambda run: due.append(run.epoch) or _Robust()
+        run.subject = lambda split: due.append(run.epoch) or _Held()
         for run.epoch in range(1, 151):
             plugin.epoch_end(run)
         assert due == [*range(1, 150, 5), 150]
 
 
-class _Robust:
-    error, loss = 0.5, 1.0
+class _Held:
+    def robust(self, steps, restarts):
+        return types.SimpleNamespace(error=0.5, loss=1.0)
 
 
 @pytest.mark.parametrize("by", ["rerr_pgd", "rloss"])
@@ -44,9 +46,9 @@ def test_the_smallest_wins_the_earliest_on_ties_and_its_weights_are_kept(tmp_pat
     result = run_recipe(tables | {"run": {"epochs": 5}}, tmp_path / "run")
     values = [r[by] for r in records(result.folder, "early_stopping")]
     best = values.index(min(values)) + 1
-    weights, about = load_weights(result.folder / "checkpoints" / "best.safetensors")
+    weights, about = RunFolder(result.folder).load_network("best")
     assert about["epoch"] == best
-    assert result.results["models"]["best"]["epoch"] == best
+    assert result.results.models["best"].epoch == best
     with tiny_run(tables | {"run": {"epochs": 5}}) as run:
         from hookflat.training import loop
 
@@ -85,7 +87,7 @@ def test_the_final_measures_are_those_of_the_library(tmp_path):
         run.network.load_state_dict(load_file(result.folder / "model.safetensors"))
         attack = {"eps": 0.1, "step_size": 0.05, "steps": 3, "seed": 0}
         for split in ("train", "test"):
-            reported = result.results["models"]["last"][split]
+            reported = getattr(result.results.models["last"], split)
             robust = hookflat.robust_loss(run.network, Examples(getattr(run.data, split)), restarts=2, **attack)
             assert reported["rloss"] == pytest.approx(robust.loss, abs=1e-6)
             assert reported["rerr_pgd"] == robust.error
@@ -94,8 +96,8 @@ def test_the_final_measures_are_those_of_the_library(tmp_path):
             run.network, Examples(run.data.test), xi=0.3, samples=2, reference_restarts=2, **attack
         )
         assert reported["average_flatness"] == pytest.approx(flat.flatness, abs=1e-5)
-        gap = result.results["models"]["last"]["gap"]["rloss"]
-        assert gap == reported["rloss"] - result.results["models"]["last"]["train"]["rloss"]
+        gap = result.results.models["last"].gap["rloss"]
+        assert gap == reported["rloss"] - result.results.models["last"].train["rloss"]
 
 
 def test_two_measures_with_one_name_are_an_error(tmp_path):

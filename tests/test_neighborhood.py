@@ -6,8 +6,8 @@ from torch import nn
 
 from hookflat.functional import seeds
 from hookflat.functional.neighborhood import layers, moved, project, scaled_to, sphere
+from hookflat.functional.networks import small_image_resnet
 from hookflat.testing import Found
-from hookflat_plugins.resnet_small import small_image_resnet
 
 
 def papers_network():

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hookflat import UserError, hookimpl, hookspecs
-from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, Hooks, hooks_of, kind_of
+from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, hooks_of, kind_of
 from hookflat.testing import tiny_run
+from hookflat.training.hooks import Hooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +103,7 @@ def test_two_packages_with_one_name_are_told(monkeypatch):
 
     source = next(iter(Catalogue()))
     catalogue = Catalogue()
-    catalogue._sources["awp"].append(plugins.Source("awp", "other 1.0", source.target))
+    catalogue._sources["awp"].append(plugins.PluginSource("awp", "other 1.0", source.target))
     with pytest.raises(UserError, match=r"'awp' is claimed by hookflat .* and other 1.0"):
         catalogue.find("awp")
 

@@ -4,7 +4,7 @@ import pytest
 
 from hookflat import UserError
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.loading import load
+from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import find_recipe, recipes_folder
 from hookflat.testing import TINY, recipe
 
@@ -20,15 +20,15 @@ def write(folder, name, text):
 
 def fails(message, *args, **kwargs):
     with pytest.raises(UserError) as caught:
-        load(*args, **kwargs)
+        load_recipe(*args, **kwargs)
     assert message in str(caught.value), str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_load_alone_and_at_scale_and_open_with_their_command(path):
-    alone = load(path)
-    scaled = load(path, overlays=["scales/cifar10"])
+    alone = load_recipe(path)
+    scaled = load_recipe(path, overlays=["scales/cifar10"])
     assert alone.slot_names["data"] == "digits"
     assert scaled.slot_names["data"] == "images"
     for slot in ("loss", "optimizer", "schedule"):  # a scale never changes the method
@@ -59,7 +59,7 @@ def test_extends_merges_and_the_later_file_wins(tmp_path):
         "top.toml",
         f'extends = ["{find_recipe("at")}", "deep/base.toml", "other.toml"]\n[plugins.label_noise]\n',
     )
-    loaded = load(top)
+    loaded = load_recipe(top)
     optimizer = loaded.slots["optimizer"]
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.25, 0.8, 5e-4)
     assert list(loaded.plugins) == ["augment", "early_stopping", "figures", "awp", "label_noise"]
@@ -69,31 +69,31 @@ def test_extends_merges_and_the_later_file_wins(tmp_path):
 
 
 def test_a_slot_that_changes_its_plugin_drops_the_old_ones_options():
-    loaded = load("at", overrides={"optimizer.name": "adam"})
+    loaded = load_recipe("at", overrides={"optimizer.name": "adam"})
     assert loaded.slots["optimizer"].lr == 1e-3
 
 
 def test_overrides_win_and_say_where_they_came_from():
-    loaded = load("trades", overrides=["loss.beta=3", "attack.eps=8/255", "run.epochs=7", "data.train=31"])
+    loaded = load_recipe("trades", overrides=["loss.beta=3", "attack.eps=8/255", "run.epochs=7", "data.train=31"])
     assert loaded.slots["loss"].beta == 3
     assert loaded.slots["attack"].eps == pytest.approx(8 / 255)
     assert loaded.origin(("loss", "beta")) == "--set loss.beta"
 
 
 def test_fractions_are_numbers_everywhere():
-    loaded = load("at", overrides={"attack.eps": "1/10", "schedule.milestones": ["1/2", 0.75]})
+    loaded = load_recipe("at", overrides={"attack.eps": "1/10", "schedule.milestones": ["1/2", 0.75]})
     assert loaded.slots["attack"].eps == 0.1
     assert loaded.slots["schedule"].milestones == [0.5, 0.75]
 
 
 def test_plugins_can_be_switched_off():
-    loaded = load("at_awp", overrides={"plugins.awp.enabled": False})
+    loaded = load_recipe("at_awp", overrides={"plugins.awp.enabled": False})
     assert "awp" not in loaded.plugins
 
 
 def test_the_resolved_recipe_loads_to_itself(tmp_path):
-    loaded = load("entropy_sgd", overlays=["scales/cifar10"], overrides={"plugins.awp.xi": "1/200"})
-    again = load(write(tmp_path, "again.toml", loaded.to_toml()))
+    loaded = load_recipe("entropy_sgd", overlays=["scales/cifar10"], overrides={"plugins.awp.xi": "1/200"})
+    again = load_recipe(write(tmp_path, "again.toml", loaded.to_toml()))
     assert again.tables == loaded.tables
 
 
@@ -101,20 +101,20 @@ def test_a_table_with_if_used_changes_what_is_there_and_adds_nothing(tmp_path):
     overlay = write(
         tmp_path, "o.toml", "[plugins.awp]\nif_used = true\nxi = 0.5\n[eval.curves]\nif_used = true\nevery = 3\n"
     )
-    assert "awp" not in load("at", overlays=[overlay]).plugins
-    changed = load("at_awp", overlays=[overlay])
+    assert "awp" not in load_recipe("at", overlays=[overlay]).plugins
+    changed = load_recipe("at_awp", overlays=[overlay])
     assert changed.plugins["awp"].xi == 0.5
     assert changed.stages["curves"].every == 3
 
 
 def test_shipped_recipes_can_be_extended_by_name(tmp_path):
-    loaded = load(write(tmp_path, "mine.toml", 'extends = ["trades", "scales/cifar10"]\n[loss]\nbeta = 1\n'))
+    loaded = load_recipe(write(tmp_path, "mine.toml", 'extends = ["trades", "scales/cifar10"]\n[loss]\nbeta = 1\n'))
     assert loaded.slots["loss"].beta == 1
     assert loaded.slot_names["model"] == "resnet18"
 
 
 def test_overlays_of_a_method_do_not_lose_its_order():
-    loaded = load("autoaugment", overlays=["scales/cifar10"])
+    loaded = load_recipe("autoaugment", overlays=["scales/cifar10"])
     names = list(loaded.plugins)
     assert names.index("augment") < names.index("autoaugment")
     assert (loaded.plugins["augment"].padding, loaded.plugins["augment"].fill) == (4, "mean")
@@ -169,7 +169,8 @@ def test_an_empty_recipe_and_a_wrong_extends_are_told_in_one_line(tmp_path):
 
 
 def test_stages_and_measures_can_be_left_out():
-    loaded = load("at", overrides={"eval.final_flatness.enabled": False, "eval.curves.clean_error.enabled": False})
+    off = {"eval.final_flatness.enabled": False, "eval.curves.clean_error.enabled": False}
+    loaded = load_recipe("at", overrides=off)
     assert "final_flatness" not in loaded.stages
     assert list(loaded.measures["curves"]) == ["robust_loss"]
 

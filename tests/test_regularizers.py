@@ -28,7 +28,7 @@ class FakeRun:
     def seed(self, name):
         from hookflat.functional import seeds
 
-        return seeds.derive(self.base, name)
+        return seeds.derive_seed(self.base, name)
 
     def uniform(self, name, batch, shape=()):
         from hookflat.functional import seeds

@@ -9,7 +9,7 @@ from torch import nn
 
 import hookflat
 from hookflat.functional.layers import Normalized
-from hookflat_plugins.resnet_small import small_image_resnet
+from hookflat.functional.networks import small_image_resnet
 
 
 def trained_statistics(net):

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
 from hookflat.functional.data import Examples, Images
+from hookflat.functional.networks import small_image_resnet
 from hookflat.testing import Found
-from hookflat_plugins.resnet_small import small_image_resnet
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
 

@@ -31,7 +31,7 @@ def test_an_examples_numbers_depend_on_its_key_alone(keys, seed):
 
 
 def test_seeds_depend_on_every_part_and_on_their_order():
-    derived = {seeds.derive(*parts) for parts in [(0, "a"), (1, "a"), (0, "b"), ("a", 0), (0, "a", 0), ("0", "a")]}
+    derived = {seeds.derive_seed(*parts) for parts in [(0, "a"), (1, "a"), (0, "b"), ("a", 0), (0, "a", 0), ("0", "a")]}
     assert len(derived) == 6
     assert all(0 <= s < 2**63 for s in derived)
 

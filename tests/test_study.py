@@ -1,17 +1,19 @@
 """Studies: what is missing is made, what is there is left alone, what fails is listed."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 import pytest
-from test_cli import fails, hookflat
+from commands import fails, hookflat
 
 from hookflat import UserError, run
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.reporting.comparing import compare
-from hookflat.studies.execution import make, plan, run_job, share, submit
+from hookflat.studies.execution import Plan, make, run_job, share, submit
 from hookflat.studies.study import read_study
 
 RECIPE = """
@@ -59,12 +61,10 @@ def here(monkeypatch):
         from hookflat.cli import app
 
         assert command[:3] == [sys.executable, "-m", "hookflat"]
-        try:
-            app(command[3:], standalone_mode=False)
-        except UserError as error:
-            log.write_text(f"hookflat: {error}\n")
-            return 2
-        return 0
+        with redirect_stderr(io.StringIO()) as said:
+            code = app(command[3:], standalone_mode=False)
+        log.write_text(said.getvalue())
+        return code or 0
 
     monkeypatch.setattr("hookflat.studies.execution._status", status)
 
@@ -85,14 +85,14 @@ def test_a_study_is_every_recipe_at_every_value_and_seed(study):
 
 def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monkeypatch):
     found = read_study(study)
-    assert set(plan(found)[0].values()) == {"todo"}
-    assert plan(found)[1] is None
+    assert set(Plan.of(found).states.values()) == {"todo"}
+    assert Plan.of(found).hours is None
     said = []
     assert set(make(found, say=said.append).values()) == {"done"}
     assert sum(line.startswith("done ") for line in said) == 4
-    states, hours = plan(found)
-    assert set(states.values()) == {"done"}
-    assert hours == 0
+    planned = Plan.of(found)
+    assert set(planned.states.values()) == {"done"}
+    assert planned.hours == 0
     stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
     ran = []
     monkeypatch.setattr("hookflat.studies.execution._status", lambda *a: ran.append(a))
@@ -229,7 +229,7 @@ def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
     assert submitted.result() == ["done"]
     (job,) = found.jobs
     assert json.loads((job.folder / "environment.json").read_text())["processes"] == 2
-    assert set(plan(found)[0].values()) == {"done"}
+    assert set(Plan.of(found).states.values()) == {"done"}
     assert submit(found, cluster="local", timeout_min=5) == []
 
 
@@ -294,7 +294,7 @@ def test_tables_of_values_and_lines_that_were_cut_off_do_no_harm(study):
     assert {"optimizer.lr=0.01", "plugins.awp.xi=0.5"} <= set(command)
     found.folder.mkdir()
     (found.folder / "times.jsonl").write_text('{"run": "x", "seconds": 1800.0, "was": "todo"}\n{"run": "y", "sec')
-    assert plan(found)[1] == pytest.approx(2.0)
+    assert Plan.of(found).hours == pytest.approx(2.0)
 
 
 def test_the_commands(study, tmp_path):
@@ -306,13 +306,13 @@ def test_the_commands(study, tmp_path):
     assert "2 done" in done.stdout
     runs = [tmp_path / "runs" / f"tiny-beta={beta}-0" for beta in (1, 6)]
     compared = hookflat("compare", *runs, cwd=tmp_path).stdout
-    for shown in ("loss.beta", "last test clean_loss"):
+    for shown in ("loss.beta", "last test clean loss"):
         assert shown in compared
     for same in ("loss.name", "run.seed"):
         assert same not in compared
     lines, numbers = compare(runs)
-    assert lines == [("loss.beta", [1, 6])]
-    assert all(values[0] != values[1] for _, values in numbers)
+    assert [(row.name, row.values) for row in lines] == [("loss.beta", [1, 6])]
+    assert all(row.values[0] != row.values[1] for row in numbers)
     with pytest.raises(UserError, match="is no run folder"):
         compare([runs[0], tmp_path])
     assert "compare takes two run folders" in fails(2, "compare", runs[0], cwd=tmp_path)

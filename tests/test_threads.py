@@ -10,6 +10,7 @@ from torch import nn
 
 from hookflat import threads
 from hookflat.testing import tiny_run
+from hookflat.training.launch import WORK_OF_A_THREAD, fitting_threads
 
 
 def python(code, **environment):
@@ -49,11 +50,11 @@ def test_threads_follow_the_work_and_keep_to_the_share(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     net, x = nn.Conv2d(3, 64, 3, padding=1), torch.rand(32, 3, 32, 32)
     forward = 2 * 3 * 9 * 64 * 32 * 32 * 32  # multiplications and additions
-    assert threads.fitting(net, x) == round(forward / threads.WORK_OF_A_THREAD) == 2
-    assert threads.fitting(net, x[:1]) == 1
-    assert threads.fitting(net, x.repeat(100, 1, 1, 1)) == 16
+    assert fitting_threads(net, x) == round(forward / WORK_OF_A_THREAD) == 2
+    assert fitting_threads(net, x[:1]) == 1
+    assert fitting_threads(net, x.repeat(100, 1, 1, 1)) == 16
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert threads.fitting(net, x.repeat(100, 1, 1, 1)) == threads.limit() == 3
+    assert fitting_threads(net, x.repeat(100, 1, 1, 1)) == threads.limit() == 3
     assert net.training
 
 

@@ -6,51 +6,18 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from hookflat.errors import UserError
-from hookflat.evaluation.evaluate import Source
-from hookflat.functional.attack_view import conv_norm_pairs
-from hookflat.functional.layers import RecenteredBatchNorm2d
+from hookflat.evaluation.checkpoint import Checkpoint
+from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.rescaling import rescale
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.loading import load
-from hookflat.training.entry import global_generators_restored
+from hookflat.recipe.loading import load_recipe
+from hookflat.records.folder import RunFolder, save_weights
 from hookflat.training.run import Run
 
 
-@torch.no_grad()
-def rescale(model: nn.Module, factor: float) -> int:
-    """Multiply the weights of every convolution that a batch norm follows by `factor`, in place; how many there are.
-
-    The batch norm's statistics follow, and its scale makes up for its `eps`, so that in evaluation mode the network is
-    the same function up to rounding (protocol, section 4.7, which scales the logits' layer as well and thereby changes
-    RLoss). Raises ValueError for a factor that is not positive, and where no batch norm follows a convolution.
-    """
-    if not factor > 0:
-        raise ValueError(f"the factor should be positive, not {factor}")
-    pairs = conv_norm_pairs(model)
-    if not pairs:
-        raise ValueError("no convolution with a batch norm behind it was found: there is nothing to rescale")
-    for conv, norm in pairs:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        conv.weight *= factor
-        if conv.bias is not None:
-            conv.bias *= factor
-        before = norm.running_var.clone()
-        norm.running_mean *= factor
-        norm.running_var *= factor**2
-        correction = (norm.running_var + norm.eps).sqrt() / (factor * (before + norm.eps).sqrt())
-        if isinstance(norm, RecenteredBatchNorm2d):
-            norm.weight.copy_(norm.scale * correction - 1)
-        elif norm.affine:
-            norm.weight.mul_(correction)
-    return len(pairs)
-
-
 def rescaled(
-    source: Source, factor: float, out: Path, overrides: Iterable[str] = (), catalogue: Catalogue | None = None
+    source: Checkpoint, factor: float, out: Path, overrides: Iterable[str] = (), catalogue: Catalogue | None = None
 ) -> int:
     """Write the rescaled network of `source`: of a run folder as another run folder, of a file as a safetensors file.
 
@@ -61,7 +28,7 @@ def rescaled(
         raise UserError(f"{out} exists already: choose another with --out")
     if source.is_robustbench or len(source.which) > 1:
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
-    recipe = load(source.tables(), overrides=overrides, catalogue=catalogue, needs=("data", "model"))
+    recipe = load_recipe(source.tables(), overrides=overrides, catalogue=catalogue, needs=("data", "model"))
     run = Run(recipe, out)
     with global_generators_restored():
         run.build_network()
@@ -72,11 +39,11 @@ def rescaled(
     except ValueError as error:
         raise UserError(f"{source.model}: {error}") from error
     if not source.is_run:
-        run.folder.save_weights(out, network, **about)
+        save_weights(out, network, **about)
         return count
-    beside = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    run.folder.save_weights(beside / "model.safetensors", network, **about)
-    shutil.copyfile(Path(source.model, "recipe.toml"), beside / "recipe.toml")
-    beside.rename(out)
+    beside = RunFolder(out.with_name(f".{out.name}.writing"))
+    shutil.rmtree(beside.path, ignore_errors=True)
+    beside.save_network("last", network, **about)
+    shutil.copyfile(RunFolder(Path(source.model)).recipe, beside.recipe)
+    beside.path.rename(out)
     return count

@@ -1,4 +1,4 @@
-"""Projected gradient descent in the L-infinity ball, on any network that takes images in [0, 1].
+"""Projected gradient descent in the ball of a threat, on any network that takes images in [0, 1].
 
 Definitions: protocol of Stutz, Hein, Schiele (2021), section 2; Madry et al. (2018) for the attack itself.
 """
@@ -6,7 +6,7 @@ Definitions: protocol of Stutz, Hein, Schiele (2021), section 2; Madry et al. (2
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,13 @@ from hookflat.functional import seeds
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import check_images
 from hookflat.functional.losses import cross_entropy
+from hookflat.functional.threats import Attack, AttackOptions
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
 """What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,)."""
 
-Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
-
-
-def initial_delta(x: Tensor, eps: float, start: Start, keys: Tensor, seed: int) -> Tensor:
-    """The starting perturbation of every example, inside the ball of radius `eps` (the image box is the caller's).
-
-    uniform_norm: Gaussian direction, L-infinity norm uniform in [0, eps] (Stutz et al. 2021, the paper's).
-    uniform: every entry uniform in [-eps, eps] (Madry et al. 2018, Rice et al. 2020, AWP).
-    gaussian: 0.001 N(0, I) (the official TRADES and MART code).
-    """
-    shape = tuple(x.shape[1:])
-    if start == "zero":
-        return torch.zeros_like(x)
-    if start == "uniform":
-        return eps * (2 * seeds.uniform(keys, shape, seed) - 1)
-    direction = seeds.normal(keys, shape, seed)
-    if start == "gaussian":
-        return (0.001 * direction).clamp(-eps, eps)
-    norm = direction.flatten(1).abs().amax(dim=1).clamp_min(1e-12)
-    radius = eps * seeds.uniform(keys, (), seeds.derive(seed, "radius"))
-    return direction * (radius / norm).view(-1, *[1] * len(shape))
+PGD20 = Attack()
+PGD10 = Attack(steps=10, start="uniform")
 
 
 def pgd(
@@ -47,20 +29,18 @@ def pgd(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 20,
-    restarts: int = 1,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD20,
     objective: Objective | None = None,
     keep: Literal["best", "last"] = "best",
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Tensor:
-    """Adversarial examples (n, C, H, W) in [0, 1] with ||x_adv - x||_inf <= eps.
+    """Adversarial examples (n, C, H, W) in [0, 1], at most `eps` from `x`.
 
     `x`: (n, C, H, W) in [0, 1]; `y`: (n,) int64, needed unless `objective` is given (default: cross-entropy with `y`).
+    `attack`, or any of its values by keyword (20 steps of 0.007 from one start in the L-infinity ball of 8/255).
     `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
     every restart, the start included; `"last"` the last iterate of the last restart. `mode="train"` normalises by
     batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
@@ -72,24 +52,24 @@ def pgd(
         if y is None:
             raise ValueError("pgd needs the labels y, or an objective")
         objective = _cross_entropy_with(y)
-    if restarts < 1 or steps < 0:
-        raise ValueError(f"pgd needs restarts >= 1 and steps >= 0, not {restarts} and {steps}")
+    attack = attack.but(**options)
+    if attack.restarts < 1:
+        raise ValueError("pgd needs restarts >= 1")
     if keys is None:  # keys come with examples that were looked at already; looking makes a device wait
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
     x = x.detach()
-    low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+    ball = attack.threat.ball(x)
     best_x, best = x, torch.full((len(x),), -torch.inf, device=x.device)
     with frozen(model, train=mode == "train"), torch.enable_grad():
-        for restart in range(restarts):
-            delta = initial_delta(x, eps, start, keys, seeds.derive(seed, "start", restart))
-            x_adv = torch.clamp(x + delta.to(x), low, high)
-            for _ in range(steps):
+        for restart in range(attack.restarts):
+            x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", restart))
+            for _ in range(attack.steps):
                 x_adv.requires_grad_()
                 value = objective(model, x_adv)
                 (gradient,) = torch.autograd.grad(value.sum(), x_adv)
                 best_x, best = _better(best_x, best, x_adv, value)
-                x_adv = torch.clamp(x_adv.detach() + step_size * gradient.sign(), low, high)
+                x_adv = ball.project(x_adv.detach() + attack.step_size * ball.ascent(gradient))
             if keep == "best":
                 with torch.no_grad():
                     best_x, best = _better(best_x, best, x_adv, objective(model, x_adv))
@@ -102,45 +82,44 @@ def pgd_tau(
     y: Tensor,
     *,
     tau: int,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 10,
-    start: Start = "uniform",
+    attack: Attack = PGD10,
     objective: Objective | None = None,
     noise: float = 0.0,
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Tensor:
     """Friendly adversarial examples (n, C, H, W): PGD in which each example stops once it is wrong often enough.
 
     Before each of the `steps`, an example whose iterate is misclassified stops if it has used up `tau`, and otherwise
     uses up one of it. Returned is where each stopped, or its last iterate (Zhang et al. 2020, Alg. 1, and its official
-    repository). `noise`: standard deviation of a Gaussian added to each step. The other arguments are those of `pgd`.
+    repository). `noise`: standard deviation of a Gaussian added to each step. The other arguments are those of `pgd`;
+    there is one start, uniform in the ball where nothing is said, and 10 steps.
     """
     objective = objective or _cross_entropy_with(y)
     if keys is None:
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
-    x = x.detach()
-    low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
-    x_adv = torch.clamp(x + initial_delta(x, eps, start, keys, seeds.derive(seed, "start", 0)), low, high)
+    x, attack = x.detach(), attack.but(**options)
+    ball = attack.threat.ball(x)
+    x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
     left = torch.full((len(x),), tau, device=x.device)
     moving = torch.ones_like(y, dtype=torch.bool)
     observed = _Observed(model)
     with frozen(model, train=mode == "train"), torch.enable_grad():
-        for step in range(steps):
+        for step in range(attack.steps):
             x_adv.requires_grad_()
             value = objective(observed, x_adv)
             (gradient,) = torch.autograd.grad(value.sum(), x_adv)
             wrong = observed.logits_of(x_adv).argmax(dim=1) != y
             moving = moving & ~(wrong & (left == 0))
             left = left - (wrong & moving).long()
-            change = step_size * gradient.sign()
+            change = attack.step_size * ball.ascent(gradient)
             if noise:
-                change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive(seed, "noise", step))
+                change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive_seed(seed, "noise", step))
             mask = moving.view(-1, *[1] * (x.dim() - 1))
-            x_adv = torch.where(mask, torch.clamp(x_adv.detach() + change, low, high), x_adv.detach())
+            x_adv = torch.where(mask, ball.project(x_adv.detach() + change), x_adv.detach())
     return x_adv.detach()
 
 

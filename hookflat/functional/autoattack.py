@@ -85,7 +85,7 @@ def autoattack(
     return AutoAttackResult(_share(broken_by >= 0), _share(wrong), shares, broken_by.cpu(), "".join(log))
 
 
-def attacks_of(version: Version, classes: int, attacks: Sequence[str] | None = None) -> list[str]:
+def autoattacks(version: Version, classes: int, attacks: Sequence[str] | None = None) -> list[str]:
     """The attacks of a version that are possible with so many classes, in their order."""
     found = {
         "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
@@ -115,8 +115,8 @@ class _Package:
         seed: int,
         work: Work,
     ) -> None:
-        self.attacks = attacks_of(version, classes, attacks)
-        known = attacks_of("plus", 10)
+        self.attacks = autoattacks(version, classes, attacks)
+        known = autoattacks("plus", 10)
         if strange := [a for a in self.attacks if a not in known]:
             raise ValueError(f"AutoAttack has no attack {strange[0]!r}: it has {', '.join(known)}")
         if not self.attacks:

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Unpack, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
-from hookflat.functional.attacks import Start, pgd
+from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, Set, set_of
 from hookflat.functional.flatness import differentiable
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
+from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
 
@@ -57,18 +58,6 @@ class Sharpness:
     reference: float
 
 
-@dataclass(frozen=True)
-class Threat:
-    """The adversarial examples at which a robust loss is differentiated; `restarts=0`: the images as they are."""
-
-    eps: float = 8 / 255
-    step_size: float = 0.007
-    steps: int = 20
-    restarts: int = 1
-    start: Start = "uniform_norm"
-    seed: int = 0
-
-
 def hessian_eigenvalues(
     model: nn.Module,
     loader: Loader,
@@ -77,20 +66,21 @@ def hessian_eigenvalues(
     robust: bool = True,
     remaximise: bool = False,
     tolerance: float = 1e-3,
+    attack: Attack = PGD20,
     seed: int = 0,
     work: Work | None = None,
-    **attack: Any,
+    **options: Unpack[AttackOptions],
 ) -> Eigenvalues:
     """The `k` largest eigenvalues and the smallest, by Lanczos (scipy's ARPACK) on exact Hessian-vector products.
 
     Over the weights of convolutions and linear layers (no biases, no norms), in evaluation mode (protocol, section 7).
     The robust loss is that at adversarial examples found at w and then fixed; `remaximise` finds them anew at every
     point (central differences of the robust loss's gradient, which by Danskin's theorem is that at the new examples).
-    `attack`: eps, step_size, steps, restarts, start. Not invariant to rescaling.
+    `attack`, or any of its values by keyword. Not invariant to rescaling.
     """
     work, weights = work or Work(), list(layers(model, biases=False).values())
     with frozen(model):
-        points = _Points(model, loader, _threat(robust, seed, attack), work)
+        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
         hessian = _Hessian(weights, points, remaximise)
         start = torch.randn(hessian.size, generator=seeds.generator(seed, "hessian_eigenvalues")).double().numpy()
 
@@ -107,15 +97,16 @@ def hessian_trace(
     *,
     samples: int = 20,
     robust: bool = True,
+    attack: Attack = PGD20,
     seed: int = 0,
     work: Work | None = None,
-    **attack: Any,
+    **options: Unpack[AttackOptions],
 ) -> Trace:
     """The trace of the same Hessian by Hutchinson's estimator: the mean of v H v over random signs v."""
     work, weights = work or Work(), list(layers(model, biases=False).values())
     products = []
     with frozen(model):
-        points = _Points(model, loader, _threat(robust, seed, attack), work)
+        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
         hessian = _Hessian(weights, points)
         for sample in range(samples):
             generator = seeds.generator(seed, "hessian_trace", sample)
@@ -136,9 +127,10 @@ def sharpness(
     rho: float = 0.05,
     adaptive: bool = False,
     robust: bool = True,
+    attack: Attack = PGD20,
     seed: int = 0,
     work: Work | None = None,
-    **attack: Any,
+    **options: Unpack[AttackOptions],
 ) -> Sharpness:
     """SAM-sharpness (Foret et al. 2021), or adaptive sharpness (Kwon et al. 2021): L(w + nu) - L(w) with
     nu = rho g / ||g||, or rho T^2 g / ||T g|| with T = |w|.
@@ -148,12 +140,12 @@ def sharpness(
     """
     work, weights = work or Work(), list(layers(model).values())
     with frozen(model):
-        points = _Points(model, loader, _threat(robust, seed, attack), work)
+        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
 
         def climb() -> Values:
             reference, gradients = points.gradients(weights)
             with moved(weights, sharpest(weights, gradients, rho, adaptive=adaptive)):
-                points.attack()
+                points.find()
                 return {"before": reference, "after": points.gradients([])[0]}
 
         found = work.once("sharpness", climb, together=points.set)
@@ -165,9 +157,10 @@ def relative_flatness(
     loader: Loader,
     *,
     robust: bool = True,
+    attack: Attack = PGD20,
     seed: int = 0,
     work: Work | None = None,
-    **attack: Any,
+    **options: Unpack[AttackOptions],
 ) -> float:
     """Relative flatness of the penultimate layer: sum over classes s, s' of <w_s, w_s'> tr(H_ss'); lower is flatter.
 
@@ -179,7 +172,7 @@ def relative_flatness(
     """
     work = work or Work()
     with frozen(model):
-        points = _Points(model, loader, _threat(robust, seed, attack), work)
+        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
 
         def measure() -> Values:
             total = torch.zeros((), dtype=torch.float64, device=points.device)
@@ -194,31 +187,28 @@ def relative_flatness(
         return work.once("relative_flatness", measure, together=points.set)["kappa"].item()
 
 
-def _threat(robust: bool, seed: int, attack: dict[str, Any]) -> Threat:
-    options: dict[str, Any] = attack | {"seed": seed} | ({} if robust else {"restarts": 0})
-    return Threat(**options)
+def _attack(robust: bool, attack: Attack, options: AttackOptions) -> Attack:
+    return attack.but(**options) if robust else attack.but(restarts=0)
 
 
 class _Points:
     """The images (adversarial ones) at which a loss is differentiated, this process's share, held in memory."""
 
-    def __init__(self, model: nn.Module, loader: Loader, threat: Threat, work: Work) -> None:
-        self.model, self.threat, self.work = model, threat, work
+    def __init__(self, model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> None:
+        self.model, self.attack, self.seed, self.work = model, attack, seeds.derive_seed(seed, "points"), work
         self.device = next(model.parameters()).device
         self.set: Set = set_of(loader, self.device)
         self.clean = list(self.set)
         self.total = float(self.set.sum(torch.tensor(float(sum(len(y) for _, y, _ in self.clean)))))
-        self.attack()
+        self.find()
 
-    def attack(self) -> None:
-        """Find the adversarial examples at the present weights."""
-        threat, view = self.threat, AttackView(self.model)
-        options = {name: value for name, value in vars(threat).items() if name != "seed"}
+    def find(self) -> None:
+        """The adversarial examples at the present weights."""
+        attack, view = self.attack, AttackView(self.model)
         self.batches = [(x, y) for x, y, _ in self.clean]
-        if threat.restarts:
-            seed = seeds.derive(threat.seed, "points")
-            self.batches = [(pgd(view, x, y, seed=seed, keys=keys, **options), y) for x, y, keys in self.clean]
-            self.work.passed(sum(len(y) for _, y in self.batches) * threat.restarts * (threat.steps + 1))
+        if attack.restarts:
+            self.batches = [(pgd(view, x, y, attack=attack, seed=self.seed, keys=keys), y) for x, y, keys in self.clean]
+            self.work.passed(sum(len(y) for _, y in self.batches) * attack.restarts * (attack.steps + 1))
 
     def gradients(self, weights: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
         """The mean loss over all examples and its gradients."""
@@ -266,7 +256,7 @@ class _Hessian:
         sides = []
         for signed in (h, -h):
             with moved(self.weights, self._split(signed * v)):
-                self.points.attack()
+                self.points.find()
                 sides.append(torch.cat([g.flatten() for g in self.points.gradients(self.weights)[1]]))
         return (sides[0] - sides[1]) / (2 * h)
 

@@ -11,20 +11,23 @@ import statistics
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
-from hookflat.functional.attacks import Start, initial_delta, pgd
+from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, layers, moved, project, scaled_to, sphere
-from hookflat.functional.robustness import attacked, mean, robust_loss
+from hookflat.functional.robustness import PGD20X10, attacked, mean, robust_loss
+from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
+
+PGD10 = Attack(steps=10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +51,12 @@ def average_flatness(
     xi: float = 0.5,
     samples: int = 10,
     filters: bool = False,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 20,
-    restarts: int = 1,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD20,
     reference: float | None = None,
     reference_restarts: int = 10,
     seed: int = 0,
     work: Work | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Flatness:
     """Average-case flatness in RLoss (Eq. 1): `samples` weight perturbations on the sphere of relative radius `xi`.
 
@@ -64,22 +64,21 @@ def average_flatness(
     each filter of a convolution instead of each layer. The reference RLoss at w uses `reference_restarts`; pass
     `reference` where it is known already. `restarts=0` and `reference_restarts=0` measure the clean loss.
     """
-    work = work or Work()
+    work, attack = work or Work(), attack.but(**options)
     if reference is None:
-        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
-        part = work.part("reference")
-        reference = robust_loss(model, loader, restarts=reference_restarts, work=part, **attack).loss
+        most = attack.but(restarts=reference_restarts)
+        reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
     weights = list(layers(model).values())
     losses = []
     with frozen(model):
         view = AttackView(model)
         for sample in range(samples):
             nu = sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
-            draw = seeds.derive(seed, "attack at perturbed weights", sample)
+            draw = seeds.derive_seed(seed, "attack at perturbed weights", sample)
             part = work.part(f"sample {sample}")
             with moved(weights, nu):
                 view.refresh()
-                found = attacked(view, loader, eps, step_size, steps, restarts, start, draw, part)
+                found = attacked(view, loader, attack, draw, part)
                 losses.append(mean(found.loss))
     average = math.fsum(losses) / samples
     return Flatness(average - reference, _standard_error(losses), losses, reference)
@@ -96,14 +95,11 @@ def worst_flatness(
     batch_size: int = 128,
     filters: bool = False,
     robust: bool = True,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 20,
-    restarts: int = 10,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD20X10,
     reference: float | None = None,
     seed: int = 0,
     work: Work | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Flatness:
     """Worst-case flatness (protocol, sections 1.6 and 1.7): the largest loss in the ball of relative radius `xi`.
 
@@ -116,26 +112,24 @@ def worst_flatness(
 
     `batch_size` is part of the definition; how `loader` batches, and over how many processes, is not.
     """
-    work = work or Work()
+    work, attack = work or Work(), attack.but(**options)
     if reference is None:
-        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
-        restarts, part = restarts if robust else 0, work.part("reference")
-        reference = robust_loss(model, loader, restarts=restarts, work=part, **attack).loss
+        most = attack if robust else attack.but(restarts=0)
+        reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
     weights = list(layers(model).values())
     losses = []
     with frozen(model):
         examples = _Held(set_of(loader, weights[0].device), batch_size)
         for attempt in range(attempts):
             generator = seeds.generator(seed, "worst_flatness", attempt)
-            draw = seeds.derive(seed, "inputs at perturbed weights", attempt)
+            draw = seeds.derive_seed(seed, "inputs at perturbed weights", attempt)
             nu = ball(weights, xi, generator, filters=filters)
 
             def ascend(nu: list[Tensor] = nu, draw: int = draw) -> Values:
                 climb = _Climb(model, weights, nu, xi, weight_step_size, filters, work)
                 if not robust:
                     return {"loss": climb.clean(examples, sweeps)}
-                delta = initial_delta(examples.x, eps, start, examples.keys, draw)
-                return {"loss": climb.robust(examples, sweeps, examples.x + delta, eps, step_size)}
+                return {"loss": climb.robust(examples, sweeps, attack, draw)}
 
             losses.append(work.once(f"attempt {attempt}", ascend, together=examples.set)["loss"].item())
     return Flatness(max(losses) - reference, _standard_error(losses), losses, reference)
@@ -149,10 +143,7 @@ def adversarial_direction(
     sweeps: int = 7,
     weight_step_size: float = 0.01,
     batch_size: int = 128,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 10,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD10,
     seed: int = 0,
 ) -> list[Tensor]:
     """A direction in which the loss on adversarial examples of the network rises, for each of `layers(model)`.
@@ -163,9 +154,10 @@ def adversarial_direction(
     weights = list(layers(model).values())
     with frozen(model):
         held, view = _Held(set_of(loader, weights[0].device), batch_size), AttackView(model)
-        attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
-        held.x = torch.cat([pgd(view, held.x[i], held.y[i], keys=held.keys[i], **attack) for i in pieces])
+        held.x = torch.cat(
+            [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]
+        )
         nu = ball(weights, xi, seeds.generator(seed, "adversarial_direction"))
         climb = _Climb(model, weights, nu, xi, weight_step_size, False, Work())
         for _ in range(sweeps):
@@ -211,16 +203,16 @@ class _Climb:
         self.model, self.weights, self.nu, self.work = model, weights, nu, work
         self.xi, self.step_size, self.filters = xi, step_size, filters
 
-    def robust(self, examples: _Held, sweeps: int, x_adv: Tensor, eps: float, step_size: float) -> Tensor:
-        """Mean loss at the last weights and inputs of a joint ascent that starts at `x_adv`."""
-        low, high = (examples.x - eps).clamp_(0, 1), (examples.x + eps).clamp_(0, 1)
-        x_adv = torch.clamp(x_adv, low, high)
+    def robust(self, examples: _Held, sweeps: int, attack: Attack, seed: int) -> Tensor:
+        """Mean loss at the last weights and inputs of a joint ascent; inputs start and move as in the attack."""
+        ball = attack.threat.ball(examples.x)
+        x_adv = ball.start(attack.start, examples.keys, seed)
         for _ in range(sweeps):
             for batch in examples.batches():
                 _, gradients = self.step(examples, batch, x_adv, inputs=True)
                 for index, gradient in gradients:
-                    moved_to = x_adv[index] + step_size * gradient.sign()
-                    x_adv[index] = torch.clamp(moved_to, low[index], high[index])
+                    here = ball.part(index)
+                    x_adv[index] = here.project(x_adv[index] + attack.step_size * here.ascent(gradient))
         return self._loss(examples, x_adv)
 
     def clean(self, examples: _Held, sweeps: int) -> Tensor:
@@ -269,6 +261,26 @@ class _Climb:
                 total += cross_entropy(self.model(x[index]), examples.y[index]).double().sum()
                 self.work.passed(len(index))
         return examples.set.sum(total) / examples.total
+
+
+def radii(xi: list[float] | float) -> list[float]:
+    """One radius, or several, as a list."""
+    return xi if isinstance(xi, list) else [xi]
+
+
+def named_by_radius(name: str, xi: list[float] | float) -> list[str]:
+    """What a measure's numbers are called: `name`, or `name_xi0.5` and so on where there are several radii."""
+    return [f"{name}_xi{radius:g}" for radius in xi] if isinstance(xi, list) else [name]
+
+
+def by_radius(name: str, xi: list[float] | float, found: Sequence[Flatness]) -> dict[str, float]:
+    """A measure's numbers by `named_by_radius`, and their standard errors."""
+    values = {}
+    for key, flatness in zip(named_by_radius(name, xi), found, strict=True):
+        values[key] = flatness.flatness
+        if len(flatness.losses) > 1:
+            values[f"{key}_stderr"] = flatness.standard_error
+    return values
 
 
 @contextmanager

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
-from hookflat.functional.attacks import Start
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader
-from hookflat.functional.flatness import adversarial_direction
+from hookflat.functional.flatness import PGD10, adversarial_direction
 from hookflat.functional.neighborhood import layers, moved, scaled_to, sphere
 from hookflat.functional.robustness import attacked, mean
+from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Work
 
 Kind = Literal["layer", "filter", "adversarial"]
-RADIUS: dict[str, float] = {"layer": 0.5, "filter": 1.0, "adversarial": 0.01}
+LANDSCAPE_RADIUS: dict[str, float] = {"layer": 0.5, "filter": 1.0, "adversarial": 0.01}
 """The relative length of a direction, of each kind, in the paper and in Li et al. 2018."""
 
 
@@ -41,13 +41,10 @@ def landscape(
     radius: float | None = None,
     directions: int = 10,
     points: int = 51,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 10,
-    restarts: int = 1,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD10,
     seed: int = 0,
     work: Work | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Landscape:
     """RLoss and RErr at w + t d for `points` values of t in [-1, 1], along each of `directions` directions d.
 
@@ -57,14 +54,12 @@ def landscape(
     point is attacked anew, from the same starts; `restarts=0` measures the clean loss.
     """
     at = torch.linspace(-1, 1, points)
-    work = work or Work()
-    attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
-    attack["restarts"] = restarts
+    work, attack = work or Work(), attack.but(**options)
     found = []
     for index in range(directions):
-        weights, d = _direction(model, loader, kind, radius, index, attack)
+        weights, d = _direction(model, loader, kind, radius, index, attack, seed)
         shifts = ([t * part for part in d] for t in at.tolist())
-        found.append(_losses(model, loader, weights, shifts, attack, work.part(f"direction {index}")))
+        found.append(_losses(model, loader, weights, shifts, attack, seed, work.part(f"direction {index}")))
     return Landscape(at[:, None], torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found]))
 
 
@@ -75,42 +70,36 @@ def landscape_2d(
     kind: Kind = "layer",
     radius: float | None = None,
     points: int = 21,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 10,
-    restarts: int = 1,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD10,
     seed: int = 0,
     work: Work | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Landscape:
     """The same on a grid of `points` by `points`, over the first two directions of `landscape`."""
-    work = work or Work()
-    attack: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "start": start, "seed": seed}
-    attack["restarts"] = restarts
-    (weights, one), (_, other) = (_direction(model, loader, kind, radius, index, attack) for index in (0, 1))
+    work, attack = work or Work(), attack.but(**options)
+    (weights, one), (_, other) = (_direction(model, loader, kind, radius, index, attack, seed) for index in (0, 1))
     side = torch.linspace(-1, 1, points)
     at = torch.cartesian_prod(side, side)
     shifts = ([s * a + t * b for a, b in zip(one, other, strict=True)] for s, t in at.tolist())
-    loss, error = _losses(model, loader, weights, shifts, attack, work.part("plane"))
+    loss, error = _losses(model, loader, weights, shifts, attack, seed, work.part("plane"))
     return Landscape(at, loss, error)
 
 
 def _direction(
-    model: nn.Module, loader: Loader, kind: Kind, radius: float | None, index: int, attack: dict[str, Any]
+    model: nn.Module, loader: Loader, kind: Kind, radius: float | None, index: int, attack: Attack, seed: int
 ) -> tuple[list[nn.Parameter], list[Tensor]]:
     """The weights that move and their direction."""
-    xi = RADIUS[kind] if radius is None else radius
+    xi = LANDSCAPE_RADIUS[kind] if radius is None else radius
     weights = list(layers(model, biases=kind != "filter").values())
-    generator = seeds.generator(attack["seed"], "landscape", index)
+    generator = seeds.generator(seed, "landscape", index)
     if kind == "layer":
         return weights, sphere(weights, xi, generator)
     if kind == "filter":  # a linear layer's rows are its filters
         gaussian = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
         by_row = scaled_to([d[..., None] for d in gaussian], [w[..., None] for w in weights], xi, filters=True)
         return weights, [d[..., 0] for d in by_row]
-    options = {name: attack[name] for name in ("eps", "step_size", "steps", "start")}
-    seed = seeds.derive(attack["seed"], "landscape", index)
-    d = adversarial_direction(model, loader, xi=0.005, seed=seed, **options)
+    once = attack.but(restarts=1)
+    d = adversarial_direction(model, loader, xi=0.005, attack=once, seed=seeds.derive_seed(seed, "landscape", index))
     return weights, [xi / 0.005 * part for part in d]
 
 
@@ -119,7 +108,8 @@ def _losses(
     loader: Loader,
     weights: list[nn.Parameter],
     shifts: Iterable[list[Tensor]],
-    attack: dict[str, Any],
+    attack: Attack,
+    seed: int,
     work: Work,
 ) -> tuple[Tensor, Tensor]:
     """RLoss and RErr (P,) at w plus each of the shifts."""
@@ -129,7 +119,7 @@ def _losses(
         for point, nu in enumerate(shifts):
             with moved(weights, nu):
                 view.refresh()
-                found = attacked(view, loader, **attack, work=work.part(f"point {point}"))
+                found = attacked(view, loader, attack, seed, work.part(f"point {point}"))
             losses.append(mean(found.loss))
             errors.append(mean(found.wrong))
     return torch.tensor(losses), torch.tensor(errors)

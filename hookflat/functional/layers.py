@@ -1,9 +1,6 @@
-"""Layers that the paper's networks need and libraries lack, and the 32x32 stem that timm's networks lack."""
+"""Layers that the paper's networks need and libraries lack."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,29 +94,6 @@ class RecenteredBatchNorm2d(nn.BatchNorm2d):
             momentum or 0.0,
             self.eps,
         )
-
-
-def group_norm(channels: int, **kwargs: Any) -> nn.GroupNorm:
-    """Group norm with up to 8 groups: no batch statistics, hence the same function in training and evaluation."""
-    return nn.GroupNorm(min(8, channels), channels)
-
-
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "rebn": RecenteredBatchNorm2d,
-    "group": group_norm,
-}
-
-
-def he_initialised(net: nn.Module) -> nn.Module:
-    """He normal weights, fan_out for convolutions and fan_in for linear layers, biases 0 (protocol, section 3)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            fan = "fan_out" if isinstance(module, nn.Conv2d) else "fan_in"
-            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return net
 
 
 class Bfloat16(nn.Module):

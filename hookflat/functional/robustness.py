@@ -8,17 +8,21 @@ results do not depend on the batch size or on the number of processes beyond rou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
-from hookflat.functional.attacks import Start, pgd
+from hookflat.functional.attacks import pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, set_of
 from hookflat.functional.losses import cross_entropy
+from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
+
+PGD20X10 = Attack(restarts=10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,47 +59,37 @@ def robust_loss(
     model: nn.Module,
     loader: Loader,
     *,
-    eps: float = 8 / 255,
-    step_size: float = 0.007,
-    steps: int = 20,
-    restarts: int = 10,
-    start: Start = "uniform_norm",
+    attack: Attack = PGD20X10,
     seed: int = 0,
     work: Work | None = None,
+    **options: Unpack[AttackOptions],
 ) -> RobustLoss:
-    """RLoss: mean over examples of the largest cross-entropy found by PGD; RErr: wrong clean or under any restart."""
+    """RLoss: mean over examples of the largest cross-entropy found by PGD; RErr: wrong clean or under any restart.
+
+    `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255).
+    """
     with frozen(model):
-        r = attacked(AttackView(model), loader, eps, step_size, steps, restarts, start, seed, work or Work())
+        r = attacked(AttackView(model), loader, attack.but(**options), seed, work or Work())
     correct, incorrect = (mean(r.loss[chosen]) for chosen in (~r.clean_wrong, r.clean_wrong))
     return RobustLoss(mean(r.loss), mean(r.wrong), mean(r.clean_wrong), correct, incorrect, r)
 
 
-def attacked(
-    view: nn.Module,
-    loader: Loader,
-    eps: float,
-    step_size: float,
-    steps: int,
-    restarts: int,
-    start: Start,
-    seed: int,
-    work: Work,
-) -> PerExample:
+def attacked(view: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> PerExample:
     """Attack every example of `loader` and keep, for each, the worst over restarts (the clean image where none)."""
     device = next(view.parameters()).device
-    examples = set_of(loader, device)
+    examples, once = set_of(loader, device), attack.but(restarts=1)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor) -> Values:
         with torch.no_grad():
             clean_loss, clean_wrong = _scores(view(x), y)
-        loss, wrong = torch.full_like(clean_loss, -torch.inf) if restarts else clean_loss, clean_wrong
-        for restart in range(restarts):
-            draw = seeds.derive(seed, "restart", restart)
-            x_adv = pgd(view, x, y, eps=eps, step_size=step_size, steps=steps, start=start, seed=draw, keys=keys)
+        loss, wrong = torch.full_like(clean_loss, -torch.inf) if attack.restarts else clean_loss, clean_wrong
+        for restart in range(attack.restarts):
+            draw = seeds.derive_seed(seed, "restart", restart)
+            x_adv = pgd(view, x, y, attack=once, seed=draw, keys=keys)
             with torch.no_grad():
                 loss_adv, wrong_adv = _scores(view(x_adv), y)
             loss, wrong = torch.maximum(loss, loss_adv), wrong | wrong_adv
-            work.passed(len(y) * (steps + 1))
+            work.passed(len(y) * (attack.steps + 1))
         return {"clean_loss": clean_loss, "clean_wrong": clean_wrong, "loss": loss, "wrong": wrong}
 
     rows = [work.once(f"batch {i}", lambda b=b: batch(*b)) for i, b in enumerate(examples)]

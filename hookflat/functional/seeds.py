@@ -18,7 +18,7 @@ _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) that depends on every part and on their order."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -38,7 +38,7 @@ def fingerprint(*parts: str | Tensor) -> str:
 
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator for `parts`; draw on the CPU and move, so that every device sees the same numbers."""
-    return torch.Generator().manual_seed(derive(*parts))
+    return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 def _mix(z: Tensor) -> Tensor:

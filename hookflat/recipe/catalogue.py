@@ -18,10 +18,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-import pluggy
-
 from hookflat import hookspecs
-from hookflat.errors import TrainingFailed, UserError
+from hookflat.errors import UserError
 from hookflat.recipe.options import nearest
 
 HOOKS = tuple(name for name, member in vars(hookspecs).items() if hasattr(member, "hookflat_spec"))
@@ -39,7 +37,7 @@ SLOTS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class PluginSource:
     """Where a plugin comes from: an entry point of an installed package, or a class of a file."""
 
     name: str
@@ -64,28 +62,29 @@ class Catalogue:
 
     def __init__(self, extra: Iterable[Path | type] = ()) -> None:
         """`extra`: Python files with plugin classes, or the classes themselves; they win over installed plugins."""
-        self._sources: dict[str, list[Source]] = {}
+        self.extra = tuple(extra)
+        self._sources: dict[str, list[PluginSource]] = {}
         for point in entry_points(group="hookflat"):
             package = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
-            self._add(Source(point.name, package, point))
-        for item in extra:
+            self._add(PluginSource(point.name, package, point))
+        for item in self.extra:
             found = {_name(item): item} if isinstance(item, type) else _classes_of(item)
             for name, cls in found.items():
-                self._sources[name] = [Source(name, cls.__module__ if isinstance(item, type) else str(item), cls)]
+                self._sources[name] = [PluginSource(name, cls.__module__ if isinstance(item, type) else str(item), cls)]
 
-    def _add(self, source: Source) -> None:
+    def _add(self, source: PluginSource) -> None:
         known = self._sources.setdefault(source.name, [])
         if source not in known:
             known.append(source)
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[PluginSource]:
         return iter([source for name in sorted(self._sources) for source in self._sources[name]])
 
     def names(self) -> list[str]:
         """Every name, sorted."""
         return sorted(self._sources)
 
-    def find(self, name: str) -> Source:
+    def find(self, name: str) -> PluginSource:
         """Raises UserError for an unknown name, and for one that two packages claim."""
         sources = self._sources.get(name, [])
         if not sources:
@@ -178,58 +177,3 @@ def _classes_of(file: Path) -> dict[str, type]:
     if not classes:
         raise UserError(f"--plugin {file}: has no class with a method marked @hookimpl")
     return classes
-
-
-def _told(name: str | None, error: pluggy.PluginValidationError) -> str:
-    return f"plugin {name!r} does not fit the hooks: {' '.join(str(error).split())}"
-
-
-class Hooks:
-    """The hooks of one run: `hooks.call.NAME(...)` calls the registered plugins, first registered first."""
-
-    def __init__(self, plugins: dict[str, Any]) -> None:
-        self.manager = pluggy.PluginManager("hookflat")
-        self.manager.add_hookspecs(hookspecs)
-        for name, plugin in reversed(plugins.items()):  # pluggy calls the last registered first
-            try:
-                self.manager.register(plugin, name)
-            except pluggy.PluginValidationError as error:
-                raise UserError(_told(name, error)) from error
-        try:
-            self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise UserError(_told(self.manager.get_name(error.plugin), error)) from error
-        self.call = self.manager.hook
-
-    def order(self) -> dict[str, list[str]]:
-        """Hook to the names of its plugins in call order, wrappers marked `name (around)`."""
-        found = {}
-        for hook in HOOKS:
-            impls = getattr(self.call, hook).get_hookimpls()
-            ordered = [i for i in reversed(impls) if i.wrapper] + [i for i in reversed(impls) if not i.wrapper]
-            found[hook] = [f"{i.plugin_name} (around)" if i.wrapper else i.plugin_name for i in ordered]
-        return {hook: names for hook, names in found.items() if names}
-
-    def blame(self, error: BaseException) -> TrainingFailed | None:
-        """The failure as told to a user, when `error` came out of a plugin's hook: names plugin, hook and place."""
-        owners = {
-            getattr(impl.function, "__code__", None): (impl.plugin_name, caller.name)
-            for plugin in self.manager.get_plugins()
-            for caller in self.manager.get_hookcallers(plugin) or []
-            for impl in caller.get_hookimpls()
-            if impl.plugin is plugin
-        }
-        culprit, place, frame = None, "", error.__traceback__
-        while frame is not None:
-            code = frame.tb_frame.f_code
-            culprit = owners.get(code, culprit)
-            if owners.get(code):
-                place = f"{code.co_filename}:{frame.tb_lineno}"
-            frame = frame.tb_next
-        if culprit is None:
-            return None
-        name, hook = culprit
-        return TrainingFailed(
-            f"plugin {name!r} failed in hook {hook!r}: {type(error).__name__}: {error} "
-            f"({place}; --debug shows the traceback)"
-        )

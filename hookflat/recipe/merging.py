@@ -10,9 +10,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped
-
-Place = tuple[str, ...]
-"""The path of a table or a key."""
+from hookflat.recipe.tables import Place
 
 
 class Merged:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -37,6 +37,16 @@ Decay = Annotated[Number, Field(ge=0, lt=1)]
 
 Period = Annotated[Number, Field(gt=0)]
 """How often: whole numbers count epochs, numbers below 1 (`"1/16"`) are shares of the training."""
+
+
+Radii = Annotated[
+    list[Annotated[Number, Field(ge=0)]] | Annotated[Number, Field(ge=0)],
+    Field(description="radius, relative to the L2 norm of each layer, or a list of radii"),
+]
+"""One or several radii of a neighbourhood of the weights."""
+
+Losses = Annotated[list[Literal["clean", "robust"]], Field(description="which losses", min_length=1)]
+"""Of which loss something is measured."""
 
 
 def period_in_epochs(period: float, epochs: int) -> int:

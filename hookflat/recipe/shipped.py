@@ -77,3 +77,25 @@ def find_recipe(name: str | Path) -> Path:
         return find_shipped(str(name))
     except LookupError as error:
         raise UserError(f"no recipe {name}: {error}") from None
+
+
+def find_protocol(name: str | Path) -> Path:
+    """A TOML file, or a shipped protocol by its name. Raises UserError where there is none."""
+    if Path(name).suffix == ".toml" and Path(name).is_file():
+        return Path(name)
+    try:
+        return find_recipe(f"protocols/{name}")
+    except UserError:
+        raise UserError(
+            f"no protocol {str(name)!r}: there are paper, quick, full, landscapes and digits, or give a TOML file"
+        ) from None
+
+
+def with_bases(recipe: Path) -> list[Path]:
+    """A recipe's file, and the files beside it that it extends; shipped ones are found by their names."""
+    bases = tomllib.loads(recipe.read_text(encoding="utf-8")).get("extends", [])
+    found = [recipe]
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = recipe.parent / base
+        found += with_bases(beside) if beside.is_file() else []
+    return found

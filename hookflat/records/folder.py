@@ -1,32 +1,36 @@
-"""A run's folder: recipe, environment, metrics, checkpoints, weights, results. The one place that writes files."""
+"""A run's folder: recipe, environment, metrics, checkpoints, weights, results. The one place that knows its files."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hookflat.errors import UserError
-from hookflat.recipe.loading import Recipe, differences
+from hookflat.recipe.recipe import Recipe
+from hookflat.recipe.tables import differences
+from hookflat.records.environment import environment
+from hookflat.records.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy", "datasets", "pyautoattack", "numpy")
+NETWORKS = {
+    "last": "model.safetensors",
+    "best": "checkpoints/best.safetensors",
+    "live": "model_in_training.safetensors",
+}
+"""Networks of a run folder; a number is the one kept after that epoch."""
 
 
 class RunFolder:
@@ -34,11 +38,78 @@ class RunFolder:
 
     def __init__(self, path: Path, *, main: bool = True) -> None:
         self.path, self.main = path, main
+        self.recipe = path / "recipe.toml"
+        self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
         self.results = path / "eval.json"
-        self.best = self.checkpoints / "best.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self.trackers = path / "tracking"
         self.unfinished = path / ".unfinished"
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it claims to be a run's folder."""
+        return self.recipe.is_file() or self.results.is_file()
+
+    @property
+    def log(self) -> Path:
+        """What a study's run said, beside its folder."""
+        return self.path.with_name(f"{self.path.name}.log")
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The resolved tables. Raises UserError where there are none, or none that can be read."""
+        if not self.recipe.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no {self.recipe.name}")
+        try:
+            return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.recipe} cannot be read: {error}") from None
+
+    def read_results(self) -> Results | None:
+        """The results, where the run is complete. Raises UserError where they cannot be read."""
+        return Results.read(self.results) if self.results.exists() else None
+
+    def evaluations(self) -> list[RunFolder]:
+        """What `hookflat eval` measured of this run, a folder for each protocol."""
+        return [RunFolder(file.parent) for file in sorted(self.path.glob("eval/*/eval.json"))]
+
+    def evaluation(self, name: str) -> RunFolder:
+        """Where `hookflat eval` puts what it measures."""
+        return RunFolder(self.path / "eval" / name)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+
+    def table(self, name: str) -> Path:
+        """Where a table of columns is kept (`keep`)."""
+        return self.path / "tables" / f"{name}.parquet"
+
+    def network(self, which: str) -> Path | None:
+        """The file of a network: "last", "best", "live", or the number of an epoch; None where there is none."""
+        name = NETWORKS.get(which) or (str(self.snapshot(int(which)).relative_to(self.path)) if which.isdigit() else "")
+        return self.path / name if name and (self.path / name).is_file() else None
+
+    def networks(self) -> list[str]:
+        """All networks that are there."""
+        epochs = [str(int(f.stem.removeprefix("epoch-"))) for f in sorted(self.checkpoints.glob("epoch-*.safetensors"))]
+        return [which for which in NETWORKS if self.network(which)] + epochs
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return max(self.checkpoints.glob("step-*"), default=None)
+
+    def last_epoch(self) -> int | None:
+        """The epoch of the newest complete checkpoint."""
+        checkpoint = self.last_checkpoint()
+        return int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
+
+    # --- beginning ----------------------------------------------------------------------------------------------------
 
     def prepare(self, recipe: Recipe, plugin_files: tuple[Path, ...] = ()) -> None:
         """Make the folder, or check that the one there belongs to the same recipe.
@@ -48,15 +119,11 @@ class RunFolder:
         self.same_recipe(recipe)
         if not self.main:
             return
-        try:
+        with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
             if self.last_checkpoint() is None:
-                self._replace("recipe.toml", recipe.to_toml())
-            self._replace("environment.json", json.dumps(environment(plugin_files), indent=2))
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
-            ) from error
+                self._replace(self.recipe, recipe.to_toml())
+            self._replace(self.environment, json.dumps(environment(plugin_files), indent=2))
 
     @contextmanager
     def held(self) -> Generator[None]:
@@ -69,18 +136,26 @@ class RunFolder:
             return
         lock = FileLock(self.path / ".lock")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0.5)  # somebody may be looking whether it is held
+            with self._writable():
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0.5)  # somebody may be looking whether it is held
         except Timeout:
             raise UserError(f"{self.path} is in use: another process is working in it") from None
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
-            ) from error
         try:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _writable(self) -> Generator[None]:
+        try:
+            yield
+        except Timeout:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
+            ) from error
 
     def in_use(self) -> bool:
         """Whether a process is working in the folder."""
@@ -94,27 +169,22 @@ class RunFolder:
 
     def same_recipe(self, recipe: Recipe) -> None:
         """Raises UserError when the folder holds a begun run of another recipe, with the values that differ."""
-        there = self.path / "recipe.toml"
-        if self.last_checkpoint() is None or not there.exists():
+        if self.last_checkpoint() is None or not self.recipe.exists():
             return
-        changed = differences(tomllib.loads(there.read_text(encoding="utf-8")), recipe.tables)
+        changed = differences(self.read_recipe(), recipe.tables)
         if changed:
             shown = "; ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
             raise UserError(
                 f"{self.path} holds the run of another recipe ({shown}): choose another folder with --out, or remove it"
             )
 
+    # --- metrics ------------------------------------------------------------------------------------------------------
+
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         if self.main:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-
-    def records(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
 
     def written(self) -> int:
         """The length of metrics.jsonl in bytes."""
@@ -125,9 +195,7 @@ class RunFolder:
         if self.main and self.metrics.exists():
             os.truncate(self.metrics, length)
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return max(self.checkpoints.glob("step-*"), default=None)
+    # --- checkpoints and weights --------------------------------------------------------------------------------------
 
     def checkpoint_beside(self) -> Path:
         """An empty folder to write the next checkpoint in; `finish_checkpoint` moves it into place."""
@@ -148,89 +216,79 @@ class RunFolder:
             if old != place:
                 shutil.rmtree(old)
 
-    def save_weights(self, file: Path, model: nn.Module, **about: Any) -> None:
-        """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
-        if self.main:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(".writing")
-            tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-            save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
-            beside.replace(file)
-
     def snapshot(self, epoch: int) -> Path:
         """Where the weights after an epoch are kept."""
         return self.checkpoints / f"epoch-{epoch:06d}.safetensors"
 
-    def keep(self, name: str, what: str | Figure | dict[str, Tensor]) -> None:
-        """A text in `logs/`, a figure in `figures/` as PNG and SVG, a table of columns in `tables/` as parquet."""
+    def save_network(self, which: str, model: nn.Module, **about: Any) -> None:
+        """Weights of "last", "best", "live" or an epoch, with `about` in the file's metadata."""
+        file = self.path / NETWORKS[which] if which in NETWORKS else self.snapshot(int(which))
+        if self.main:
+            save_weights(file, model, **about)
+
+    def load_network(self, which: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and what is known about them. Raises UserError where there are none."""
+        file = self.network(which)
+        if file is None:
+            there = self.networks()
+            hint = f"it has {', '.join(there)}" if there else "its training is not finished"
+            raise UserError(f"{self.path} has no network {which!r}: {hint}")
+        return load_file(file), about_weights(file)
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def keep(self, name: str, what: str | Figure | dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+        """A text in `logs/`, a figure in `figures/` as PNG and SVG, a table of columns in `tables/` as parquet.
+
+        `about`: into the metadata of the table.
+        """
         if not self.main:
             return
         if isinstance(what, str):
-            self._inside("logs", f"{name}.txt").write_text(what, encoding="utf-8")
+            _inside(self.path / "logs" / f"{name}.txt").write_text(what, encoding="utf-8")
         elif isinstance(what, dict):
             import pyarrow as pa
             from pyarrow import parquet
 
             table = pa.table({column: values.cpu().numpy() for column, values in what.items()})
-            parquet.write_table(table, self._inside("tables", f"{name}.parquet"))
+            table = table.replace_schema_metadata({"hookflat": json.dumps(about or {})})
+            parquet.write_table(table, _inside(self.table(name)))
         else:
-            what.savefig(self._inside("figures", f"{name}.png"))
-            what.savefig(self._inside("figures", f"{name}.svg"), metadata={"Date": None})
+            what.savefig(_inside(self.figures / f"{name}.png"))
+            what.savefig(self.figures / f"{name}.svg", metadata={"Date": None})
 
-    def _inside(self, folder: str, file: str) -> Path:
-        (self.path / folder).mkdir(exist_ok=True)
-        return self.path / folder / file
+    def draw(self, figures: dict[str, Figure]) -> None:
+        """Figures of the whole run, as PNG."""
+        for name, figure in figures.items() if self.main else ():
+            figure.savefig(_inside(self.figures / f"{name}.png"))
 
-    def save_results(self, results: dict[str, Any]) -> None:
+    def save_results(self, results: Results) -> None:
         """Write eval.json; its presence says that everything is measured."""
         if self.main:
-            self._replace("eval.json", json.dumps(results, indent=2))
+            self._replace(self.results, results.to_json())
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
-    def load_results(self) -> dict[str, Any] | None:
-        """eval.json, where the run is complete."""
-        return json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else None
-
-    def _replace(self, name: str, text: str) -> None:
-        if self.main:
-            beside = self.path / f".{name}.writing"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(self.path / name)
+    def _replace(self, file: Path, text: str) -> None:
+        beside = file.with_name(f".{file.name}.writing")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
 
 
-def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Versions, code revision, hardware and command line."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "command": sys.argv,
-        "plugin_files": {str(f): f.read_text(encoding="utf-8") for f in plugin_files},
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git_revision": _git_revision(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
+def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
+    """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(".writing")
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
+    beside.replace(file)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def about_weights(file: Path) -> dict[str, Any]:
+    """What `save_weights` noted in a file."""
+    with safe_open(file, framework="pt") as opened:
+        return json.loads((opened.metadata() or {}).get("hookflat", "{}"))
 
 
-def _git_revision() -> str | None:
-    """The revision of hookflat's own clone, "+" behind it when there are changes; None outside a clone."""
-    root = Path(__file__).parents[2]
-    git = ["git", "-C", str(root)]
-    try:
-        if not (root / ".git").exists():
-            return None
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        return head + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _inside(file: Path) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    return file

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hookflat.records.quantities import Quantity, is_error_of, of_role, quantity
 from hookflat.reporting.gathering import Configuration, Gathered
 from hookflat.reporting.runs import Network, distinct
 from hookflat.reporting.statistics import (
@@ -18,19 +19,10 @@ from hookflat.reporting.statistics import (
     correlation,
     difference,
 )
-from hookflat.reporting.table import measure_named, published
+from hookflat.reporting.table import published
 
 WITHIN = 4
 """Networks of a method, from which on its own correlation is reported."""
-
-_NAMES = {
-    "average_flatness": "average-case flatness",
-    "worst_flatness": "worst-case flatness",
-    "clean_average_flatness": "average-case flatness of the clean loss",
-    "clean_worst_flatness": "worst-case flatness of the clean loss",
-}
-_ROBUSTNESS = ("rloss", "rerr_", "clean_error", "clean_loss", "broken_by_")
-"""Beginnings of measures that are what flatness should predict, or part of it; all others are taken for flatness."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +37,16 @@ class Contest:
 class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
-    `claim`: the measure that the paper's claim is about. `outcomes`: key to heading. `within`: by (method, measure,
+    `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
+    `outcomes`: key to heading. `within`: by (method, measure,
     outcome); method "" is all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1;
     `against`: the Spearman here minus the one there. Partial correlations hold the clean error fixed.
     """
 
     claim: str
+    loss: str
     measures: list[str]
+    names: dict[str, str]
     outcomes: dict[str, str]
     overall: dict[tuple[str, str], Correlation]
     within: dict[tuple[str, str, str], Correlation]
@@ -60,48 +55,44 @@ class Analysis:
     against: dict[str, Estimate]
 
 
-def name_of(measure: str) -> str:
-    """A measure in words; its radius, where several were measured."""
-    known = next((name for name in _NAMES if measure == name or measure.startswith(f"{name}_xi")), "")
-    rest = measure.removeprefix(known).replace("_xi", " at xi = ")
-    return _NAMES[known] + rest if known else measure.replace("_", " ")
-
-
-def analyse(gathered: Gathered, error: str, resamples: int = RESAMPLES) -> Analysis:
-    """All correlations that the runs allow. `error`: the measure of RErr."""
+def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
+    """All correlations that the runs allow."""
+    error, loss, clean = gathered.playing("RErr"), gathered.playing("RLoss"), gathered.playing("clean error")
     models = [c for c in gathered.configurations if not c.rescaled]
     last = [(run.networks["last"], i) for i, c in enumerate(models) for run in c.runs if "last" in run.networks]
-    measures = flatness_measures(network for network, _ in last)
-    outcomes = {"rloss": "RLoss", error: "RErr", "rloss gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
+    measures = flatness_measures((network for network, _ in last), gathered.quantities)
+    outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
     outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(outcome(n, k)) for n, _ in last) > 2}
     overall, within = {}, {}
     for measure in measures:
         for key in outcomes:
-            points = _points(last, measure, key)
+            points = _points(last, measure, key, clean)
             if len(points) > 2:
                 overall[measure, key] = _correlation(points, resamples)
-            within |= _within(models, measure, key, resamples)
+            within |= _within(models, measure, key, clean, resamples)
     best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
-    claim = measure_named(gathered, "average_flatness")
+    claim = gathered.playing("average flatness")
     theirs = _of_the_paper(error)
     paper = {k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()}
     against = {}
     for key in theirs:
         if (claim, key) in overall:
-            x, y, _, clusters = zip(*_points(last, claim, key), strict=True)
+            x, y, _, clusters = zip(*_points(last, claim, key, clean), strict=True)
             against[key] = difference(Sample(x, y, clusters), theirs[key], resamples=resamples)
-    return Analysis(claim, measures, outcomes, overall, within, best, paper, against)
+    names = {measure: gathered.name(measure) for measure in measures}
+    return Analysis(claim, loss, measures, names, outcomes, overall, within, best, paper, against)
 
 
-def flatness_measures(networks: Iterable[Network]) -> list[str]:
-    """The numbers on test examples that say how flat a network is: all but the robust and the clean loss and errors."""
-    found = dict.fromkeys(k for n in networks for k in n.test)
-    kept = [k for k in found if not k.startswith(_ROBUSTNESS) and not k.endswith("_stderr")]
-    return sorted(kept, key=lambda k: list(_NAMES).index(k) if k in _NAMES else len(_NAMES))
+def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
+    """The numbers on test examples that say how flat a network is: all but losses and errors; the paper's first."""
+    found = [k for k in dict.fromkeys(k for n in networks for k in n.test) if not is_error_of(k)]
+    kept = [k for k in found if not quantity(k, quantities).outcome]
+    first = [*of_role("average flatness", quantities), *of_role("worst flatness", quantities)]
+    return sorted(kept, key=lambda k: first.index(k) if k in first else len(first))
 
 
 def outcome(network: Network, key: str) -> float:
-    """A number that flatness should predict, NaN where the network has none: "rloss", "rloss gap"."""
+    """A number that flatness should predict, NaN where the network has none."""
     name, _, gap = key.partition(" ")
     return (network.gap if gap else network.test).get(name, math.nan)
 
@@ -110,9 +101,9 @@ _Point = tuple[float, float, float, int]
 """Measure, outcome, clean error, cluster."""
 
 
-def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str) -> list[_Point]:
+def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str, clean: str) -> list[_Point]:
     points = [
-        (network.test.get(measure, math.nan), outcome(network, key), network.test.get("clean_error", math.nan), cluster)
+        (network.test.get(measure, math.nan), outcome(network, key), network.test.get(clean, math.nan), cluster)
         for network, cluster in networks
     ]
     return [p for p in points if not math.isnan(p[0] + p[1])]
@@ -124,7 +115,7 @@ def _correlation(points: list[_Point], resamples: int) -> Correlation:
 
 
 def _within(
-    models: Sequence[Configuration], measure: str, key: str, resamples: int
+    models: Sequence[Configuration], measure: str, key: str, clean: str, resamples: int
 ) -> dict[tuple[str, str, str], Correlation]:
     """Of each method with enough networks, last and early stopped; of all, as differences from their method's mean.
 
@@ -136,7 +127,7 @@ def _within(
         same = [c for c in models if c.method == method]
         cluster = {id(run): i if len(same) > 1 else j for i, c in enumerate(same) for j, run in enumerate(c.runs)}
         networks = [(network, cluster[id(run)]) for run, _, network in distinct([run for c in same for run in c.runs])]
-        by_method[method] = _points(networks, measure, key)
+        by_method[method] = _points(networks, measure, key, clean)
     enough = {method: points for method, points in by_method.items() if len(points) >= WITHIN}
     found = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
     if len(enough) > 1:

@@ -3,61 +3,64 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hookflat.errors import UserError
-from hookflat.recipe.loading import flat
+from hookflat.recipe.tables import flat
+from hookflat.records.folder import RunFolder
+from hookflat.records.quantities import Quantity, is_error_of, quantity
 
-Row = tuple[str, list[Any]]
+
+@dataclass(frozen=True)
+class Row:
+    """A name and each run's value, None where it has none; `texts`: as a table shows them."""
+
+    name: str
+    values: list[Any]
+    texts: list[str]
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row]]:
-    """(recipe rows, number rows): a name and each run's value, None where it has none; only what differs.
-
-    Raises UserError for a folder that is no run's.
-    """
-    recipes = [dict(flat(_recipe(folder))) for folder in folders]
-    numbers = [_numbers(folder) for folder in folders]
+    """(recipe rows, number rows): only what differs. Raises UserError for a folder that is no run's."""
+    recipes = [dict(flat(RunFolder(folder).read_recipe())) for folder in folders]
+    found = [_numbers(RunFolder(folder)) for folder in folders]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     lines = [(".".join(key), [recipe.get(key) for recipe in recipes]) for key in keys]
-    names = dict.fromkeys(name for found in numbers for name in found)
-    values = [(name, [found.get(name) for found in numbers]) for name in names]
-    return [row for row in lines if _differs(row[1])], [row for row in values if _differs(row[1])]
+    names = dict.fromkeys(name for numbers in found for name in numbers)
+    rows = []
+    for name in names:
+        pairs = [numbers.get(name) for numbers in found]
+        texts = ["-" if p is None else p[1].text(p[0]) for p in pairs]
+        rows.append(Row(name, [None if p is None else p[0] for p in pairs], texts))
+    recipe_rows = [Row(name, values, [_text(v) for v in values]) for name, values in lines]
+    return [row for row in recipe_rows if _differs(row.values)], [row for row in rows if _differs(row.values)]
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
-    file = folder / "recipe.toml"
-    if not file.is_file():
-        raise UserError(f"{folder} is no run folder: it has no recipe.toml")
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-
-
-def _numbers(folder: Path) -> dict[str, float]:
-    """Every measured number of a run, "last test rloss", of its own measures and of `hookflat eval`'s protocols."""
-    found: dict[str, float] = {}
-    for file in (folder / "eval.json", *sorted(folder.glob("eval/*/eval.json"))):
-        if not file.is_file():
+def _numbers(folder: RunFolder) -> dict[str, tuple[float, Quantity]]:
+    """Every measured number of a run by what it is, "last test RLoss", of its own measures and of `hookflat eval`'s."""
+    found: dict[str, tuple[float, Quantity]] = {}
+    for place in (folder, *folder.evaluations()):
+        if (results := place.read_results()) is None:
             continue
-        protocol = "" if file.parent == folder else f"{file.parent.name} "
-        for model, entry in _models(file).items():
-            if "epoch" in entry:
-                found[f"{protocol}{model} epoch"] = entry["epoch"]
+        protocol = "" if place is folder else f"{place.path.name} "
+        for model, numbers in results.models.items():
+            if numbers.epoch is not None:
+                found[f"{protocol}{model} epoch"] = (numbers.epoch, Quantity("epoch", "count"))
             for split in ("test", "train"):
-                found |= {f"{protocol}{model} {split} {name}": v for name, v in entry.get(split, {}).items()}
+                for name, value in getattr(numbers, split).items():
+                    base = is_error_of(name)
+                    what = quantity(base or name, results.numbers)
+                    label = f"{protocol}{model} {split} {what.label}" + (", standard error" if base else "")
+                    found[label] = (value, what)
     return found
 
 
-def _models(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what hookflat writes: {error}") from None
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _differs(values: list[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hookflat.reporting.analysis import Analysis, name_of
+from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.statistics import Correlation, Estimate
 from hookflat.reporting.words import estimate
@@ -32,7 +32,7 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     ]
     return heads, [
         [
-            name_of(measure),
+            analysis.names[measure],
             analysis.outcomes[key],
             str(found.models),
             *(estimate(e) for e in (found.pearson, found.spearman, found.kendall)),
@@ -57,7 +57,7 @@ def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str],
         count = max(c.models for c in found if c)
         name = titles.get(method, method) if method else "all, minus their method's mean"
         cells = [estimate(c.spearman) + (f" of {c.models}" if c.models < count else "") if c else "" for c in found]
-        lines.append([name, name_of(measure), str(count), *cells])
+        lines.append([name, analysis.names[measure], str(count), *cells])
     return heads, lines
 
 
@@ -68,7 +68,7 @@ def statistics_csv(analysis: Analysis) -> str:
     heads += [f"{kind}{part}" for kind in kinds for part in ("", "_low", "_high")] + ["strongest"]
     rows = [("all", m, k, c, _shares(analysis, k).get(m)) for (m, k), c in analysis.overall.items()]
     rows += [(scope or "within methods", m, k, c, None) for (scope, m, k), c in analysis.within.items()]
-    rows += [("the paper's Table 1", "average_flatness", k, c, None) for k, c in analysis.paper.items()]
+    rows += [("the paper's Table 1", analysis.claim, k, c, None) for k, c in analysis.paper.items()]
     return csv_text(
         heads, [[s, m, k, c.models, c.clusters, *_estimates(c, kinds), _number(best)] for s, m, k, c, best in rows]
     )

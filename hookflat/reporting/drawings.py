@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from hookflat.functional.figures import new_figure, tidy
-from hookflat.reporting.analysis import name_of, outcome
-from hookflat.reporting.canvas import PAGE, TREND, Drawing
+from hookflat.functional.canvas import new_figure, tidy
+from hookflat.reporting.analysis import outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
-from hookflat.reporting.runs import Network, Run, distinct
+from hookflat.reporting.runs import MeasuredRun, Network, distinct
 from hookflat.reporting.statistics import line
+from hookflat.reporting.style import PAGE, TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title, title
-from hookflat.reporting.training import overfitting, through_training
+from hookflat.reporting.through_training import mean_overfitting, through_training
 
 COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8794"}
 MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
@@ -30,27 +30,29 @@ NAMED = 40
 
 def drawings(gathered: Gathered, table: Table1) -> list[Drawing]:
     """Every figure, in the paper's order."""
-    error = f"RErr ({table.attack})"
+    average, worst, loss = (table.numbers[role] for role in ("average flatness", "worst flatness", "RLoss"))
+    axes = {average: "average-case flatness", worst: "worst-case flatness"}
+    axes |= {name: gathered.name(name) for name in axes if name}
     return [
-        _scatter(table, "fig1", table.average, "rloss", "Fig. 1: RLoss against average-case flatness"),
-        _scatter(table, "fig1_worst", table.worst, "rloss", "RLoss against worst-case flatness"),
-        _scatter(table, "fig1_gap", table.average, "rloss gap", "Generalization gap against average-case flatness"),
-        overfitting(table),
-        _landscapes(gathered, table.error),
+        _scatter(table, "fig1", average, loss, "Fig. 1: RLoss against average-case flatness", axes[average]),
+        _scatter(table, "fig1_worst", worst, loss, "RLoss against worst-case flatness", axes[worst]),
+        _scatter(
+            table, "fig1_gap", average, f"{loss} gap", "Generalization gap against average-case flatness", axes[average]
+        ),
+        mean_overfitting(table),
+        _landscapes(gathered, table.numbers["RErr"]),
         through_training(table),
         _trends(table),
-        _kink(gathered, table, error),
+        _kink(gathered, table, f"RErr ({table.attack})"),
     ]
 
 
-_AXES = {"rloss": "RLoss (test)", "rloss gap": "gap of RLoss (test minus train)"}
-
-
-def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
+def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: str) -> Drawing:
     """A point for every run, a larger one for the mean of a configuration, labelled by method."""
     rows = [(row, points) for row in table.rows if (points := _points(row.configuration, x, y))]
+    vertical = "gap of RLoss (test minus train)" if y.endswith(" gap") else "RLoss (test)"
     if not rows:
-        return Drawing(name, heading, f"No run has both {name_of(x)} and {_AXES[y]}.", None)
+        return Drawing(name, heading, f"No run has both {flatness} and {vertical}.", None)
     figure = new_figure(7.2, 5.0)
     axes = figure.subplots()
     chosen = representatives([row for row, _ in rows])
@@ -73,7 +75,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str) -> Drawing:
         if row in labelled:
             named.append(mean)
     _least_squares(axes, models)
-    axes.set(xlabel=f"{name_of(x)} in RLoss (lower is flatter)", ylabel=_AXES[y])
+    axes.set(xlabel=f"{flatness} in RLoss (lower is flatter)", ylabel=vertical)
     axes.margins(0.12)
     tidy(axes)
     _name_groups(axes, {row.group for row, _ in rows})
@@ -106,7 +108,9 @@ def _value(network: Network, key: str) -> float:
     return network.test.get(key, math.nan) if "flatness" in key else outcome(network, key)
 
 
-def _points(configuration: Configuration, x: str, y: str, label: str = "last") -> list[tuple[Run, float, float]]:
+def _points(
+    configuration: Configuration, x: str, y: str, label: str = "last"
+) -> list[tuple[MeasuredRun, float, float]]:
     networks = [(run, run.networks[label]) for run in configuration.runs if label in run.networks]
     points = [(run, _value(network, x), _value(network, y)) for run, network in networks]
     return [p for p in points if math.isfinite(p[1] + p[2])]
@@ -155,7 +159,9 @@ def _trends(table: Table1) -> Drawing:
     for row in table.rows:
         if row.configuration.rescaled:
             continue
-        if row.configuration.setting and _points(row.configuration, table.average, "rloss"):
+        if row.configuration.setting and _points(
+            row.configuration, table.numbers["average flatness"], table.numbers["RLoss"]
+        ):
             by_method[row.configuration.method].append(row)
     by_method = {method: rows for method, rows in by_method.items() if len(rows) > 2}
     if not by_method:
@@ -167,7 +173,7 @@ def _trends(table: Table1) -> Drawing:
         colour = np.array(to_rgb(CYCLE[i % len(CYCLE)]))
         every: list[tuple[float, float]] = []
         for j, row in enumerate(rows):
-            points = _points(row.configuration, table.average, "rloss")
+            points = _points(row.configuration, table.numbers["average flatness"], table.numbers["RLoss"])
             shade = colour + (1 - colour) * 0.65 * (1 - j / (len(rows) - 1))
             runs, x, y = zip(*points, strict=True)
             dots = axes.scatter(x, y, color=[shade] * len(x), s=40, edgecolor=tuple(colour), lw=0.7, zorder=2)
@@ -200,9 +206,9 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     """RErr against RLoss of all networks, with a line on each side of log K."""
     name, heading = "fig7", f"Fig. 7: {error} against RLoss"
     points = [
-        (run, label_, n.test["rloss"], 100 * n.test[table.error])
+        (run, label_, n.test[table.numbers["RLoss"]], 100 * n.test[table.numbers["RErr"]])
         for run, label_, n in distinct(gathered.runs)
-        if {"rloss", table.error} <= n.test.keys()
+        if {table.numbers["RLoss"], table.numbers["RErr"]} <= n.test.keys()
     ]
     if not points:
         return Drawing(name, heading, f"No run has both RLoss and {error}.", None)

@@ -6,12 +6,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hookflat.errors import UserError
-from hookflat.recipe.loading import flat
-from hookflat.reporting.runs import Evaluation, Network, Run, UnusableError, as_id, as_key, is_run, last_line, read_run
+from hookflat.recipe.tables import flat
+from hookflat.records.folder import RunFolder
+from hookflat.records.quantities import Quantity, Role, of_role, quantity
+from hookflat.reporting.runs import (
+    Evaluation,
+    MeasuredRun,
+    Network,
+    UnusableError,
+    as_id,
+    as_key,
+    last_line,
+    read_run,
+)
 from hookflat.studies.study import CLUSTER
 
 Setting = tuple[tuple[str, Any], ...]
@@ -37,7 +49,7 @@ class Configuration:
     method: str
     rescaled: float | None
     setting: Setting
-    runs: list[Run]
+    runs: list[MeasuredRun]
 
     @property
     def key(self) -> str:
@@ -51,7 +63,7 @@ class Configuration:
         return "c-" + as_id(self.key)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Gathered:
     """Runs measured by one protocol on one data set.
 
@@ -67,9 +79,28 @@ class Gathered:
     classes: int | None
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[MeasuredRun]:
         """All of them, by configuration."""
         return [run for configuration in self.configurations for run in configuration.runs]
+
+    @cached_property
+    def quantities(self) -> dict[str, Quantity]:
+        """What each number is, as the evaluations that gave it say."""
+        found: dict[str, Quantity] = {}
+        for evaluation in [self.main, *(e for e, _ in self.others), *(e for r in self.runs for e in r.evaluations)]:
+            found = evaluation.quantities | found
+        return found
+
+    def playing(self, role: Role) -> str:
+        """The number that plays a role: the one that most networks have, of the highest rank; "" where none has any."""
+        networks = [n for run in self.runs for n in run.networks.values()]
+        counts = {name: sum(name in n.test for n in networks) for name in of_role(role, self.quantities)}
+        best = max(counts, key=lambda name: counts[name], default="")
+        return best if counts.get(best) else ""
+
+    def name(self, number: str) -> str:
+        """A number in words."""
+        return quantity(number, self.quantities).label
 
 
 def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None = None) -> Gathered:
@@ -79,7 +110,7 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     `ignore`: a folder that is no run, the report's own. Raises UserError where nothing is measured.
     """
     candidates = _candidates(folders, ignore)
-    found: list[Run] = []
+    found: list[MeasuredRun] = []
     left_out: list[LeftOut] = []
     for name, folder in _named(candidates):
         try:
@@ -105,12 +136,12 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     return Gathered(configurations(runs), configurations(landscapes), left_out, main, others, shared)
 
 
-def configurations(runs: Iterable[Run]) -> list[Configuration]:
+def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
     """Runs by method and by the options in which the runs of a method differ."""
-    by_method: dict[str, list[Run]] = defaultdict(list)
+    by_method: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
         by_method[run.method].append(run)
-    found: dict[tuple[str, float | None, Setting], list[Run]] = defaultdict(list)
+    found: dict[tuple[str, float | None, Setting], list[MeasuredRun]] = defaultdict(list)
     for method, same in by_method.items():
         tables = [options_of(run.recipe) for run in same]
         differing = [name for name in dict.fromkeys(n for t in tables for n in t) if _differs(name, tables)]
@@ -148,7 +179,7 @@ def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give run folders, or folders of runs")
         inner = [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
-        for f in [folder] if is_run(folder) else inner:
+        for f in [folder] if RunFolder(folder).is_run else inner:
             if f != ignore and f.name != CLUSTER and not (f / "report.html").exists():
                 found[f.resolve()] = f
     return found
@@ -166,12 +197,12 @@ def _named(candidates: dict[Path, Path]) -> Iterator[tuple[str, Path]]:
 def _only_logs(folders: Iterable[Path], candidates: dict[Path, Path]) -> Iterator[LeftOut]:
     """Runs of a study that failed before they had a folder."""
     for folder in folders:
-        for log in sorted(folder.glob("*.log")) if not is_run(folder) else ():
+        for log in sorted(folder.glob("*.log")) if not RunFolder(folder).is_run else ():
             if log.resolve().with_suffix("") not in candidates:
                 yield LeftOut(log.stem, f"never begun; its log ends: {last_line(log)}")
 
 
-def _main(runs: Sequence[Run], protocol: str) -> Evaluation | None:
+def _main(runs: Sequence[MeasuredRun], protocol: str) -> Evaluation | None:
     """The first of the evaluations that most runs share, of those that measured RLoss where any did."""
     alike: dict[str, dict[str, Evaluation]] = defaultdict(dict)
     for run in runs:
@@ -184,7 +215,9 @@ def _main(runs: Sequence[Run], protocol: str) -> Evaluation | None:
 
     def worth(same: dict[str, Evaluation]) -> tuple[bool, int, int]:
         networks = [n for e in same.values() for n in e.networks.values()]
-        return any("rloss" in n.test for n in networks), len(same), max(len(n.test) for n in networks)
+        first = next(iter(same.values()))
+        losses = of_role("RLoss", first.quantities)
+        return any(name in n.test for n in networks for name in losses), len(same), max(len(n.test) for n in networks)
 
     return next(iter(max(alike.values(), key=worth).values())) if alike else None
 
@@ -193,13 +226,13 @@ def _is_of(evaluation: Evaluation, protocol: str) -> bool:
     return re.search(rf"(^|-){re.escape(protocol)}(-|$)", evaluation.name) is not None
 
 
-def _once(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+def _once(runs: Sequence[MeasuredRun]) -> tuple[list[MeasuredRun], list[LeftOut]]:
     """Each training once: those of the same configuration and seed, or of the same weights, are one.
 
     Kept is the one trained here, and of which most networks were measured.
     """
     number = {id(run): (i, run.seed) for i, c in enumerate(configurations(runs)) for run in c.runs}
-    kept: list[Run] = []
+    kept: list[MeasuredRun] = []
     twice: list[LeftOut] = []
     measured = {id(run): len({label for e in run.evaluations for label in e.networks}) for run in runs}
     for run in sorted(runs, key=lambda run: (not run.trained_here, -measured[id(run)])):
@@ -211,11 +244,11 @@ def _once(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
     return kept, twice
 
 
-def _weights(run: Run) -> set[str]:
+def _weights(run: MeasuredRun) -> set[str]:
     return {fingerprint for e in run.evaluations if (fingerprint := e.weights.get("last"))}
 
 
-def _take(runs: Sequence[Run], main: Evaluation) -> list[tuple[Evaluation, list[str]]]:
+def _take(runs: Sequence[MeasuredRun], main: Evaluation) -> list[tuple[Evaluation, list[str]]]:
     """Give runs their numbers: those of the main protocol, and of others the measures that it does not know.
 
     Of another protocol only with the same radius and data, and each measure from one for all runs: the one that most
@@ -245,7 +278,7 @@ def _take(runs: Sequence[Run], main: Evaluation) -> list[tuple[Evaluation, list[
     return others
 
 
-def _by_key(run: Run) -> dict[str, dict[str, Network]]:
+def _by_key(run: MeasuredRun) -> dict[str, dict[str, Network]]:
     """The networks of each protocol, though measured by several commands."""
     found: dict[str, dict[str, Network]] = defaultdict(dict)
     for evaluation in run.evaluations:
@@ -263,7 +296,7 @@ def _with(network: Network, other: Network, names: set[str]) -> Network:
     return Network(network.label, network.epoch, *parts)
 
 
-def _landscapes(runs: Sequence[Run], twice: set[str]) -> tuple[list[Run], list[LeftOut]]:
+def _landscapes(runs: Sequence[MeasuredRun], twice: set[str]) -> tuple[list[MeasuredRun], list[LeftOut]]:
     """The runs whose landscapes were measured as most were."""
     found = [run for run in runs if run.landscape and run.name not in twice]
     keys = Counter(run.landscape.key for run in found if run.landscape)
@@ -273,7 +306,7 @@ def _landscapes(runs: Sequence[Run], twice: set[str]) -> tuple[list[Run], list[L
     return [r for r in found if r not in unlike], [LeftOut(f"{r.name}, its landscape", reason) for r in unlike]
 
 
-def _difference(run: Run, main: Evaluation | None) -> str:
+def _difference(run: MeasuredRun, main: Evaluation | None) -> str:
     """Why a run's numbers do not go with the others'."""
     mine = [e for e in run.evaluations if e.measured]
     if not mine or main is None:
@@ -292,5 +325,5 @@ def _paths(evaluation: Evaluation) -> dict[tuple[str, ...], Any]:
     return dict(flat(evaluation.setup))
 
 
-def _only_landscape(run: Run) -> str:
+def _only_landscape(run: MeasuredRun) -> str:
     return " (only its landscape is used)" if run.landscape else ""

@@ -9,11 +9,12 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hookflat.records.quantities import quantity
 from hookflat.reporting.analysis import Analysis
-from hookflat.reporting.canvas import Drawing
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
 from hookflat.reporting.gathering import Gathered
-from hookflat.reporting.runs import Run
+from hookflat.reporting.runs import MeasuredRun
+from hookflat.reporting.style import Drawing
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
 from hookflat.reporting.words import protocol_lines
 
@@ -36,7 +37,7 @@ class Contents:
 class Entry:
     """A run as the page lists it; `environment`: the number of its, 0 where it is not known."""
 
-    run: Run
+    run: MeasuredRun
     recipe: str
     command: str
     environment: int
@@ -99,14 +100,15 @@ def _by(lines: tuple[list[str], list[list[str]]], column: int) -> list[tuple[str
     return [(value, [*heads[:column], *heads[column + 1 :]], part) for value, part in parts.items()]
 
 
-def _entry(run: Run, environments: dict[str, int], *, recipes: bool) -> Entry:
+def _entry(run: MeasuredRun, environments: dict[str, int], *, recipes: bool) -> Entry:
     said = {k: v for k, v in run.environment.items() if k not in ("command", "plugin_files")}
     shown = tomli_w.dumps(_without_none(said))
     number = environments.setdefault(shown, len(environments) + 1) if said else 0
     command = run.environment.get("command")
     recipe = tomli_w.dumps(run.recipe) if recipes else ""
+    declared = run.quantities
     numbers = [
-        (network.label, split, name, f"{value:.5g}".replace("-", "−"))
+        (network.label, split, quantity(name, declared).label, f"{value:.5g}".replace("-", "−"))
         for network in run.networks.values()
         for split, values in (("test", network.test), ("train", network.train))
         for name, value in values.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from hookflat.functional.landscapes import RADIUS
+from hookflat.errors import UserError
 from hookflat.records.folder import RunFolder
+from hookflat.records.quantities import Quantity
+from hookflat.records.results import Numbers as NumbersOfNetwork
+from hookflat.records.results import Protocol, Results
 
 Numbers = dict[str, float]
 
@@ -35,7 +37,7 @@ class Network(NamedTuple):
     gap: Numbers
 
 
-class Landscape(NamedTuple):
+class LandscapeCurve(NamedTuple):
     """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0.
 
     `radius`: the relative length of a direction. `key`: how it was measured, equal where landscapes can be compared.
@@ -47,29 +49,6 @@ class Landscape(NamedTuple):
     directions: int
     radius: float
     key: str
-
-
-class _Stage(BaseModel):
-    examples: dict[str, int]
-    measures: dict[str, dict[str, Any]]
-
-
-class _Protocol(BaseModel):
-    eps: float
-    step_size: float
-    seed: int
-    stages: dict[str, _Stage]
-
-
-class _Results(BaseModel):
-    """The file eval.json."""
-
-    recipe: str
-    protocol: _Protocol
-    models: dict[str, dict[str, Any]]
-    model: str = ""
-    classes: int | None = None
-    seconds: dict[str, float] = {}
 
 
 class _Recipe(BaseModel):
@@ -86,15 +65,17 @@ class Evaluation:
 
     `setup`: "eps", "step_size", the "data" but for its training set, and under "stages" the measures and how many
     examples were asked for; equal where numbers can be compared. `weights`: fingerprints of the networks. `dropped`:
-    numbers that are not finite. `seconds`, `training`: wall time of the measures, and of the training.
+    numbers that are not finite. `quantities`: what each number is. `seconds`, `training`: wall time of the measures and
+    of the training.
     """
 
     name: str
     model: str
     recipe: str
-    protocol: dict[str, Any]
+    protocol: Protocol
     setup: dict[str, Any]
     networks: dict[str, Network]
+    quantities: dict[str, Quantity]
     weights: dict[str, str]
     classes: int | None
     rescaled: float | None
@@ -114,7 +95,7 @@ class Evaluation:
 
 
 @dataclass(eq=False)
-class Run:
+class MeasuredRun:
     """A run that is trained, or a checkpoint that `hookflat eval` measured.
 
     `method`: the recipe's name. `records`: the lines of metrics.jsonl. `training`: its wall time in seconds, where it
@@ -131,9 +112,14 @@ class Run:
     evaluations: list[Evaluation]
     records: list[dict[str, Any]]
     training: float | None
-    landscape: Landscape | None
+    landscape: LandscapeCurve | None
     aside: list[str]
     networks: dict[str, Network] = field(default_factory=dict)
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """What each of its numbers is."""
+        return {name: found for e in self.evaluations for name, found in e.quantities.items()}
 
     @property
     def epochs(self) -> int:
@@ -157,7 +143,7 @@ def as_id(name: str) -> str:
     return re.sub(r"[^\w.=-]", lambda character: f"_{ord(character[0]):x}_", name)
 
 
-def distinct(runs: Iterable[Run]) -> list[tuple[Run, str, Network]]:
+def distinct(runs: Iterable[MeasuredRun]) -> list[tuple[MeasuredRun, str, Network]]:
     """(run, "last" or "best", network): early stopping may keep the last weights, or two runs the same; each once."""
     seen: set[str] = set()
     found = []
@@ -183,12 +169,7 @@ def _floats(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder claims to be a run's."""
-    return (folder / "recipe.toml").is_file() or (folder / "eval.json").is_file()
-
-
-def read_run(name: str, folder: Path) -> Run:
+def read_run(name: str, folder: Path) -> MeasuredRun:
     """Raises UnusableError with the reason."""
     try:
         return _read(name, folder)
@@ -196,36 +177,36 @@ def read_run(name: str, folder: Path) -> Run:
         raise UnusableError(f"cannot be read: {error}") from error
 
 
-def _read(name: str, folder: Path) -> Run:
-    if not is_run(folder) and any(is_run(inner) for inner in folder.iterdir()):
+def _read(name: str, place: Path) -> MeasuredRun:
+    folder = RunFolder(place)
+    if not folder.is_run and any(RunFolder(inner).is_run for inner in place.iterdir()):
         raise UnusableError("no run, but a folder of runs: name it as well to include them")
-    if not is_run(folder):
+    if not folder.is_run:
         raise UnusableError("no run: it has neither recipe.toml nor eval.json")
-    if "~" in folder.name:
+    if _aside(folder):
         raise UnusableError("an older run, moved aside by --redo")
-    tables = _toml(folder / "recipe.toml")
-    recipe = _recipe(tables, "recipe.toml")
-    found = [f for f in (folder / "eval.json", *sorted(folder.glob("eval/*/eval.json"))) if f.exists()]
-    files = [f for f in found if not _aside(f)]
-    evaluations = [_evaluation(file, folder, recipe) for file in files]
-    own = next((e for e in evaluations if not e.name or (e.model and e.name == folder.resolve().name)), None)
+    tables = _recipe_of(folder)
+    recipe = _recipe(tables, folder.recipe)
+    found = [*([folder] if folder.results.exists() else []), *folder.evaluations()]
+    evaluations = [_evaluation(f, folder, recipe) for f in found if f is folder or not _aside(f)]
+    own = next((e for e in evaluations if not e.name or (e.model and e.name == place.resolve().name)), None)
     rescaled = next((e.rescaled for e in evaluations if e.rescaled), None)
     if own is None and not rescaled:
         raise UnusableError(_unfinished(folder))
-    seed = recipe.run.get("seed", evaluations[0].protocol["seed"])
-    return Run(
+    seed = recipe.run.get("seed", evaluations[0].protocol.seed)
+    return MeasuredRun(
         name=name,
-        folder=folder,
-        method=own.recipe if own else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", folder.resolve().name),
+        folder=place,
+        method=own.recipe if own else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", place.resolve().name),
         seed=seed,
         rescaled=rescaled,
         recipe=tables,
-        environment=_environment(folder / "environment.json"),
+        environment=_environment(folder.environment),
         evaluations=evaluations,
-        records=_records(folder / "metrics.jsonl"),
+        records=_records(folder.metrics),
         training=own.training if own else None,
         landscape=_landscape(folder, evaluations),
-        aside=[f.parent.name for f in found if _aside(f)],
+        aside=[f.path.name for f in found if f is not folder and _aside(f)],
     )
 
 
@@ -237,9 +218,9 @@ def _environment(file: Path) -> dict[str, Any]:
     return found
 
 
-def _aside(file: Path) -> bool:
-    """Whether it lies in a folder of measures that --redo moved aside."""
-    return "~" in file.parent.name
+def _aside(folder: RunFolder) -> bool:
+    """Whether --redo moved it aside."""
+    return "~" in folder.path.name
 
 
 def last_line(log: Path) -> str:
@@ -248,47 +229,42 @@ def last_line(log: Path) -> str:
     return shorten(lines[-1], 120) if lines else "nothing"
 
 
-def _unfinished(folder: Path) -> str:
+def _unfinished(folder: RunFolder) -> str:
     """Why a run has no results."""
-    log = folder.with_name(f"{folder.name}.log")
-    said = f"; its log ends: {last_line(log)}" if log.exists() else ""
-    at = RunFolder(folder).last_checkpoint()
-    where = f"at epoch {int(at.name.rpartition('-')[2])}" if at else "no checkpoint"
-    return f"not finished: {where}{said}"
+    said = f"; its log ends: {last_line(folder.log)}" if folder.log.exists() else ""
+    epoch = folder.last_epoch()
+    return f"not finished: {'no checkpoint' if epoch is None else f'at epoch {epoch}'}{said}"
 
 
-def _evaluation(file: Path, folder: Path, recipe: _Recipe) -> Evaluation:
+def _evaluation(place: RunFolder, folder: RunFolder, recipe: _Recipe) -> Evaluation:
     """`recipe`: of the run; `hookflat eval` keeps its own beside the results."""
-    beside = file.parent / "recipe.toml"
-    if file.parent != folder and beside.exists():
-        recipe = _recipe(_toml(beside), str(beside.relative_to(folder)))
+    if place is not folder and place.recipe.exists():
+        recipe = _recipe(_recipe_of(place), place.recipe)
     try:
-        results = _Results.model_validate(_json(file))
-        dropped: list[str] = []
-        networks = {label: _network(label, entry, dropped) for label, entry in results.models.items()}
-        seconds = sum(sum(entry.get("seconds", {}).values()) for entry in results.models.values())
-    except (ValidationError, TypeError, ValueError, AttributeError) as error:
-        first = " ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise UnusableError(f"{file.relative_to(folder)} is not what hookflat writes: {first}") from None
-    protocol = results.protocol
-    top = folder.resolve().name if results.model else ""
+        results = Results.read(place.results)
+    except UserError as error:
+        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
+    dropped: list[str] = []
+    networks = {label: _network(label, numbers, dropped) for label, numbers in results.models.items()}
+    top = folder.path.resolve().name if results.model else ""
     return Evaluation(
-        name=top if file.parent == folder else file.parent.name,
+        name=top if place is folder else place.path.name,
         model=results.model,
         recipe=results.recipe,
-        protocol=protocol.model_dump(),
-        setup=_setup(protocol, recipe),
+        protocol=results.protocol,
+        setup=_setup(results.protocol, recipe),
         networks=networks,
-        weights={label: w for label, e in results.models.items() if isinstance(w := e.get("weights"), str)},
+        quantities=results.numbers,
+        weights={label: numbers.weights for label, numbers in results.models.items() if numbers.weights},
         classes=results.classes,
-        rescaled=next((e["rescaled"] for e in results.models.values() if "rescaled" in e), None),
+        rescaled=next((n.rescaled for n in results.models.values() if n.rescaled), None),
         dropped=dropped,
-        seconds=seconds,
+        seconds=sum(sum(numbers.seconds.values()) for numbers in results.models.values()),
         training=results.seconds.get("training"),
     )
 
 
-def _setup(protocol: _Protocol, recipe: _Recipe) -> dict[str, Any]:
+def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
     """As many examples as were asked for: a small training set has fewer."""
     stages = {}
     for name, stage in protocol.stages.items():
@@ -299,14 +275,12 @@ def _setup(protocol: _Protocol, recipe: _Recipe) -> dict[str, Any]:
     return {"eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
 
 
-def _network(label: str, entry: dict[str, Any], dropped: list[str]) -> Network:
+def _network(label: str, numbers: NumbersOfNetwork, dropped: list[str]) -> Network:
     """The numbers of a network; what is no finite number is left out and named in `dropped`."""
-    found: dict[str, Numbers] = {}
-    for part in ("test", "train", "gap"):
-        values = entry.get(part, {})
-        found[part] = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-        dropped += [f"{label} {part} {k}" for k in values if part != "gap" and k not in found[part]]
-    return Network(label, entry.get("epoch"), **found)
+    parts = {"test": numbers.test, "train": numbers.train, "gap": numbers.gap}
+    found = {part: {k: v for k, v in values.items() if math.isfinite(v)} for part, values in parts.items()}
+    dropped += [f"{label} {part} {k}" for part in ("test", "train") for k in parts[part] if k not in found[part]]
+    return Network(label, numbers.epoch, **found)
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -322,38 +296,32 @@ def _records(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _landscape(folder: Path, evaluations: list[Evaluation]) -> Landscape | None:
+def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCurve | None:
     """RLoss along random directions, layer by layer, of the last network on test examples (Fig. 4)."""
-    name = "tables/last-test-landscape_layer.parquet"
-    files = [f for f in sorted(folder.glob(f"eval/*/{name}")) if not _aside(f.parent)] + [folder / name]
-    file = next((f for f in files if f.exists()), None)
+    places = [*(f for f in folder.evaluations() if not _aside(f)), folder]
+    file = next((f for p in places if (f := p.table("last-test-landscape_layer")).exists()), None)
     if file is None:
         return None
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(file).to_pydict()
+        read = parquet.read_table(file)
+        table, about = read.to_pydict(), json.loads((read.schema.metadata or {}).get(b"hookflat", b"{}"))
         lines = [values for name, values in table.items() if name.startswith("rloss_")]
         t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
         errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]
         means = [fmean(at) for at in zip(*lines, strict=True)]
-        radius, key = _landscape_protocol(file.parent.parent, folder, evaluations)
-        return Landscape(t, means, fmean(errors), len(lines), radius, key)
+        key = as_key(about | _threat_of(file.parent.parent, folder, evaluations))
+        return LandscapeCurve(t, means, fmean(errors), len(lines), about["radius"], key)
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        raise UnusableError(f"{file.relative_to(folder)} cannot be read: {error}") from None
+        raise UnusableError(f"{file.relative_to(folder.path)} cannot be read: {error}") from None
 
 
-def _landscape_protocol(place: Path, folder: Path, evaluations: list[Evaluation]) -> tuple[float, str]:
-    """The radius, and how the landscape in a folder of results was measured."""
-    of = [e for e in evaluations if (place == folder and not e.name) or e.name == place.name]
-    stages = [s for e in of for s in e.setup["stages"].values() if "landscape" in s]
-    if not stages:
-        return RADIUS["layer"], ""
-    radius = stages[0]["landscape"].get("radius")
-    known = {name: of[0].setup[name] for name in ("eps", "step_size", "data")}
-    key = as_key(known | {"examples": stages[0]["examples"].get("test"), "landscape": stages[0]["landscape"]})
-    return RADIUS["layer"] if radius is None else radius, key
+def _threat_of(place: Path, folder: RunFolder, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """The radius, step size and data of the evaluation in a folder of results."""
+    of = [e for e in evaluations if (place == folder.path and not e.name) or e.name == place.name]
+    return {name: of[0].setup[name] for name in ("eps", "step_size", "data")} if of else {}
 
 
 def _json(file: Path) -> Any:
@@ -363,15 +331,16 @@ def _json(file: Path) -> Any:
         raise UnusableError(f"{file.name} cannot be read: {error}") from None
 
 
-def _toml(file: Path) -> dict[str, Any]:
+def _recipe_of(folder: RunFolder) -> dict[str, Any]:
+    """Empty where a folder has none."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UnusableError(f"{file.name} cannot be read: {error}") from None
+        return folder.read_recipe() if folder.recipe.exists() else {}
+    except UserError as error:
+        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
 
 
-def _recipe(tables: dict[str, Any], file: str) -> _Recipe:
+def _recipe(tables: dict[str, Any], file: Path) -> _Recipe:
     try:
         return _Recipe.model_validate(tables)
     except ValidationError as error:
-        raise UnusableError(f"{file} is no recipe: {' '.join(str(error).splitlines()[1:3])}") from None
+        raise UnusableError(f"{file.name} is no recipe: {' '.join(str(error).splitlines()[1:3])}") from None

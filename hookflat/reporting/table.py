@@ -16,16 +16,17 @@ import numpy as np
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import catalogue_of
-from hookflat.recipe.loading import load
+from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipes_folder
+from hookflat.records.quantities import Role
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
-from hookflat.reporting.runs import Network, Run
+from hookflat.reporting.runs import MeasuredRun, Network
 
 Group = Literal["good", "average", "poor", ""]
 
-ERRORS = {"rerr_autoattack": "AutoAttack", "rerr_pgd": "PGD"}
-"""Measures of RErr, the best first."""
+ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "worst flatness")
+"""Of the numbers in the table."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,12 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table1:
-    """Rows by test RErr. `error`, `average`, `worst`: the measures of RErr and flatness; `attack`: what gave RErr."""
+    """Rows by test RErr. `numbers`: which one plays each role, "" for none; `attack`: what gave RErr."""
 
     rows: list[Row]
     columns: list[Column]
-    error: str
+    numbers: dict[str, str]
     attack: str
-    average: str
-    worst: str
 
     @property
     def with_paper(self) -> bool:
@@ -159,57 +158,36 @@ def short_title(row: Row, chosen: Sequence[Row]) -> str:
     return row.title.split(", ")[0] if alone else row.title
 
 
-def error_measure(gathered: Gathered) -> str:
-    """The measure of RErr that the runs have: AutoAttack's where most do."""
-    networks = [n for run in gathered.runs for n in run.networks.values()]
-    counts = {key: sum(key in n.test for n in networks) for key in ERRORS}
-    return max(ERRORS, key=lambda key: counts[key])
-
-
-def attack_of(gathered: Gathered, error: str) -> str:
-    """What measured RErr: a choice of AutoAttack's attacks is not called AutoAttack."""
-    protocols = [gathered.main.protocol, *(other.protocol for other, _ in gathered.others)]
-    options = [s["measures"].get("autoattack", {}) for p in protocols for s in p["stages"].values()]
-    chosen = next((table["attacks"] for table in options if table.get("attacks")), None)
-    if error != "rerr_autoattack" or not chosen:
-        return ERRORS[error]
-    return ", ".join("Square" if name == "square" else name.upper() for name in chosen)
-
-
-def measure_named(gathered: Gathered, name: str) -> str:
-    """The key of a measure of flatness: the paper's radius, or the first, where it was measured at several."""
-    keys = dict.fromkeys(key for run in gathered.runs for n in run.networks.values() for key in n.test)
-    several = [key for key in keys if re.fullmatch(rf"{name}_xi[\d.e-]+", key)]
-    wanted = [name, f"{name}_xi0.5", f"{name}_xi0.00075"]
-    return next((key for key in wanted if key in keys), several[0] if several else name)
+def attack_of(label: str) -> str:
+    """What measured an error, from the error's label: "AutoAttack" of "RErr (AutoAttack)"."""
+    found = re.search(r"\((.+)\)", label)
+    return found[1] if found else label
 
 
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
-    error = error_measure(gathered)
-    attack = attack_of(gathered, error)
-    average, worst = (measure_named(gathered, f"{kind}_flatness") for kind in ("average", "worst"))
-    cells = [(c, _cells(c, error, average, worst)) for c in gathered.configurations]
+    numbers: dict[str, str] = {role: gathered.playing(role) for role in ROLES}
+    cells = [(c, _cells(c, numbers)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
-    groups = split([math.nan if c.rescaled else numbers["rerr"].mean for c, numbers in cells])
+    groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])
     rows = [
-        Row(configuration, title(configuration), group, numbers, _of_the_paper(configuration))
-        for (configuration, numbers), group in zip(cells, groups, strict=True)
+        Row(configuration, title(configuration), group, found, _of_the_paper(configuration))
+        for (configuration, found), group in zip(cells, groups, strict=True)
     ]
     columns = [
         Column("rerr", "RErr test", paper="rerr"),
         Column("rerr_train", "RErr train", paper="rerr_train"),
         Column("gap", "RErr gap", signed=True, paper="gap"),
-        Column("rloss", "RLoss test", _decimals(rows, "rloss")),
-        Column("rloss_gap", "RLoss gap", _decimals(rows, "rloss_gap"), signed=True),
-        Column("average_flatness", "average flatness", _decimals(rows, "average_flatness"), paper="average_flatness"),
-        Column("worst_flatness", "worst flatness", _decimals(rows, "worst_flatness")),
+        Column("loss", "RLoss test", _decimals(rows, "loss")),
+        Column("loss_gap", "RLoss gap", _decimals(rows, "loss_gap"), signed=True),
+        Column("average", "average flatness", _decimals(rows, "average"), paper="average"),
+        Column("worst", "worst flatness", _decimals(rows, "worst")),
         Column("early", "early stop RErr", paper="early"),
         Column("difference", "early − last", signed=True, paper="difference"),
         Column("clean", "clean error"),
     ]
     shown = [c for c in columns if any(row.cells[c.key].values for row in rows)]
-    return Table1(rows, shown, error, attack, average, worst)
+    return Table1(rows, shown, numbers, attack_of(gathered.name(numbers["RErr"])) if numbers["RErr"] else "no attack")
 
 
 def split(errors: Sequence[float]) -> list[Group]:
@@ -219,7 +197,8 @@ def split(errors: Sequence[float]) -> list[Group]:
     return ["" if math.isnan(e) else "good" if e <= low else "poor" if e > high else "average" for e in errors]
 
 
-def _cells(configuration: Configuration, error: str, average: str, worst: str) -> dict[str, Cell]:
+def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, Cell]:
+    error, loss = numbers["RErr"], numbers["RLoss"]
     pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
 
     def over(number: Callable[[Network], float | None], networks: Iterable[Network | None]) -> Cell:
@@ -239,13 +218,13 @@ def _cells(configuration: Configuration, error: str, average: str, worst: str) -
         "rerr": over(lambda n: percent(n.test.get(error)), last),
         "rerr_train": over(lambda n: percent(n.train.get(error)), last),
         "gap": over(lambda n: percent(n.gap.get(error)), last),
-        "rloss": over(lambda n: n.test.get("rloss"), last),
-        "rloss_gap": over(lambda n: n.gap.get("rloss"), last),
-        "average_flatness": over(lambda n: n.test.get(average), last),
-        "worst_flatness": over(lambda n: n.test.get(worst), last),
+        "loss": over(lambda n: n.test.get(loss), last),
+        "loss_gap": over(lambda n: n.gap.get(loss), last),
+        "average": over(lambda n: n.test.get(numbers["average flatness"]), last),
+        "worst": over(lambda n: n.test.get(numbers["worst flatness"]), last),
         "early": over(lambda n: percent(n.test.get(error)), best),
         "difference": Cell(tuple(differences)),
-        "clean": over(lambda n: percent(n.test.get("clean_error")), last),
+        "clean": over(lambda n: percent(n.test.get(numbers["clean error"])), last),
     }
 
 
@@ -255,11 +234,11 @@ def _of_the_paper(configuration: Configuration) -> dict[str, float]:
     if not row or configuration.rescaled or not all(_as_it_ships(run) for run in configuration.runs):
         return {}
     test, train, flatness, early = (float(row[name]) for name in PAPER)
-    ours = {"rerr": test, "rerr_train": train, "gap": test - train, "average_flatness": flatness}
+    ours = {"rerr": test, "rerr_train": train, "gap": test - train, "average": flatness}
     return ours | {"early": early, "difference": early - test}
 
 
-def _as_it_ships(run: Run) -> bool:
+def _as_it_ships(run: MeasuredRun) -> bool:
     """Whether a run's method has the options of the recipe of its name, at a scale that ships."""
     return run.trained_here and _method(run.recipe) in _shipped(run.method)
 
@@ -278,7 +257,7 @@ def _shipped(method: str) -> list[dict[str, Any]]:
     found = []
     for overlays in scales:
         with suppress(UserError):
-            found.append(_method(load(recipe, overlays=overlays, catalogue=catalogue_of()).tables))
+            found.append(_method(load_recipe(recipe, overlays=overlays, catalogue=catalogue_of()).tables))
     return found
 
 
@@ -286,7 +265,7 @@ def paper_text(row: Row, column: Column) -> str:
     """The paper's number of a column, "" where it has none."""
     if column.paper not in row.paper:
         return ""
-    decimals = 2 if column.key == "average_flatness" else 1
+    decimals = 2 if column.key == "average" else 1
     value = row.paper[column.paper]
     return (f"{value:+.{decimals}f}" if column.signed else f"{value:.{decimals}f}").replace("-", "−")
 

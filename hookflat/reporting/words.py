@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from hookflat.reporting.analysis import Analysis, name_of
+from hookflat.records.results import StageProtocol
+from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.statistics import FEW, Correlation, Estimate
 
@@ -17,7 +17,7 @@ def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
         of = "measured of no last network that is not rescaled" if there else "not measured"
         return [f"Average-case flatness was {of}: these runs say nothing about the claim."]
     said = [_claim(analysis)]
-    found = analysis.overall.get((analysis.claim, "rloss"))
+    found = analysis.overall.get((analysis.claim, analysis.loss))
     if found and found.clusters >= FEW and not math.isnan(found.spearman.value):
         said += [_outcomes(analysis), _partial(analysis), _within(analysis), _best(analysis), _paper(analysis)]
     rescaled = [run.name for c in gathered.configurations if c.rescaled for run in c.runs]
@@ -27,7 +27,7 @@ def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
 
 
 def _claim(analysis: Analysis) -> str:
-    found = analysis.overall.get((analysis.claim, "rloss"))
+    found = analysis.overall.get((analysis.claim, analysis.loss))
     if found is None:
         return "RLoss and average-case flatness were measured on too few networks: the claim cannot be judged."
     of = _models(found)
@@ -56,7 +56,7 @@ def _outcomes(analysis: Analysis) -> str:
     parts = []
     for key, heading in analysis.outcomes.items():
         found = analysis.overall.get((analysis.claim, key))
-        if key == "rloss" or found is None:
+        if key == analysis.loss or found is None:
             continue
         if math.isnan(found.spearman.low):
             parts.append(f"the {heading} cannot be judged from {_models(found)}")
@@ -71,10 +71,10 @@ def _outcomes(analysis: Analysis) -> str:
 
 
 def _partial(analysis: Analysis) -> str:
-    found = analysis.overall[analysis.claim, "rloss"].partial_spearman
+    found = analysis.overall[analysis.claim, analysis.loss].partial_spearman
     if found is None or math.isnan(found.value):
         return ""
-    before = analysis.overall[analysis.claim, "rloss"].spearman.sign
+    before = analysis.overall[analysis.claim, analysis.loss].spearman.sign
     if found.sign == 0:
         stays = "cannot be told from zero any more" if before else "cannot be told from zero either"
     else:
@@ -85,8 +85,8 @@ def _partial(analysis: Analysis) -> str:
 
 def _within(analysis: Analysis) -> str:
     """Of single methods, whose networks differ in seed, hyper-parameters and early stopping."""
-    each = {k[0]: c for k, c in analysis.within.items() if k[0] and k[1:] == (analysis.claim, "rloss")}
-    pooled = analysis.within.get(("", analysis.claim, "rloss"))
+    each = {k[0]: c for k, c in analysis.within.items() if k[0] and k[1:] == (analysis.claim, analysis.loss)}
+    pooled = analysis.within.get(("", analysis.claim, analysis.loss))
     if not each:
         return "No method has enough networks of its own to look within methods."
     positive = sum(c.spearman.value > 0 for c in each.values())
@@ -123,7 +123,7 @@ def _best(analysis: Analysis) -> str:
             parts.append(f"{outcome}: none that can be told from zero")
         else:
             strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
-            parts.append(f"{outcome}: {name_of(first)} (Spearman {estimate(found)}, {strongest})")
+            parts.append(f"{outcome}: {analysis.names[first]} (Spearman {estimate(found)}, {strongest})")
     if not parts:
         return ""
     count = max(len(contest.shares) for contest in analysis.best.values())
@@ -196,20 +196,20 @@ def estimate(found: Estimate) -> str:
 def protocol_lines(gathered: Gathered, attack: str) -> list[str]:
     """How it was measured, a line for each stage, and what was taken from other protocols."""
     protocol = gathered.main.protocol
-    lines = [f"eps {protocol['eps']:.4g}, PGD step size {protocol['step_size']:.4g}; RErr by {attack}"]
-    lines += [_stage(name, stage) for name, stage in protocol["stages"].items()]
+    lines = [f"eps {protocol.eps:.4g}, PGD step size {protocol.step_size:.4g}; RErr by {attack}"]
+    lines += [_stage(name, stage) for name, stage in protocol.stages.items()]
     for other, names in gathered.others:
         title = f"from {other.name or 'the recipes'}: {', '.join(names)}"
-        stages = [_stage(name, stage) for name, stage in other.protocol["stages"].items()]
+        stages = [_stage(name, stage) for name, stage in other.protocol.stages.items()]
         lines.append(f"{title}; {'; '.join(stages)}")
     return lines
 
 
-def _stage(name: str, stage: dict[str, Any]) -> str:
-    examples = ", ".join(f"{n} {split}" for split, n in stage["examples"].items())
+def _stage(name: str, stage: StageProtocol) -> str:
+    examples = ", ".join(f"{n} {split}" for split, n in stage.examples.items())
     measures = "; ".join(
         f"{measure}" + (f" ({options})" if (options := _options(table)) else "")
-        for measure, table in stage["measures"].items()
+        for measure, table in stage.measures.items()
     )
     return f"{name}: {examples} examples: {measures}"
 

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 
 from hookflat.errors import UserError
 from hookflat.reporting.analysis import Analysis, analyse
-from hookflat.reporting.canvas import GRID, INK, PAGE, Drawing
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
 from hookflat.reporting.drawings import drawings
 from hookflat.reporting.formats import csv_text, latex, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
 from hookflat.reporting.page import Contents, page
 from hookflat.reporting.statistics import RESAMPLES
+from hookflat.reporting.style import GRID, INK, PAGE, Drawing
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
 from hookflat.reporting.words import protocol_lines, verdict
 
@@ -68,7 +68,7 @@ def report(
     gathered = gather(sources, protocol=protocol, ignore=place)
     with mpl.rc_context(_STYLE):
         table = table1(gathered)
-        analysis = analyse(gathered, table.error, resamples)
+        analysis = analyse(gathered, resamples)
         drawn, said = drawings(gathered, table), verdict(analysis, gathered)
         try:
             _write(place, Contents(gathered, table, analysis, drawn, said))
@@ -133,9 +133,20 @@ def inlined(drawing: Drawing, text: str) -> str:
     text = re.sub(_LINK, lambda m: f'<a href="#{m[1]}"><title>{m[1].partition("-")[2]}</title>{m[2]}</a>', text)
     for colour, variable in _FOLLOWING.items():
         text = text.replace(colour, variable)
+    text = compact(text)
     width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
     size = f"max-width: {120 * width:.0f}px; min-width: min(34rem, {90 * width:.0f}px)"
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
+
+
+def compact(text: str) -> str:
+    """An SVG with coordinates to 1/100 of a point, without white space, and halos drawn with what they surround."""
+    halo = r'<path d="([^"]*)" style="([^"]*stroke: [^"]*)"/>\s*<path d="\1" style="[^"]*"/>'
+    text = re.sub(halo, r'<path d="\1" style="\2; paint-order: stroke"/>', text)
+    text = re.sub(r'\b(?:d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text))
+    alike = r'<g clip-path="([^"]*)"><use[^>]*/></g>(?:<g clip-path="\1"><use[^>]*/></g>)+'
+    return re.sub(alike, lambda m: f'<g clip-path="{m[1]}">{"".join(re.findall("<use[^>]*/>", m[0]))}</g>', text)
 
 
 def _picture(drawing: Drawing, png: Path) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -112,17 +113,47 @@ def _status(command: list[str], log: Path, environment: dict[str, str]) -> int:
         return subprocess.run(command, stdout=file, stderr=file, env=os.environ | environment, check=False).returncode
 
 
-def plan(study: Study) -> tuple[dict[str, State], float | None]:
-    """The state of every run, and how many hours one worker needs for the rest, from the runs that are done."""
-    states: dict[str, State] = {job.name: job.state() for job in study.jobs}
-    times = study.folder / "times.jsonl"
-    whole = []
-    for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
-        with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
-            entry = json.loads(line)
-            whole += [entry["seconds"]] if entry["was"] == "todo" else []
-    left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
-    return states, left * sum(whole) / len(whole) / 3600 if whole else None
+@dataclass(frozen=True)
+class Plan:
+    """The state of every run of a study, and how many hours one worker needs for the rest, where that is known."""
+
+    study: Study
+    states: dict[str, State]
+    hours: float | None
+
+    @classmethod
+    def of(cls, study: Study) -> Plan:
+        """Hours are judged from the runs that are done."""
+        states: dict[str, State] = {job.name: job.state() for job in study.jobs}
+        times = study.folder / "times.jsonl"
+        whole = []
+        for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
+            with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
+                entry = json.loads(line)
+                whole += [entry["seconds"]] if entry["was"] == "todo" else []
+        left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
+        return cls(study, states, left * sum(whole) / len(whole) / 3600 if whole else None)
+
+    def changes(self) -> dict[str, list[str]]:
+        """What is another in the recipe or the protocol of runs that were made."""
+        changed = [job for job in self.study.jobs if self.states[job.name] == "changed"]
+        return {job.name: [*job.changes(), *job.protocol_changes()] for job in changed}
+
+    def facts(self) -> dict[str, Any]:
+        """The same for scripts."""
+        changes = self.changes()
+        runs = [
+            {
+                "name": job.name,
+                "recipe": job.recipe,
+                "seed": job.seed,
+                "folder": str(job.folder),
+                "state": self.states[job.name],
+                "changes": changes.get(job.name, []),
+            }
+            for job in self.study.jobs
+        ]
+        return {"name": self.study.name, "folder": str(self.study.folder), "hours": self.hours, "runs": runs}
 
 
 def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:

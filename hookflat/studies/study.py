@@ -20,9 +20,11 @@ from pydantic import Field
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import catalogue_of
-from hookflat.recipe.loading import differences, flat, load
+from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.merging import assignment
 from hookflat.recipe.options import InvalidOptions, build, nearest
-from hookflat.recipe.shipped import find_recipe
+from hookflat.recipe.shipped import find_protocol, find_recipe
+from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import RunFolder
 
 CLUSTER = "slurm"
@@ -83,46 +85,44 @@ class Job:
     @property
     def log(self) -> Path:
         """What the run said."""
-        return self.folder.with_name(f"{self.folder.name}.log")
+        return RunFolder(self.folder).log
 
     @property
     def measures(self) -> Path:
         """The folder of what the protocol measures."""
-        return self.folder / "eval" / "-".join([Path(self.protocol).stem, *self.which])
+        return RunFolder(self.folder).evaluation("-".join([Path(self.protocol).stem, *self.which])).path
 
     @property
     def results(self) -> Path:
         """The file that says that everything is measured."""
-        return (self.measures if self.protocol else self.folder) / "eval.json"
+        return RunFolder(self.measures if self.protocol else self.folder).results
 
     def resolved(self) -> dict[str, Any]:
         """The tables of its recipe. Raises UserError when they are wrong."""
         known = catalogue_of(self.plugins)
-        return load(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
+        return load_recipe(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
 
     def protocol_tables(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """The `[eval]` of its protocol on a run of `recipe`. Raises UserError when it is wrong."""
-        from hookflat.evaluation.evaluate import protocol_file
-
         kept = {key: value for key, value in recipe["eval"].items() if not isinstance(value, dict)}
-        known, overlays = catalogue_of(self.plugins), [protocol_file(self.protocol)]
-        loaded = load(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=known)
+        known, overlays = catalogue_of(self.plugins), [find_protocol(self.protocol)]
+        loaded = load_recipe(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=known)
         return loaded.tables["eval"]
 
     def changes(self) -> list[str]:
         """What is another in the folder's recipe than in the study's; empty where nothing was begun."""
-        there = self.folder / "recipe.toml"
-        if not there.exists() or not (self.rescaled or self.results.exists() or self._checkpoints()):
+        there = RunFolder(self.folder).recipe
+        if not there.exists() or not (self.rescaled or self.results.exists() or self._begun()):
             return []
-        tables = _written(there)
+        tables = _written(self.folder)
         return [f"{there} cannot be read"] if tables is None else differences(tables, self.resolved())
 
     def protocol_changes(self) -> list[str]:
         """What is another in the protocol that measured the folder than in the study's."""
-        there = self.measures / "recipe.toml"
+        there = RunFolder(self.measures).recipe
         if not self.protocol or not there.exists():
             return []
-        tables = _written(there)
+        tables = _written(self.measures)
         if not tables or "eval" not in tables:
             return [f"{there} cannot be read"]
         return differences({"eval": tables["eval"]}, {"eval": self.protocol_tables(self.resolved())})
@@ -135,10 +135,10 @@ class Job:
             return "changed"
         if self.results.exists():
             return "done"
-        return "begun" if self._checkpoints() else "todo"
+        return "begun" if self._begun() else "todo"
 
-    def _checkpoints(self) -> list[Path]:
-        return list(self.folder.glob("checkpoints/step-*"))
+    def _begun(self) -> bool:
+        return RunFolder(self.folder).last_checkpoint() is not None
 
     def commands(self, processes: int = 1) -> Iterator[list[str]]:
         """What makes it, one after another: training (or rescaling), then measuring."""
@@ -183,8 +183,6 @@ def read_study(
     `overlays`, `overrides`, `plugins`: for every run, after the study's own. `protocol`: instead of its own.
     Raises UserError for everything wrong.
     """
-    from hookflat.recipe.merging import assignment
-
     path, plugins = _found(study), list(plugins)
     options, grids = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
@@ -230,11 +228,11 @@ def _jobs(
         yield replace(job, name=scaled, folder=place / scaled, which=("last",), rescaled=(job.folder, factor))
 
 
-def _written(file: Path) -> dict[str, Any] | None:
+def _written(folder: Path) -> dict[str, Any] | None:
     """The tables of a recipe in a run's folder; None where it is damaged."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return RunFolder(folder).read_recipe()
+    except UserError:
         return None
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from hookflat.functional.attacks import Objective
+from hookflat.functional.data import Batch
 from hookflat.functional.losses import cross_entropy
 from hookflat.hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    from hookflat.functional.data import Batch
-    from hookflat.training.run import Run
+
+class Step(Protocol):
+    """What the core needs of a run."""
+
+    network: nn.Module
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor: ...
+
+    def backward(self, loss: Tensor) -> None: ...
 
 
 @dataclass(eq=False)
@@ -25,7 +32,7 @@ class Core:
         return lambda model, x_adv: cross_entropy(model(x_adv), batch.y)
 
     @hookimpl
-    def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
+    def gradients(self, run: Step, batch: Batch, x_adv: Tensor) -> Tensor:
         loss = run.loss(batch, x_adv)
         run.backward(loss)
         return loss.detach()
@@ -35,5 +42,5 @@ class Core:
         return cross_entropy(logits, target)
 
     @hookimpl
-    def eval_model(self, run: Run) -> nn.Module:
+    def eval_model(self, run: Step) -> nn.Module:
         return run.network

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from hookflat.errors import TrainingFailed, UserError
-from hookflat.evaluation.weights import load_weights
+from hookflat.functional.brackets import global_generators_restored
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.loading import Recipe, load
-from hookflat.training import loop
+from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.recipe import Recipe
+from hookflat.records.folder import RunFolder
+from hookflat.records.results import Results
+from hookflat.training import checkpoints, loop
+from hookflat.training.epochs import finish
+from hookflat.training.heading import say_training
+from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
-from hookflat.training.trackers import Tracking
+from hookflat.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run: its folder, and the content of its eval.json."""
+class FinishedRun:
+    """A finished run: its folder, and what was measured."""
 
     folder: Path
-    results: dict[str, Any]
+    results: Results
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
     plugins: Iterable[str | Path | type] = (),
     folder: str | Path | None = None,
     quiet: bool = True,
-) -> Result:
+) -> FinishedRun:
     """Train a recipe and measure the result; an existing folder of the same recipe is resumed.
 
     `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes, or
@@ -47,7 +49,7 @@ def run(
     """
     extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
-        recipe = load(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
+        recipe = load_recipe(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
     with global_generators_restored():
         files = tuple(p for p in extra if isinstance(p, Path))
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
@@ -55,22 +57,25 @@ def run(
             return _run(run, files)
 
 
-def _run(run: Run, files: tuple[Path, ...]) -> Result:
+def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
     recipe, path, console = run.recipe, run.folder.path, run.console
     try:
         run.folder.prepare(recipe, files)
         run.accelerator.wait_for_everyone()
-        if done := run.folder.load_results():
+        if done := run.folder.read_results():
             console.say(f"{path} is complete already; its results:")
             console.results(done)
-            if not (path / "figures").exists():
+            if not run.folder.figures.exists():
                 draw(run)
-            return Result(path, done)
+            return FinishedRun(path, done)
         run.build()
-        console.starting(run, run.resume())
-        run.tracking = Tracking(recipe, run.folder, run.accelerator)
-        loop.train(run, console)
-        results = run.finish()
+        resumed = checkpoints.resume(run)
+        console.quantities = quantities(recipe)
+        say_training(run, resumed=resumed)
+        console.training(run.total_steps, run.step)
+        run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
+        loop.train(run)
+        results = finish(run)
         run.folder.save_results(results)
         draw(run)
         run.accelerator.wait_for_everyone()
@@ -88,11 +93,11 @@ def _run(run: Run, files: tuple[Path, ...]) -> Result:
         raise
     finally:
         console.close()
-        if run.tracking:
-            run.tracking.close()
+        if run.trackers:
+            run.trackers.close()
     console.results(results)
     console.say(f"{console.took()}, everything is in {path}")
-    return Result(path, results)
+    return FinishedRun(path, results)
 
 
 def network_of(recipe: Recipe, folder: Path) -> nn.Module:
@@ -100,7 +105,7 @@ def network_of(recipe: Recipe, folder: Path) -> nn.Module:
     run = Run(recipe, folder)
     with global_generators_restored():
         run.build_network()
-    run.network.load_state_dict(load_weights(folder / "model.safetensors")[0])
+    run.network.load_state_dict(RunFolder(folder).load_network("last")[0])
     return run.network
 
 
@@ -109,22 +114,8 @@ def draw(run: Run) -> None:
     if not run.main:
         return
     drawn = run.hook.draw(run=run, records=run.folder.records())
-    folder = run.folder.path / "figures"
-    folder.mkdir(exist_ok=True)
+    run.folder.figures.mkdir(exist_ok=True)  # says that all is drawn
     for figures in drawn:
-        for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png")
-        if run.tracking:
-            run.tracking.draw(figures, run.step)
-
-
-@contextmanager
-def global_generators_restored() -> Generator[None]:
-    """The generators of random, numpy and torch are outside as they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        run.folder.draw(figures)
+        if run.trackers:
+            run.trackers.draw(figures, run.step)

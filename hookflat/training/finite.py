@@ -1,20 +1,16 @@
-"""Watching for values that are not finite, on the device; read only now and then, so that no step waits."""
+"""Whether all values are finite: seen on the device, read only now and then, so that no step waits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 _PLACES = ("transform_batch", "craft", "loss", "gradients", "after_step")
 _NEVER = 2**62
 
 
-class Watch:
+class Finite:
     """Remembers the first step and hook whose result had a NaN or an infinity."""
 
     def __init__(self, device: torch.device) -> None:

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hookflat.errors import TrainingFailed
-
-if TYPE_CHECKING:
-    from hookflat.training.run import Run
+from hookflat.training.hooks import Hooks
 
 
 @contextmanager
-def watched(run: Run) -> Generator[None]:
+def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
     """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved."""
-    weights = [p.detach().clone() for p in run.network.parameters()]
+    weights = [p.detach().clone() for p in network.parameters()]
 
     def before(hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
         pass
@@ -29,15 +27,13 @@ def watched(run: Run) -> Generator[None]:
     def after(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
         if outcome.exception is None:
             wrong = _wrong(hook_name, outcome.get_result(), kwargs)
-            if hook_name == "gradients" and not all(map(torch.equal, weights, run.network.parameters())):
-                wrong = (
-                    "leaves the weights moved: restore them in `finally` (hookflat.moved does)"
-                )
+            if hook_name == "gradients" and not all(map(torch.equal, weights, network.parameters())):
+                wrong = "leaves the weights moved: restore them in `finally` (hookflat.moved does)"
             if wrong:
                 plugins = ", ".join(repr(i.plugin_name) for i in reversed(hook_impls) if i.plugin_name != "core")
                 raise TrainingFailed(f"hook {hook_name!r} (plugins: {plugins or 'core'}) {wrong}")
 
-    undo = run.hooks.manager.add_hookcall_monitoring(before, after)
+    undo = hooks.manager.add_hookcall_monitoring(before, after)
     try:
         yield
     finally:

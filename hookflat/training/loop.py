@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 from hookflat.errors import TrainingFailed
+from hookflat.functional.data import Batch
+from hookflat.training import checkpoints
+from hookflat.training.epochs import end_epoch
 from hookflat.training.first_step import watched
+from hookflat.training.run import Run
 
-if TYPE_CHECKING:
-    from hookflat.functional.data import Batch
-    from hookflat.training.console import Console
-    from hookflat.training.run import Run
+CHECK_EVERY = 25
+"""Steps between looks at whether all values were finite: looking makes the device wait."""
 
 
-def train(run: Run, console: Console) -> None:
+def train(run: Run) -> None:
     """Train to the end, from wherever `run` stands."""
     first = True
     while run.epoch < run.epochs:
         for batch in run.batches():
-            with watched(run) if first else nullcontext():  # results of the wrong shape or range are told at once
+            with watched(run.network, run.hooks) if first else nullcontext():  # wrong results are told at once
                 step(run, batch)
             first = False
-            console.stepped(run)
+            run.console.stepped(run.step)
+            if run.step % CHECK_EVERY == 0:
+                run.check()
             if run.step % run.recipe.run.checkpoint_steps == 0:
-                run.save()
-        console.epoch(run, run.end_epoch())
-        run.save()
+                checkpoints.save(run)
+        line = end_epoch(run)
+        run.console.epoch(run.epoch, run.epochs, line)
+        checkpoints.save(run)
 
 
 def step(run: Run, batch: Batch) -> None:
     """One training step."""
-    hook, watch = run.hook, run.watch
-    watch.step = run.step
+    hook, finite = run.hook, run.finite
+    finite.step = run.step
 
     hook.transform_batch(run=run, batch=batch)  # augmentation, label noise: all, in recipe order
-    watch.see("transform_batch", batch.x)
+    finite.see("transform_batch", batch.x)
 
     objective = hook.attack_objective(run=run, batch=batch)  # what to maximise: the first answer
     x_adv = hook.craft(run=run, batch=batch, objective=objective)  # the inner maximisation: the [attack] slot
-    watch.see("craft", x_adv)
+    finite.see("craft", x_adv)
 
     loss = hook.gradients(run=run, batch=batch, x_adv=x_adv)  # loss and backward; weight perturbations wrap it
     if loss is None:

@@ -1,49 +1,51 @@
-"""A run: everything the loop and the plugins share, built once from a recipe."""
+"""A run: what the loop and the plugins share, built once from a recipe."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hookflat import threads
 from hookflat.errors import TrainingFailed, UserError
-from hookflat.evaluation.weights import load_weights
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
 from hookflat.functional.data import Batch, Data
 from hookflat.functional.layers import Bfloat16
-from hookflat.recipe.catalogue import Hooks
-from hookflat.recipe.loading import Recipe
 from hookflat.recipe.options import period_in_epochs
+from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
+from hookflat.training.batches import Batches
 from hookflat.training.console import Console
 from hookflat.training.core import Core
-from hookflat.training.finite import Watch
-from hookflat.training.measuring import Measurements, Subject
-from hookflat.training.trackers import Tracking
+from hookflat.training.finite import Finite
+from hookflat.training.hooks import Hooks
+from hookflat.training.launch import accelerator, fitting_threads
+from hookflat.training.measuring import Measurements
+from hookflat.training.subject import Subject
+from hookflat.training.trackers import Trackers
 
 
 class Run:
     """What plugins see as `run`.
 
     recipe: the checked recipe; `recipe.run`, `recipe.eval` are its options.
-    data: the images (`hookflat.functional.data.Data`).
+    data: the images (`hookflat.Data`).
     network: the plain network; its weights are the ones in training.
     model: the network to call in losses: `network`, distributed and in the run's precision.
     optimizer, schedule: as built by their plugins, prepared by accelerate.
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
-    device, rank, processes: this process's place.
-    console: `console.say(text)` tells the user something.
+    device, rank, processes: this process's place; main: whether it is the one that writes. accelerator: Accelerate's.
+    plugins: every plugin of the training, by name.
+    console: `console.say(text)` tells the user something. folder: the run's folder (`hookflat.RunFolder`).
     """
 
     data: Data
@@ -51,35 +53,41 @@ class Run:
     model: nn.Module
     optimizer: Any
     schedule: Any
+    measurements: Measurements
 
     def __init__(self, recipe: Recipe, folder: Path, *, quiet: bool = True) -> None:
         self.recipe = recipe
-        self.accelerator = _accelerator()
+        self.accelerator = accelerator()
         self.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.console = Console(main=self.main, quiet=quiet)
         self.folder = RunFolder(folder, main=self.main)
-        self.tracking: Tracking | None = None
+        self.trackers: Trackers | None = None
         self.plugins = recipe.registered()
         self.hooks = Hooks(self.plugins | {"core": Core()})
         self.hook = self.hooks.call
-        self.measurements = Measurements(self)
+        self.measures = {stage: Hooks(measures) for stage, measures in recipe.measures.items()}
         self.epochs = recipe.run.total_epochs
         self.step = self.epoch = 0
         self.lr = 0.0
-        self.watch = Watch(self.device)
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._began = time.perf_counter()
+        self.finite = Finite(self.device)
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.began = time.perf_counter()
         self._generators: dict[str, tuple[int, torch.Generator]] = {}
-        self._view_step = -1
+        self._views: dict[tuple[bool, bool], tuple[AttackView, int]] = {}
 
     # --- building -----------------------------------------------------------------------------------------------------
 
+    def build_data(self) -> None:
+        """Load the data by its plugin."""
+        self.data = self.hook.build_data(run=self)
+        self.measurements = Measurements(self.recipe, self.data, self.accelerator, self.folder, self.measures)
+
     def build_network(self) -> None:
         """Load the data and make the network, each by its plugin: all that measuring needs."""
-        self.data = self.hook.build_data(run=self)
-        set_seed(seeds.derive(self.recipe.run.seed, "build_model") % 2**32)
+        self.build_data()
+        set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
         if self.device.type == "cpu":
@@ -88,32 +96,34 @@ class Run:
     def _threads(self) -> int:
         """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
         x = self.data.train.x[: max(1, self.recipe.run.batch_size // self.processes)].float() / 255
-        wanted = self.recipe.run.threads or threads.fitting(self.network, x.to(memory_format=torch.channels_last))
+        wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
         return min(wanted, threads.limit())
 
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
-        size = self.recipe.run.batch_size
-        if size % self.processes:
-            raise UserError(f"run.batch_size = {size} does not divide by the {self.processes} processes")
+        options = self.recipe.run
+        if options.batch_size % self.processes:
+            raise UserError(f"run.batch_size = {options.batch_size} does not divide by the {self.processes} processes")
         self.build_network()
-        self.steps_per_epoch = len(self._batch_starts())
+        self._batches = Batches(
+            self.data.train, options.batch_size, options.seed, self.rank, self.processes, self.device
+        )
+        self.steps_per_epoch = len(self._batches)
         self.total_steps = self.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
             raise UserError(
                 f"{len(self.data.train)} training examples do not fill one batch on {self.processes} processes"
             )
-        precise = self.recipe.run.precision == "fp32"
         optimizer = self.hook.build_optimizer(
             run=self, parameters=[p for p in self.network.parameters() if p.requires_grad]
         )
         schedule = self.hook.build_schedule(run=self, optimizer=optimizer)
+        precise = options.precision == "fp32"
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(
             self.network if precise else Bfloat16(self.network), optimizer, schedule
         )
         if isinstance(self.model, DistributedDataParallel):
             self.model.broadcast_buffers = False  # else the main process's statistics replace the others' at every pass
-        self._view = AttackView(self.network)  # shares memory, which prepare may have moved
 
     # --- random numbers -----------------------------------------------------------------------------------------------
 
@@ -127,7 +137,7 @@ class Run:
 
     def seed(self, name: str) -> int:
         """A seed for this purpose and step, the same on every process."""
-        return seeds.derive(self.recipe.run.seed, name, self.step)
+        return seeds.derive_seed(self.recipe.run.seed, name, self.step)
 
     def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform draws in [0, 1) for every example of the batch: (n, *shape), however many processes share it."""
@@ -135,43 +145,39 @@ class Run:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
+    def batches(self) -> Iterator[Batch]:
+        """This process's part of the batches that are left in the current epoch."""
+        return self._batches.of_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
+
+    def transform(self, batch: Batch, *, without: Any) -> None:
+        """Another batch through `transform_batch` of every plugin but one (the caller)."""
+        self.hooks.without("transform_batch", without)(run=self, batch=batch)
+
+    def craft(self, batch: Batch, objective: Objective) -> Tensor:
+        """Adversarial examples of another batch, or for another objective, by the `[attack]` slot alone."""
+        return self.hooks.only("craft", self.recipe.slots["attack"])(run=self, batch=batch, objective=objective)
+
     @property
     def attack_model(self) -> AttackView:
         """The network as attacks see it: evaluation mode, frozen, batch norm folded; fresh in every step."""
-        if self._view_step != self.step:
-            self._view.refresh()
-            self._view_step = self.step
-        return self._view
+        return self.attack_view()
 
-    def _batch_starts(self) -> list[int]:
-        """Where batches begin in an epoch's order. The last one is left out if it is too small for batch statistics.
-
-        That is less than a quarter of the batch size, or than two examples on every process.
-        """
-        size, count = self.recipe.run.batch_size, len(self.data.train)
-        enough = max(size / 4, 2 * self.processes)
-        return [first for first in range(0, count, size) if min(size, count - first) >= enough]
-
-    def batches(self) -> Iterator[Batch]:
-        """This process's part of the batches that are left in the current epoch."""
-        train, size = self.data.train, self.recipe.run.batch_size
-        order = torch.randperm(len(train), generator=seeds.generator(self.recipe.run.seed, "order", self.epoch))
-        for first in self._batch_starts()[self.step - self.epoch * self.steps_per_epoch :]:
-            set_seed(seeds.derive(self.recipe.run.seed, "global", self.rank, self.step) % 2**32)
-            members = order[first : first + size]
-            share = len(members) // self.processes
-            row = torch.arange(self.rank * share, (self.rank + 1) * share)
-            x, y = (t.to(self.device) for t in train.__getitems__(members[row]))
-            index, row = members[row].to(self.device), row.to(self.device)
-            labeled = torch.ones_like(y, dtype=torch.bool)
-            yield Batch(x, y, y, index, labeled, row, global_size=share * self.processes)
+    def attack_view(self, *, bf16: bool = False, compile: bool = False) -> AttackView:
+        """The same, its convolutions in bfloat16, or through `torch.compile`."""
+        view, step = self._views.get((bf16, compile), (None, -1))
+        if view is None:
+            view = AttackView(self.network, bf16=bf16, compile=compile)  # after `prepare`, which may move the memory
+        elif step != self.step:
+            view.refresh()
+        self._views[bf16, compile] = (view, self.step)
+        return view
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
         loss = self.hook.loss(run=self, batch=batch, x_adv=x_adv)
         for extra in self.hook.extra_loss(run=self, batch=batch, x_adv=x_adv):
             loss = loss + extra
-        self.watch.see("loss", loss)
+        self.finite.see("loss", loss)
         return loss
 
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -200,30 +206,14 @@ class Run:
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer and of the schedule; `loss` and running statistics are averaged over processes."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        self.watch.see("gradients", torch.nn.utils.get_total_norm(gradients))
-        self._loss_sum += loss
+        self.finite.see("gradients", torch.nn.utils.get_total_norm(gradients))
+        self.loss_sum += loss
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
         self._average_buffers()
         self.step += 1
-
-    @property
-    def mid_cycle(self) -> bool:
-        """Whether the optimizer is inside an outer step (see `build_optimizer`)."""
-        return getattr(self.optimizer.optimizer, "mid_cycle", False)
-
-    # --- an epoch -----------------------------------------------------------------------------------------------------
-
-    def blame(self, error: BaseException) -> TrainingFailed | None:
-        """The plugin and hook that `error` came out of, as told to a user."""
-        every = [self.hooks, *self.measurements.hooks.values()]
-        return next((told for hooks in every if (told := hooks.blame(error))), None)
-
-    def eval_model(self) -> nn.Module:
-        """The network to measure."""
-        return self.hook.eval_model(run=self)
 
     def _average_buffers(self) -> None:
         """Running statistics, each process's own part of the batch's, become the same everywhere; one reduction."""
@@ -233,52 +223,14 @@ class Run:
             for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(part.view_as(buffer))
 
-    def is_due(self, period: float) -> bool:
-        """Whether something that happens every `period` (`hookflat.recipe.options.Period`) is due after this epoch.
-
-        It always is after the last one.
-        """
-        return self.epoch == self.epochs or self.epoch % period_in_epochs(period, self.epochs) == 0
-
-    def end_epoch(self) -> dict[str, Any]:
-        """Record the epoch's training loss, run the measures that are due; returns what an epoch's line shows."""
-        self.check()
-        self.epoch += 1
-        loss = self.accelerator.reduce(self._loss_sum / self.steps_per_epoch, "mean")
-        self._loss_sum.zero_()
-        at = {"epoch": self.epoch, "step": self.step}
-        line: dict[str, Any] = {"lr": self.lr, "loss": float(loss)}
-        self.record(at | {"stage": "training", "split": "train"} | line)
-        due = {n: s for n, s in self.measurements.during.items() if s.every and self.is_due(s.every)}
-        if due:
-            model = self.eval_model()
-            for name, stage in due.items():
-                subjects: dict[str, Subject] = {
-                    s: self.measurements.subject(model, s, stage.examples) for s in stage.splits
-                }
-                for split, result in self.measurements.stage(name, stage, subjects).items():
-                    self.record(at | {"stage": name, "split": split} | result["values"])
-                    line[split] = line.get(split, {}) | result["values"]
-        self.hook.epoch_end(run=self)
-        return line
-
-    def record(self, line: dict[str, Any]) -> None:
-        """One line for metrics.jsonl, and its numbers for the trackers."""
-        self.folder.append(line)
-        if self.tracking:
-            self.tracking.log(line)
-
-    def keep_snapshot(self) -> None:
-        """Save the network of `eval_model` as it is after this epoch (`checkpoints/epoch-000005.safetensors`)."""
-        self.folder.save_weights(self.folder.snapshot(self.epoch), self.eval_model(), epoch=self.epoch)
-
-    def keep_best(self, **about: Any) -> None:
-        """Save the network of `eval_model` as the best so far (`checkpoints/best.safetensors`, with `about`)."""
-        self.folder.save_weights(self.folder.best, self.eval_model(), epoch=self.epoch, **about)
+    @property
+    def mid_cycle(self) -> bool:
+        """Whether the optimizer is inside an outer step (see `build_optimizer`)."""
+        return getattr(self.optimizer.optimizer, "mid_cycle", False)
 
     def check(self) -> None:
         """Raises TrainingFailed when a value was not finite since the last check, on any process."""
-        if found := self.watch.first(self.accelerator):
+        if found := self.finite.first(self.accelerator):
             step, hook = found
             name = {"craft": "attack", "loss": "loss"}.get(hook)
             culprit = f" (plugin {self.recipe.slot_names[name]!r})" if name else ""
@@ -288,87 +240,44 @@ class Run:
                 + (f"; the last good checkpoint stays: {kept}" if (kept := self.folder.last_checkpoint()) else "")
             )
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
+    # --- measuring and keeping ----------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """A checkpoint of everything, after which a restart goes on as if never stopped."""
-        self.watch.see("after_step", *self.network.state_dict().values())
-        self.check()
-        self._loss_sum = self.accelerator.reduce(self._loss_sum, "mean")  # every process goes on from what is saved
-        beside = self.folder.checkpoint_beside()
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(beside), safe_serialization=True)
-        if self.main:
-            torch.save(self._state(), beside / "hookflat.pt")
-        self.accelerator.wait_for_everyone()
-        self.folder.finish_checkpoint(self.step, self.epoch)
-        self.accelerator.wait_for_everyone()
+    def eval_model(self) -> nn.Module:
+        """The network to measure."""
+        return self.hook.eval_model(run=self)
 
-    def _state(self) -> dict[str, Any]:
-        states = {n: p.state_dict() for n, p in self.plugins.items() if hasattr(p, "state_dict")}
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "loss_sum": self._loss_sum.cpu(),
-            "lr": self.lr,
-            "metrics": self.folder.written(),
-            "seconds": time.perf_counter() - self._began,
-            "plugins": states,
-        }
+    def subject(self, split: str, examples: int | None = None, model: nn.Module | None = None) -> Subject:
+        """`model` (that of `eval_model`) and the first `examples` of "train", "test" or "holdout", to measure on."""
+        return self.measurements.subject(self.eval_model() if model is None else model, split, examples)
 
-    def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one."""
-        checkpoint = self.folder.last_checkpoint()
-        if checkpoint is None:
-            self.folder.rewind(0)
-            return False
-        self.accelerator.load_state(str(checkpoint))
-        state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
-        self.step, self.epoch = state["step"], state["epoch"]
-        self._loss_sum.copy_(state["loss_sum"])
-        self.lr = state["lr"]
-        self.folder.rewind(state["metrics"])
-        self._began = time.perf_counter() - state.get("seconds", 0.0)  # earlier versions did not say
-        for name, plugin_state in state["plugins"].items():
-            self.plugins[name].load_state_dict(plugin_state)
-        return True
+    def is_due(self, period: float, *, first: bool = False) -> bool:
+        """Whether something that happens every `period` (`hookflat.Period`) is due after this epoch.
 
-    def finish(self) -> dict[str, Any]:
-        """Measure the last and the best network by the final stages; write weights and eval.json."""
-        seconds = round(time.perf_counter() - self._began, 1)
-        model = self.eval_model()
-        self.folder.save_weights(self.folder.path / "model.safetensors", model, epoch=self.epoch)
-        if model is not self.network:
-            self.folder.save_weights(self.folder.path / "model_in_training.safetensors", self.network, epoch=self.epoch)
-        self.accelerator.wait_for_everyone()
-        results: dict[str, Any] = {"recipe": self.recipe.name, "epochs": self.epochs, "processes": self.processes}
-        results |= {"seconds": {"training": seconds}, "classes": self.data.num_classes}
-        results |= {"protocol": self.measurements.protocol(), "models": {}}
-        kept = ["last", *(["best"] if self.folder.best.exists() else [])]
-        self.console.measuring({label: self.measurements.planned(label) for label in kept}, self.measurements.tally)
-        results["models"]["last"] = {"epoch": self.epoch} | self.measurements.end(model, "last")
-        if "best" in kept:
-            weights, about = load_weights(self.folder.best)
-            with restored(model.state_dict().values()):
-                model.load_state_dict(weights)
-                results["models"]["best"] = about | self.measurements.end(model, "best")
-        return results
+        It always is after the last one. `first`: it begins with the first epoch, not with the first whole period.
+        """
+        return self.epoch == self.epochs or (self.epoch - first) % period_in_epochs(period, self.epochs) == 0
 
+    def record(self, stage: str, split: str, **numbers: float) -> None:
+        """One line for metrics.jsonl, after this step and epoch, and its numbers for the trackers."""
+        line = {"epoch": self.epoch, "step": self.step, "stage": stage, "split": split} | numbers
+        self.folder.append(line)
+        if self.trackers:
+            self.trackers.log(line)
 
-def _accelerator() -> Accelerator:
-    """The processes of this launch. Raises UserError when fewer run than the launcher was asked for."""
-    environment = os.environ
-    wanted = environment.get("WORLD_SIZE", "1")
-    alone = "RANK" not in environment
-    if alone and "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
-        wanted = "several"  # accelerate launch sets the address for several processes, and then starts one
-    if not alone or wanted == "1":
-        accelerator = Accelerator(
-            mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available()
-        )
-        if accelerator.num_processes == int(wanted):
-            return accelerator
-    raise UserError(
-        f"the launcher was asked for {wanted} processes, but started one: without GPUs, use "
-        "ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone --nproc-per-node N -m hookflat run ..."
-    )
+    def keep_snapshot(self) -> None:
+        """Save the network of `eval_model` as it is after this epoch."""
+        self.folder.save_network(str(self.epoch), self.eval_model(), epoch=self.epoch)
+
+    def keep_best(self, **about: Any) -> None:
+        """Save the network of `eval_model` as the best so far, with `about`."""
+        self.folder.save_network("best", self.eval_model(), epoch=self.epoch, **about)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """After which `keep_best` was last called; None where it was not."""
+        return self.folder.load_network("best")[1]["epoch"] if self.folder.network("best") else None
+
+    def blame(self, error: BaseException) -> TrainingFailed | None:
+        """The plugin and hook that `error` came out of, as told to a user."""
+        every = [self.hooks, *self.measures.values()]
+        return next((told for hooks in every if (told := hooks.blame(error))), None)

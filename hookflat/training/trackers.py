@@ -6,22 +6,27 @@ The run folder stays the source of truth: a tracker gets a copy of each line of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from hookflat.recipe.loading import Recipe, flat
+from hookflat.recipe.recipe import Recipe
+from hookflat.recipe.tables import flat
 from hookflat.records.folder import RunFolder
+from hookflat.records.quantities import Quantity, quantity
 
 
-class Tracking:
+class Trackers:
     """The trackers of one run, on the main process; without any it does nothing."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, accelerator: Accelerator, quantities: Mapping[str, Quantity]
+    ) -> None:
         self.trackers: Sequence[Any] = ()
+        self.quantities = quantities
         if not recipe.track.trackers or not accelerator.is_main_process:
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -30,7 +35,7 @@ class Tracking:
         found = []
         for name in recipe.track.trackers:
             cls: Any = LOGGER_TYPE_TO_CLASS[name]
-            place = (str(folder.path / "tracking"),) if cls.requires_logging_directory else ()
+            place = (str(folder.trackers),) if cls.requires_logging_directory else ()
             named = {"name": folder.path.name} if name in ("wandb", "trackio") else {}
             tracker = cls(recipe.track.project, *place, **named)
             tracker.start()
@@ -39,9 +44,10 @@ class Tracking:
         self.trackers = found
 
     def log(self, record: dict[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, named stage/split/name."""
-        names = {k: v for k, v in record.items() if isinstance(v, float)}
-        values = {f"{record.get('stage')}/{record.get('split')}/{name}": value for name, value in names.items()}
+        """The numbers of a line of metrics.jsonl, named stage/split/label."""
+        place = f"{record.get('stage')}/{record.get('split')}"
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        values = {f"{place}/{quantity(name, self.quantities).label}": value for name, value in numbers.items()}
         for tracker in self.trackers if values else ():
             tracker.log(values, step=record.get("step"))
 

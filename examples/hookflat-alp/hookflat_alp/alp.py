@@ -7,10 +7,7 @@ from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
-from hookflat import hookimpl
-from hookflat.functional.data import Batch
-from hookflat.recipe.options import Number, Share
-from hookflat.training.run import Run
+from hookflat import Batch, Number, Run, Share, hookimpl
 from pydantic import Field
 from torch import Tensor
 

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from hookflat import hookimpl, pgd
-from hookflat.functional.attacks import Objective
-from hookflat.functional.brackets import frozen
-from hookflat.training.measuring import Subject
+from hookflat import Objective, Quantity, Subject, frozen, hookimpl, pgd
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -51,10 +48,7 @@ class LocalLipschitz:
                 x_adv = pgd(
                     model,
                     x,
-                    eps=subject.eps,
-                    step_size=subject.step_size,
-                    steps=self.steps,
-                    restarts=self.restarts,
+                    attack=subject.attack(self.steps, self.restarts),
                     start="uniform",
                     objective=objective,
                     seed=subject.seed,
@@ -63,3 +57,7 @@ class LocalLipschitz:
                 found.append(objective(model, x_adv))
         every = subject.examples.gather(torch.cat(found))
         return {"local_lipschitz": every.double().mean().item()}
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What it is, for every table and report."""
+        return {"local_lipschitz": Quantity("local Lipschitz constant", lower_is_better=True)}

@@ -10,9 +10,7 @@ import hookflat
 import numpy as np
 import pytest
 import torch
-from hookflat import hookimpl, testing
-from hookflat.functional.data import Examples, Images
-from hookflat.training.measuring import Subject
+from hookflat import Examples, Images, Subject, Threat, hookimpl, testing
 from torch import Tensor, nn
 
 from hookflat_alp.local_lipschitz import LocalLipschitz
@@ -87,7 +85,7 @@ def test_values_out_of_range_are_refused(tmp_path, option, value):
 def measured(model, x, *, eps, batch_size=100, **options):
     """The measure of a network on images (n, C, H, W) uint8."""
     examples = Examples(Images(x, torch.zeros(len(x), dtype=torch.int64)), batch_size=batch_size)
-    subject = Subject(model, "test", examples, num_classes=3, eps=eps, step_size=eps / 4, seed=0)
+    subject = Subject(model, "test", examples, num_classes=3, threat=Threat(eps), step_size=eps / 4, seed=0)
     return LocalLipschitz(**options).measure(subject)["local_lipschitz"]
 
 
@@ -151,4 +149,4 @@ def test_the_recipe_runs_by_its_name(tmp_path):
         "eval.final_flatness.average_flatness.reference_restarts": 1,
     }
     result = hookflat.run("alp", overrides=few, folder=tmp_path / "run")
-    assert result.results["models"]["last"]["test"]["local_lipschitz"] > 0
+    assert result.results.models["last"].test["local_lipschitz"] > 0

@@ -1,0 +1,116 @@
+"""The face: every public name, once. A plugin needs nothing deeper."""
+
+# --- plugins: hooks, options, errors
+
+from .errors import TrainingFailed as TrainingFailed
+from .errors import UserError as UserError
+from .hookspecs import hookimpl as hookimpl
+from .recipe.options import Decay as Decay
+from .recipe.options import Losses as Losses
+from .recipe.options import Number as Number
+from .recipe.options import Period as Period
+from .recipe.options import Radii as Radii
+from .recipe.options import Share as Share
+from .recipe.options import nearest as nearest
+from .recipe.options import period_in_epochs as period_in_epochs
+from .recipe.recipe import Recipe as Recipe
+from .recipe.loading import load_recipe as load_recipe
+from .records.quantities import Quantity as Quantity
+
+# --- plugins: what hooks are given, and give
+
+from .functional.attack_view import AttackView as AttackView
+from .functional.attacks import Objective as Objective
+from .functional.data import Batch as Batch
+from .functional.data import Data as Data
+from .functional.data import Examples as Examples
+from .functional.data import Images as Images
+from .functional.work import Work as Work
+from .training.inner_attack import InnerAttack as InnerAttack
+from .training.run import Run as Run
+from .training.subject import Subject as Subject
+
+# --- training, measuring, reporting
+
+from .training.entry import FinishedRun as FinishedRun
+from .training.entry import network_of as network_of
+from .training.entry import run as run
+from .evaluation.evaluate import evaluate as evaluate
+from .functional.rescaling import rescale as rescale
+from .records.folder import RunFolder as RunFolder
+from .records.results import Results as Results
+from .reporting.frame import results as results
+from .reporting.writing import report as report
+
+# --- attacks
+
+from .functional.threats import Attack as Attack
+from .functional.threats import Start as Start
+from .functional.threats import Threat as Threat
+from .functional.attacks import clean_logits as clean_logits
+from .functional.attacks import pgd as pgd
+from .functional.attacks import pgd_tau as pgd_tau
+from .functional.autoattack import autoattack as autoattack
+from .functional.autoattack import autoattacks as autoattacks
+
+# --- measures
+
+from .functional.robustness import RobustLoss as RobustLoss
+from .functional.robustness import robust_loss as robust_loss
+from .functional.flatness import Flatness as Flatness
+from .functional.flatness import average_flatness as average_flatness
+from .functional.flatness import by_radius as by_radius
+from .functional.flatness import named_by_radius as named_by_radius
+from .functional.flatness import radii as radii
+from .functional.flatness import worst_flatness as worst_flatness
+from .functional.curvature import hessian_eigenvalues as hessian_eigenvalues
+from .functional.curvature import hessian_trace as hessian_trace
+from .functional.curvature import relative_flatness as relative_flatness
+from .functional.curvature import sharpness as sharpness
+from .functional.landscapes import LANDSCAPE_RADIUS as LANDSCAPE_RADIUS
+from .functional.landscapes import Landscape as Landscape
+from .functional.landscapes import landscape as landscape
+from .functional.landscapes import landscape_2d as landscape_2d
+
+# --- losses, and weights in their neighbourhood
+
+from .functional.losses import cross_entropy as cross_entropy
+from .functional.losses import kl_divergence as kl_divergence
+from .functional.neighborhood import ball as ball
+from .functional.neighborhood import layers as layers
+from .functional.neighborhood import moved as moved
+from .functional.neighborhood import project as project
+from .functional.neighborhood import scaled_to as scaled_to
+from .functional.neighborhood import sharpest as sharpest
+from .functional.neighborhood import sphere as sphere
+from .functional.averaging import recalibrated as recalibrated
+
+# --- brackets: what they change they put back
+
+from .functional.brackets import frozen as frozen
+from .functional.brackets import in_mode as in_mode
+from .functional.brackets import restored as restored
+from .functional.brackets import statistics_kept as statistics_kept
+
+# --- networks and images
+
+from .functional.layers import AuxiliaryHead as AuxiliaryHead
+from .functional.layers import Normalized as Normalized
+from .functional.layers import RecenteredBatchNorm2d as RecenteredBatchNorm2d
+from .functional.layers import auxiliary_logits as auxiliary_logits
+from .functional.networks import Activation as Activation
+from .functional.networks import Normalization as Normalization
+from .functional.networks import Width as Width
+from .functional.networks import he_initialised as he_initialised
+from .functional.networks import small_image_resnet as small_image_resnet
+from .reading.images import decoded as decoded
+from .reading.images import load_sets as load_sets
+
+# --- random numbers, figures
+
+from .functional.seeds import derive_seed as derive_seed
+from .functional.seeds import fingerprint as fingerprint
+from .functional.canvas import new_figure as new_figure
+from .functional.canvas import tidy as tidy
+
+__version__: str

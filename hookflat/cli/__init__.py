@@ -1,0 +1,13 @@
+"""The command line: thin. torch is imported by the commands that need it, not here."""
+
+from hookflat.cli.app import app
+from hookflat.cli.inspecting import plugins, recipes, show
+from hookflat.cli.running import evaluate, rescale, run
+from hookflat.cli.studying import compare, report, study
+
+__all__ = ["app", "compare", "evaluate", "main", "plugins", "recipes", "report", "rescale", "run", "show", "study"]
+
+
+def main() -> None:
+    """Run the command line; errors of the user's end with exit code 2, a failed training with 3."""
+    app()

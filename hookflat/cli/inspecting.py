@@ -1,0 +1,170 @@
+"""Commands that show what there is."""
+
+from __future__ import annotations
+
+import inspect
+import json as json_text
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, wide
+from hookflat.errors import UserError
+
+if TYPE_CHECKING:
+    from hookflat.recipe.catalogue import PluginSource
+
+
+@command()
+def show(
+    recipe: RecipeArgument,
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Print a resolved recipe, where each value came from, and the hooks in call order."""
+    from hookflat.recipe.catalogue import Catalogue
+    from hookflat.recipe.loading import load_recipe
+    from hookflat.recipe.tables import flat
+    from hookflat.training.core import Core
+    from hookflat.training.hooks import Hooks
+
+    loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    order = Hooks(loaded.registered() | {"core": Core()}).order()
+    if json:
+        origins = {".".join(path): loaded.origin(path) for path, _ in flat(loaded.tables)}
+        measures = {stage: list(found) for stage, found in loaded.measures.items()}
+        facts = {"name": loaded.name, "folder": loaded.folder, "tables": loaded.tables, "origins": origins}
+        print_json(facts | {"hooks": order, "measures": measures})
+        return
+    for path, table in _sections(loaded.tables):
+        out.print(f"\n[{'.'.join(path)}]", markup=False, style="bold")
+        for key, value in table.items():
+            line = f"{key} = {json_text.dumps(value, ensure_ascii=False)}"
+            say(f"{line:<44} # {loaded.origin((*path, key))}")
+    out.print("\nhooks, in call order", style="bold")
+    for hook, names in order.items():
+        say(f"  {hook:<18} {', '.join(names)}")
+    out.print("measures", style="bold")
+    for stage, measures in loaded.measures.items():
+        every = loaded.stages[stage].every
+        say(f"  {stage:<18} {', '.join(measures)} ({'at the end' if every is None else f'every {every:g}'})")
+
+
+@command()
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this plugin.", show_default=False)] = None,
+    plugin: Plugin = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """List the installed plugins, or the options of one."""
+    from hookflat.recipe.catalogue import Catalogue
+
+    catalogue = Catalogue(plugin)
+    if name is not None:
+        _one_plugin(catalogue.find(name), json)
+        return
+    found, broken = [], []
+    for source in catalogue:
+        try:
+            found.append(_facts(source, source.load()))
+        except UserError as error:
+            broken.append(str(error))
+    if json:
+        print_json(found)
+    else:
+        table = Table("name", "kind", "what it does", "source", "package", box=None, pad_edge=False)
+        for facts in found:
+            table.add_row(*(facts[key] for key in ("name", "kind", "summary", "paper", "package")))
+        wide().print(table)
+    for message in broken:
+        print(f"hookflat: left out: {message}", file=sys.stderr)
+
+
+def _facts(source: PluginSource, cls: type) -> dict[str, Any]:
+    from hookflat.recipe.catalogue import kind_of
+
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+    about = {"kind": kind_of(cls), "summary": summary, "paper": getattr(cls, "paper", "")}
+    return {"name": source.name} | about | {"package": source.package}
+
+
+def _one_plugin(source: PluginSource, json: bool) -> None:
+    from hookflat.recipe.catalogue import hooks_of
+    from hookflat.recipe.options import describe
+    from hookflat.recipe.shipped import recipes_naming, title
+
+    cls = source.load()
+    facts, used = _facts(source, cls), recipes_naming(source.name)
+    if json:
+        options = [asdict(option) for option in describe(cls)]
+        more = {"hooks": list(hooks_of(cls)), "recipes": [path.stem for path in used], "options": options}
+        print_json(facts | more)
+        return
+    out.print(f"{source.name} ({facts['kind']}, {source.package})", style="bold")
+    say(inspect.getdoc(cls) or "")
+    if facts["paper"]:
+        say(f"source: {facts['paper']}")
+    say(f"hooks: {', '.join(hooks_of(cls))}")
+    for path in used:
+        say(f"recipe {path.stem}: {title(path)}")
+    out.print()
+    table = Table("option", "type", "default", "range", "meaning", box=None, pad_edge=False)
+    for option in describe(cls):
+        table.add_row(option.name, option.type, option.default, option.bounds, option.description)
+    wide().print(table)
+
+
+@command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Copy this recipe here.", show_default=False)] = None,
+    to: Annotated[Path, typer.Option(help="Where to copy it.")] = Path("."),
+    json: Json = False,
+) -> None:
+    """List the shipped recipes, or copy one (with what it extends) into a folder."""
+    from hookflat.recipe.shipped import find_recipe, recipe_folders, title, with_bases
+
+    folders = recipe_folders()
+    if name is None:
+        listed = [
+            {"name": str(path.relative_to(folder).with_suffix("")), "title": title(path), "package": package}
+            for package, folder in folders
+            for path in sorted(folder.rglob("*.toml"))
+        ]
+        if json:
+            print_json(listed)
+            return
+        for facts in listed:
+            origin = "" if facts["package"] == "hookflat" else f" ({facts['package']})"
+            say(f"{facts['name']:<24} {facts['title']}{origin}")
+        return
+    for path in with_bases(find_recipe(name)):
+        home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)
+        target = to / path.relative_to(home)
+        if target.exists():
+            raise UserError(f"{target} exists already: remove it, or choose another folder with --to")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise UserError(
+                f"{target} cannot be written: {error.strerror} (choose another folder with --to)"
+            ) from error
+        say(str(target))
+
+
+def _sections(tables: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """(path, plain values) of every table, depth first."""
+    plain = {k: v for k, v in tables.items() if not isinstance(v, dict)}
+    if path and path != ("plugins",):
+        yield path, plain
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from _sections(value, (*path, key))

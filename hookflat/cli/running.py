@@ -1,0 +1,104 @@
+"""Commands that train and measure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hookflat.cli.app import (
+    Arch,
+    DataSet,
+    Json,
+    Key,
+    Normalize,
+    Out,
+    Plugin,
+    RecipeArgument,
+    Set,
+    With,
+    command,
+    say,
+)
+
+Which = Annotated[list[str], typer.Option(help="Of a run folder: last, best, live, or an epoch. Repeatable.")]
+
+
+@command()
+def run(
+    recipe: RecipeArgument,
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Out = None,
+) -> None:
+    """Train a recipe and measure the result. The same command again resumes it."""
+    _quiet_libraries()
+    from hookflat.recipe.catalogue import Catalogue
+    from hookflat.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    from hookflat.training.entry import run as run_recipe
+
+    run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
+
+
+@command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
+    protocol: Annotated[str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.")] = "paper",
+    measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
+    which: Which = ["last"],  # noqa: B006
+    arch: Arch = None,
+    data: DataSet = None,
+    normalize: Normalize = "none",
+    key: Key = None,
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
+    _quiet_libraries()
+    from hookflat.evaluation.evaluate import evaluate as evaluate_model
+
+    options = {"arch": arch, "data": data, "normalize": normalize, "key": key, "overrides": set_, "plugins": plugin}
+    done = evaluate_model(model, which=which, protocol=protocol, measures=measure, folder=out, quiet=json, **options)
+    if json:
+        print(done.results.to_json())
+
+
+@command()
+def rescale(
+    model: Annotated[str, typer.Argument(help="A run folder, or a .safetensors or .pt file.")],
+    factor: Annotated[float, typer.Argument(help="Of the weights of every convolution before a batch norm.")],
+    which: Annotated[str, typer.Option(help="Of a run folder: last, best, live, or an epoch.")] = "last",
+    arch: Arch = None,
+    data: DataSet = None,
+    normalize: Normalize = "none",
+    key: Key = None,
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    out: Out = None,
+) -> None:
+    """Write a network of another scale that computes the same function."""
+    _quiet_libraries()
+    from hookflat.evaluation.checkpoint import Checkpoint
+    from hookflat.evaluation.rescaling import rescaled
+    from hookflat.recipe.catalogue import Catalogue
+
+    source = Checkpoint(model, (which,), arch, data, normalize, key)
+    place = out or Path(model).with_name(f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}")
+    count = rescaled(source, factor, place, set_, Catalogue(plugin))
+    say(f"{count} convolutions scaled by {factor:g}: {place}")
+
+
+def _quiet_libraries() -> None:
+    """Libraries' progress bars and notices are not this run's output."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

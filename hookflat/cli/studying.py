@@ -1,0 +1,92 @@
+"""Commands on many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, wide
+from hookflat.errors import UserError
+
+
+@command()
+def study(
+    study: Annotated[str, typer.Argument(help="A TOML file, or a shipped study such as table1.")],
+    with_: With = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    protocol: Annotated[str, typer.Option(help="Of hookflat eval after each run, instead of the study's.")] = "",
+    out: Out = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores or a GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Of each training.")] = 1,
+    launcher: Annotated[Literal["here", "slurm"], typer.Option(help="Slurm through submitit.")] = "here",
+    slurm: Annotated[list[str], typer.Option(help="timeout_min=600, slurm_partition=gpu ... Repeatable.")] = [],  # noqa: B006
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what there is and what is left.")] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Make runs of a changed recipe anew, the old ones aside.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train and measure everything of a study that is missing. The same command again goes on."""
+    from hookflat.studies.command import carry_out, say_plan
+    from hookflat.studies.execution import Plan
+    from hookflat.studies.study import read_study
+
+    if json and not plan:
+        raise UserError("--json goes with --plan")
+    found = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
+    planned = Plan.of(found)
+    if json:
+        print_json(planned.facts())
+        return
+    say_plan(planned, jobs=jobs, redo=redo, every=plan, say=say)
+    if not plan:
+        carry_out(
+            found, jobs=jobs, processes=processes, redo=redo, slurm=slurm if launcher == "slurm" else None, say=say
+        )
+
+
+@command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs (a study's), or run folders.")],
+    out: Out = None,
+    protocol: Annotated[str, typer.Option(help="Use the numbers of this one of hookflat eval's.")] = "",
+) -> None:
+    """The paper's table, figures and statistics from runs, as a page; and what they say of the claim."""
+    from hookflat.reporting.writing import report as report_on
+
+    written = report_on(folders, folder=out, protocol=protocol)
+    for text in written.verdict:
+        say(text)
+    for name, why in written.left_out:
+        say(f"left out  {name}: {why}")
+    say(f"{written.page}, and figures, tables and statistics beside it")
+
+
+@command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    json: Json = False,
+) -> None:
+    """The recipe lines and the numbers in which runs differ."""
+    from hookflat.reporting.comparing import compare as compare_runs
+
+    if len(runs) < 2:
+        raise UserError("compare takes two run folders or more")
+    lines, numbers = compare_runs(runs)
+    if json:
+        parts = {"recipe": lines, "numbers": numbers}
+        facts = {part: {row.name: row.values for row in rows} for part, rows in parts.items()}
+        print_json({"runs": [str(run) for run in runs]} | facts)
+        return
+    for title, rows in (("recipe", lines), ("numbers", numbers)):
+        if not rows:
+            say(f"{title}: the same")
+            continue
+        table = Table(title, *(run.name for run in runs), box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(row.name, *row.texts)
+        wide().print(table)

@@ -1,0 +1,135 @@
+"""A trained network as it was given: a run folder, a file of weights, or a network of RobustBench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hookflat.errors import UserError
+from hookflat.functional.layers import Normalized
+from hookflat.reading.weights import load_into, read_weights
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.records.folder import RunFolder
+from hookflat.training.run import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `hookflat eval` was asked to measure, and what is needed to build a network for it.
+
+    `arch`: "timm:NAME" or a model plugin's name; `data`: a data plugin's name, or a folder or hub id of images;
+    `normalize`: "none", "data", or "MEAN,.../STD,..." for weights without a normalisation of their own; `key`: which
+    weights of a checkpoint. None of them is needed for a run folder.
+    """
+
+    model: str
+    which: tuple[str, ...] = ("last",)
+    arch: str | None = None
+    data: str | None = None
+    normalize: str = "none"
+    key: str | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run's folder."""
+        return Path(self.model).is_dir()
+
+    @property
+    def is_robustbench(self) -> bool:
+        """Whether it is a network of the package `robustbench`."""
+        return self.model.startswith("robustbench:")
+
+    @property
+    def name(self) -> str:
+        """For a title and for the name of a folder."""
+        if self.is_robustbench:
+            return self.model.replace(":", "-").replace("/", "-")
+        return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
+
+    def tables(self) -> dict[str, Any]:
+        """The recipe's tables, without stages of measures. Raises UserError when something is not said or not there."""
+        if self.is_run:
+            if self.arch or self.data or self.key:
+                raise UserError(f"{self.model} is a run folder: its recipe names data and network (no --arch, --data)")
+            return self._of_the_run()
+        if self.which != ("last",):
+            raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
+        if not self.is_robustbench:
+            if not Path(self.model).is_file():
+                raise UserError(f"{self.model}: neither a run folder, nor a file, nor robustbench:ID")
+            if not self.arch:
+                raise UserError(f"{self.model}: say what network it is for, --arch timm:NAME or --arch resnet18")
+        if not self.data:
+            raise UserError(
+                f"{self.model}: say what to measure on, --data FOLDER (of images), a hub id, or --data digits"
+            )
+        known = self.data in Catalogue().names()
+        data = {"name": self.data} if known else {"name": "images", "path": self.data}
+        tables = {"data": data, "run": {"folder": "evals"}}
+        if self.is_robustbench:
+            return tables
+        kind, _, network = (self.arch or "").partition(":")
+        return tables | {"model": {"name": kind} | ({"network": network} if network else {})}
+
+    def _of_the_run(self) -> dict[str, Any]:
+        tables = RunFolder(Path(self.model)).read_recipe()
+        tables["eval"] = {k: v for k, v in tables.get("eval", {}).items() if not isinstance(v, dict)}
+        return tables
+
+    def networks(self, run: Run) -> Iterable[tuple[str, dict[str, Any], nn.Module]]:
+        """(label, what is known about it, network) of everything asked for; `run` has data and, but for RobustBench,
+        a network to load into."""
+        if self.is_robustbench:
+            yield "last", {}, _from_robustbench(self.model).to(run.device)
+            return
+        if not self.is_run:
+            _load_unwrapped(run, read_weights(Path(self.model), self.key), self.model, self.normalize)
+            yield "last", {}, run.network
+            return
+        for which in self.which:
+            weights, about = RunFolder(Path(self.model)).load_network(which)
+            load_into(run.network, weights, f"{self.model} ({which})")
+            yield which, about, run.network
+
+
+def _load_unwrapped(run: Run, weights: dict[str, torch.Tensor], source: str, normalize: str) -> None:
+    """Load foreign weights into the run's network; where they have no normalisation of their own, set it."""
+    network = run.network
+    fitted = load_into(network, weights, source)
+    if not isinstance(network, Normalized) or fitted is network:
+        if normalize not in ("none", "data"):
+            raise UserError(f"--normalize {normalize}: {source} or its network brings a normalisation of its own")
+        return
+    if normalize == "data":
+        return
+    channels = run.data.channels
+    mean, std = [0.0] * channels, [1.0] * channels
+    if normalize != "none":
+        try:
+            mean, std = ([float(v) for v in part.split(",")] for part in normalize.split("/"))
+        except ValueError:
+            mean, std = [], []
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise UserError(
+                f"--normalize {normalize}: should be none, data, or MEAN,.../STD,... with {channels} numbers each"
+            )
+    for buffer, values in ((network.mean, mean), (network.std, std)):
+        buffer.copy_(torch.tensor(values).view_as(buffer))
+
+
+def _from_robustbench(spec: str) -> nn.Module:
+    """robustbench:ID, or robustbench:DATASET/ID (cifar10 unless it is named), L-infinity."""
+    try:
+        from robustbench.utils import load_model  # ty: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(f"{spec} needs the package robustbench: {error}") from error
+    dataset, _, name = spec.removeprefix("robustbench:").rpartition("/")
+    try:
+        return load_model(model_name=name, dataset=dataset or "cifar10", threat_model="Linf")
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(f"{spec}: robustbench cannot load it: {type(error).__name__}: {error}") from error

@@ -1,0 +1,22 @@
+"""An empty figure, and how its axes look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays itself out."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Any) -> None:
+    """A light grid behind, no frame at the top and the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", lw=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,123 @@
+"""Weights from anywhere into a network: read without running code, unwrapped, and fitted key by key."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hookflat.errors import UserError
+from hookflat.functional.layers import Normalized
+
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
+"""What DataParallel, torch.compile and training scripts put in front of every key."""
+_SHOWN = 12
+
+
+def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a file that `torch.save` wrote.
+
+    The latter is read without executing pickled code. Where it holds several sets of weights (a checkpoint with its
+    average, say), `key` chooses. Raises UserError with what to do about files that cannot be read so.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"{file} is no file of weights: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} was not loaded: it holds more than tensors, and reading that could run code "
+            f"({_reason(error)}). If you trust it, save its state_dict alone: "
+            f"torch.save(torch.load(FILE, weights_only=False)[...], NEW)"
+        ) from error
+    return _unnested(held, file, key)
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Load `weights` into `network`, or into the network inside its normalisation where they are of that.
+
+    Prefixes that wrappers put in front of every key are taken off. Returns the module that the weights fitted. Raises
+    UserError with every key that is missing, left over or of another shape; nothing is loaded then.
+    """
+    inner = [network.net] if isinstance(network, Normalized) else []
+    faults = []
+    for target in (network, *inner):
+        expected = target.state_dict()
+        for candidate in _unwrapped(weights):
+            missing, left, other = _differences(expected, candidate)
+            if not (missing or left or other):
+                target.load_state_dict(candidate)
+                return target
+            faults.append((len(missing) + len(left) + len(other), missing, left, other))
+    _, missing, left, other = min(faults, key=lambda fault: fault[0])
+    parts = [f"missing: {_listed(missing)}", f"left over: {_listed(left)}", f"other shapes: {_listed(other)}"]
+    told = "; ".join(p for p, keys in zip(parts, (missing, left, other), strict=True) if keys)
+    raise UserError(
+        f"{source} does not fit the network ({told}): is it another architecture, or another --set model...?"
+    )
+
+
+def _unnested(held: Any, file: Path, key: str | None) -> dict[str, Tensor]:
+    if not isinstance(held, Mapping):
+        raise UserError(f"{file} holds a {type(held).__name__}, not weights by name")
+    if key is not None:
+        if not _is_weights(held.get(key)):
+            raise UserError(f"{file} has no weights under {key!r} (it has {_listed(map(str, held))})")
+        return dict(held[key])
+    if _is_weights(held):
+        return dict(held)
+    found = [name for name, value in held.items() if _is_weights(value)]
+    if len(found) == 1:
+        return dict(held[found[0]])
+    if not found:
+        raise UserError(f"{file} holds no weights (it has {_listed(map(str, held))})")
+    raise UserError(f"{file} holds several sets of weights: choose one with --key: {', '.join(map(str, found))}")
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The weights as they are, then with each further prefix of a wrapper taken off."""
+    found = [dict(weights)]
+    while True:
+        last = found[-1]
+        averaged = {k: v for k, v in last.items() if k != "n_averaged"}  # torch's AveragedModel counts beside it
+        heads = {k.split(".", 1)[0] for k in averaged}
+        if len(heads) != 1 or not heads <= set(WRAPPERS) or not all("." in k for k in averaged):
+            return found
+        found.append({k.split(".", 1)[1]: v for k, v in averaged.items()})
+
+
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    missing = [k for k in expected if k not in given]
+    left = [k for k in given if k not in expected]
+    shapes = {k: (tuple(given[k].shape), tuple(expected[k].shape)) for k in expected if k in given}
+    other = [f"{k} {have} in the file, {want} in the network" for k, (have, want) in shapes.items() if have != want]
+    return missing, left, other
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _reason(error: Exception) -> str:
+    """Torch's own words for what it refused."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])[:200]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

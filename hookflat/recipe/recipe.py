@@ -1,0 +1,125 @@
+"""What a recipe is once it is checked: options, plugin instances, and where every value came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field
+
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.options import Number, Period, nearest
+from hookflat.recipe.tables import Place
+
+
+@dataclass(eq=False)
+class RunOptions:
+    """The table `[run]`."""
+
+    seed: Annotated[int, Field(ge=0, description="of every random number")] = 0
+    epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 80
+    epochs_factor: Annotated[Number, Field(gt=0, description="multiplies epochs, at every scale")] = 1.0
+    batch_size: Annotated[int, Field(ge=2, description="examples a step, over all processes")] = 128
+    precision: Annotated[Literal["fp32", "bf16"], Field(description="of the training passes")] = "fp32"
+    threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: as the network needs")] = 0
+    checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
+    folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"
+
+    def __post_init__(self) -> None:
+        unknown = set(re.findall(r"{(.*?)}", self.folder)) - {"recipe", "seed"}
+        if unknown:
+            raise ValueError(f"folder fills in {{recipe}} and {{seed}} only, not {{{unknown.pop()}}}")
+
+    @property
+    def total_epochs(self) -> int:
+        """`epochs` times `epochs_factor`."""
+        return max(1, round(self.epochs * self.epochs_factor))
+
+
+@dataclass(eq=False)
+class EvalOptions:
+    """The table `[eval]`, without its stages."""
+
+    eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius of every measure")] = 8 / 255
+    step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD")] = 0.007
+    batch_size: Annotated[int, Field(ge=1, description="examples a batch, on each process")] = 250
+
+
+@dataclass(eq=False)
+class Stage:
+    """One table `[eval.STAGE]`: measures on splits, all through the training (`every`) or, without it, at its end."""
+
+    every: Annotated[Period | None, Field(description="epochs, or a share of the training below 1")] = None
+    splits: Annotated[list[Literal["train", "test"]], Field(description="which sets", min_length=1)] = field(
+        default_factory=lambda: ["test"]
+    )
+    examples: Annotated[int, Field(ge=1, description="the first of each split")] = 1000
+    models: Annotated[
+        list[Literal["last", "best"]],
+        Field(description="at the end: which networks (best: early stopped)", min_length=1),
+    ] = field(default_factory=lambda: ["last", "best"])
+
+
+@dataclass(eq=False)
+class TrackOptions:
+    """The table `[track]`; in a recipe `trackers` is called `with`."""
+
+    trackers: Annotated[list[str], Field(description="tensorboard, wandb, trackio ...")] = field(default_factory=list)
+    project: Annotated[str, Field(description="as the tracker groups runs")] = "hookflat"
+
+    def __post_init__(self) -> None:
+        if not self.trackers:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        available = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        for name in self.trackers:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise ValueError(f"no tracker is called {name!r}{nearest(name, list(LOGGER_TYPE_TO_CLASS))}")
+            if name not in available:
+                raise ValueError(f"the tracker {name!r} is not installed: pip install {name}")
+
+
+@dataclass
+class Recipe:
+    """A checked recipe: options, plugin instances, and where every value came from."""
+
+    name: str
+    run: RunOptions
+    eval: EvalOptions
+    track: TrackOptions
+    slots: dict[str, Any]
+    """Slot to plugin instance."""
+    slot_names: dict[str, str]
+    """Slot to plugin name."""
+    plugins: dict[str, Any]
+    """`[plugins.*]`: name to instance, in recipe order, without the disabled ones."""
+    stages: dict[str, Stage]
+    measures: dict[str, dict[str, Any]]
+    """Stage to measures: name to instance."""
+    origins: dict[Place, str]
+    """Path of a value to "file:line" or "--set"."""
+    tables: dict[str, Any] = field(repr=False)
+    """The resolved recipe with every default filled in."""
+    catalogue: Catalogue = field(repr=False)
+    """Where its plugins were found."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.folder.replace("{recipe}", self.name).replace("{seed}", str(self.run.seed)))
+
+    def registered(self) -> dict[str, Any]:
+        """All training plugins by name in call order: `[plugins.*]` first, then the slots."""
+        return self.plugins | {self.slot_names[s]: p for s, p in self.slots.items()}
+
+    def to_toml(self) -> str:
+        """The resolved recipe, re-runnable as it is."""
+        return tomli_w.dumps(self.tables)
+
+    def origin(self, path: Place) -> str:
+        """Where a value came from, or "default"."""
+        return self.origins.get(path, "default")

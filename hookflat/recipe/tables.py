@@ -1,0 +1,28 @@
+"""Nested tables, value by value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+Place = tuple[str, ...]
+"""The path of a table or a key."""
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The values that differ between a folder's resolved recipe and this one, "key: 5 in the folder, 1 now"."""
+    old, new = (dict(flat(tables)) for tables in (there, here))
+    return [
+        f"{'.'.join(key)}: {old.get(key, 'nothing')} in the folder, {new.get(key, 'nothing')} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """(path, value) of every value in nested tables; an empty table is a value."""
+    for key, value in tables.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, (*at, key))
+        else:
+            yield (*at, key), value

@@ -1,0 +1,54 @@
+"""What a measured number is: its measure declares it once, and tables, report, console and trackers read it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["share", "loss", "count", "number"]
+Role = Literal[
+    "clean error", "RErr", "RLoss", "RLoss, correct", "RLoss, incorrect", "average flatness", "worst flatness"
+]
+"""What a number is in the paper's table and figures."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that a measure returns.
+
+    `unit`: a share in [0, 1] is shown in %. `lower_is_better`: None where it is neither good nor bad. `role`: the
+    column of Table 1 that it may fill; of several measures the one of the highest `rank` does. `headline`: whether it
+    stands in the line of an epoch, and its gap (test minus train) in the final table. `outcome`: whether it is a loss
+    or an error, which flatness should predict; reports correlate all others with those.
+    """
+
+    label: str
+    unit: Unit = "number"
+    lower_is_better: bool | None = None
+    role: Role | None = None
+    rank: int = 0
+    headline: bool = False
+    outcome: bool = False
+
+    def text(self, value: float) -> str:
+        """A value as a table shows it: "12.3 %", "1.234"."""
+        if self.unit == "share":
+            return f"{100 * value:.1f} %"
+        return f"{value:.0f}" if self.unit == "count" else f"{value:.3f}"
+
+
+def quantity(name: str, declared: Mapping[str, Quantity]) -> Quantity:
+    """What is declared of a number, or its name where nothing is."""
+    return declared.get(name) or Quantity(name.replace("_", " "))
+
+
+def of_role(role: Role, declared: Mapping[str, Quantity]) -> list[str]:
+    """The names of the numbers that may play a role, the highest rank first."""
+    names = [name for name, found in declared.items() if found.role == role]
+    return sorted(names, key=lambda name: -declared[name].rank)
+
+
+def is_error_of(name: str) -> str | None:
+    """The number whose standard error `name` is; None where it is none."""
+    return name.removesuffix("_stderr") if name.endswith("_stderr") else None

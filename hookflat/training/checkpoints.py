@@ -1,0 +1,56 @@
+"""Checkpoints: everything from which a restart goes on as if never stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from hookflat.training.run import Run
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint beside the last one and put it into its place."""
+    run.finite.see("after_step", *run.network.state_dict().values())
+    run.check()
+    run.loss_sum = run.accelerator.reduce(run.loss_sum, "mean")  # every process goes on from what is saved
+    beside = run.folder.checkpoint_beside()
+    run.accelerator.wait_for_everyone()
+    run.accelerator.save_state(str(beside), safe_serialization=True)
+    if run.main:
+        torch.save(_state(run), beside / "hookflat.pt")
+    run.accelerator.wait_for_everyone()
+    run.folder.finish_checkpoint(run.step, run.epoch)
+    run.accelerator.wait_for_everyone()
+
+
+def _state(run: Run) -> dict[str, Any]:
+    states = {n: p.state_dict() for n, p in run.plugins.items() if hasattr(p, "state_dict")}
+    return {
+        "step": run.step,
+        "epoch": run.epoch,
+        "loss_sum": run.loss_sum.cpu(),
+        "lr": run.lr,
+        "metrics": run.folder.written(),
+        "seconds": time.perf_counter() - run.began,
+        "plugins": states,
+    }
+
+
+def resume(run: Run) -> bool:
+    """Go on from the last checkpoint, if there is one."""
+    checkpoint = run.folder.last_checkpoint()
+    if checkpoint is None:
+        run.folder.rewind(0)
+        return False
+    run.accelerator.load_state(str(checkpoint))
+    state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
+    run.step, run.epoch = state["step"], state["epoch"]
+    run.loss_sum.copy_(state["loss_sum"])
+    run.lr = state["lr"]
+    run.folder.rewind(state["metrics"])
+    run.began = time.perf_counter() - state["seconds"]
+    for name, plugin_state in state["plugins"].items():
+        run.plugins[name].load_state_dict(plugin_state)
+    return True

@@ -1,0 +1,61 @@
+"""What happens after an epoch, and after the last one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hookflat.functional.brackets import restored
+from hookflat.records.results import Results
+from hookflat.training.measuring import quantities
+from hookflat.training.run import Run
+from hookflat.training.subject import Subject
+
+
+def end_epoch(run: Run) -> dict[str, Any]:
+    """Record the epoch's training loss, run the measures that are due; returns what an epoch's line shows."""
+    run.check()
+    run.epoch += 1
+    loss = run.accelerator.reduce(run.loss_sum / run.steps_per_epoch, "mean")
+    run.loss_sum.zero_()
+    line: dict[str, Any] = {"lr": run.lr, "loss": float(loss)}
+    run.record("training", "train", **line)
+    due = {n: s for n, s in run.measurements.during().items() if s.every and run.is_due(s.every)}
+    if due:
+        model = run.eval_model()
+        for name, stage in due.items():
+            subjects: dict[str, Subject] = {s: run.subject(s, stage.examples, model) for s in stage.splits}
+            for split, result in run.measurements.stage(name, subjects).items():
+                run.record(name, split, **result["values"])
+                line[split] = line.get(split, {}) | result["values"]
+    run.hook.epoch_end(run=run)
+    return line
+
+
+def finish(run: Run) -> Results:
+    """Save the network and measure the last and the best one by the final stages."""
+    seconds = round(time.perf_counter() - run.began, 1)
+    model, folder, measurements = run.eval_model(), run.folder, run.measurements
+    folder.save_network("last", model, epoch=run.epoch)
+    if model is not run.network:
+        folder.save_network("live", run.network, epoch=run.epoch)
+    run.accelerator.wait_for_everyone()
+    results = Results(
+        recipe=run.recipe.name,
+        epochs=run.epochs,
+        processes=run.processes,
+        seconds={"training": seconds},
+        classes=run.data.num_classes,
+        protocol=measurements.protocol(),
+        numbers=quantities(run.recipe),
+    )
+    kept = ["last", *(["best"] if folder.network("best") else [])]
+    run.console.measuring({label: measurements.planned(label) for label in kept}, measurements.tally)
+    done = run.console.measured
+    results.models["last"] = measurements.end(model, "last", done, epoch=run.epoch)
+    if "best" in kept:
+        weights, about = folder.load_network("best")
+        with restored(model.state_dict().values()):
+            model.load_state_dict(weights)
+            results.models["best"] = measurements.end(model, "best", done, **about)
+    return results

@@ -1,0 +1,43 @@
+"""What plugins of the `[attack]` slot share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from hookflat.functional.data import Batch
+from hookflat.functional.threats import Attack, Start, Threat
+from hookflat.recipe.options import Number
+from hookflat.training.run import Run
+
+
+@dataclass(eq=False)
+class InnerAttack:
+    """The options of gradient attacks during training: radius, steps, and the network that is attacked."""
+
+    eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius, images in [0, 1]")] = 8 / 255
+    eps_factor: Annotated[Number, Field(gt=0, description="multiplies eps, at every scale; measures keep theirs")] = 1.0
+    step_size: Annotated[Number, Field(gt=0, description="length of a step in every pixel")] = 0.007
+    alpha: Annotated[Number, Field(ge=0, description="length of a step in units of eps; 0: step_size")] = 0.0
+    steps: Annotated[int, Field(ge=0, description="iterations")] = 7
+    start: Annotated[Start, Field(description="the paper's, Madry's, TRADES's, or none")] = "uniform_norm"
+    mode: Annotated[Literal["eval", "train"], Field(description="of the attacked network's batch norm")] = "eval"
+    bf16: Annotated[bool, Field(description="attack in bfloat16 (mode eval)")] = False
+    compile: Annotated[bool, Field(description="attack a torch.compile'd network (mode eval)")] = False
+
+    def attack(self, restarts: int = 1) -> Attack:
+        """As a value."""
+        eps = self.eps * self.eps_factor
+        step_size = self.alpha * eps if self.alpha else self.step_size
+        return Attack(Threat(eps), step_size, self.steps, restarts, self.start)
+
+    def attacked(self, run: Run) -> nn.Module:
+        """The network in training, or the run's view of it for attacks."""
+        return run.network if self.mode == "train" else run.attack_view(bf16=self.bf16, compile=self.compile)
+
+    def options(self, run: Run, batch: Batch) -> dict[str, Any]:
+        """The other arguments that attack functions take: mode, seed and the keys of the examples."""
+        return {"mode": self.mode, "seed": run.seed("attack"), "keys": batch.row}

@@ -1,0 +1,50 @@
+"""The command line, for tests."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from unittest.mock import patch
+
+from hookflat.cli import main
+
+
+@dataclass
+class Done:
+    """What a command left, as subprocess.run says it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def hookflat(*arguments, cwd=None):
+    """The command in this process: a fresh one takes seconds to start."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = patch.object(sys, "argv", ["hookflat", *map(str, arguments)])
+    environment = patch.dict(os.environ, {"COLUMNS": "200"})
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."), argv, environment:
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def fresh(*arguments, cwd=None, **environment):
+    """The command in a process of its own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+    command = [sys.executable, "-m", "hookflat", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, check=False)
+
+
+def fails(code, *arguments, **kwargs):
+    done = hookflat(*arguments, **kwargs)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr

@@ -1,0 +1,110 @@
+"""The figures of a report."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_runs import drawn, landscape, network, records, write
+from matplotlib.figure import Figure
+
+from hookflat.reporting.gathering import gather
+from hookflat.reporting.labels import label
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 24), st.floats(0.02, 0.4))
+def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
+    rng = np.random.default_rng(seed)
+    figure = Figure(figsize=(7.2, 5.0), dpi=100)
+    axes = figure.subplots()
+    centres = rng.random((3, 2))
+    points = [tuple(centres[i % 3] + spread * rng.normal(size=2)) for i in range(count)]
+    axes.scatter(*zip(*points, strict=True))
+    axes.margins(0.12)
+    boxes = label(figure, axes, points, [f"method {'x' * (i % 7)}{i}" for i in range(count)])
+    inside = axes.get_window_extent()
+    for i, box in enumerate(boxes):
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
+        assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in boxes[:i])
+
+
+def test_a_line_leads_to_a_point_that_a_label_does_not_stand_beside_alone():
+    figure = Figure(figsize=(7.2, 5.0), dpi=100)
+    axes = figure.subplots()
+    points = [(0.1, 0.1), (0.5, 0.5), (0.505, 0.505), (0.9, 0.9)]
+    axes.scatter(*zip(*points, strict=True))
+    label(figure, axes, points, ["alone", "near", "nearer", "far"])
+    assert sorted(tuple(np.round(line.get_xydata()[0], 3)) for line in axes.lines) == [(0.5, 0.5), (0.505, 0.505)]
+
+
+def test_every_figure_is_drawn_or_says_what_is_missing(tmp_path):
+    write(tmp_path / "at-0", "at")
+    bare = drawn(tmp_path)
+    assert [name for name, d in bare.items() if d.figure] == ["fig1", "fig1_gap", "fig7"]
+    assert bare["fig4"].caption == "No run has landscapes: hookflat eval RUN --protocol landscapes."
+    for i, xi in enumerate((0.001, 0.005, 0.01)):
+        last = network(0.4, 3 - i, 2 - 0.5 * i, worst_flatness=0.01)
+        run = write(tmp_path / f"at_awp-xi={xi}-0", "at_awp", last=last, awp__xi=xi)
+        t = [-1.0, 0.0, 1.0]
+        columns = {"t": t, "rloss_0": [5.0, 1.0, 5.0], "rloss_1": [3.0, 1.0, 7.0], "rerr_0": [1.0, 0.25, 1.0]}
+        landscape(run / "eval" / "landscapes-last", columns)
+        (run / "eval" / "landscapes-last" / "eval.json").write_text((run / "eval.json").read_text())
+        through = [
+            {"epoch": e, "stage": "curves", "split": split, "rloss": e / (1 + (split == "train")), "rerr_pgd": 0.1 * e}
+            for e in range(1, 11)
+            for split in ("train", "test")
+        ]
+        snapshots = [
+            {"epoch": e, "stage": "snap", "split": "test", "rloss": e, "average_flatness": 0.1 * e} for e in (5, 10)
+        ]
+        records(run, [*through, *snapshots])
+    full = drawn(tmp_path)
+    assert all(d.figure for d in full.values())
+    lines = {line.get_label(): line for line in full["fig4"].figure.axes[0].get_lines()}
+    assert list(lines["AT-AWP, xi 0.001 (40.0 %)"].get_ydata()) == [4.0, 1.0, 6.0]  # the mean of two directions
+    curves = {line.get_label(): list(line.get_ydata()) for line in full["fig2"].figure.axes[0].get_lines()}
+    assert curves["test"] == list(range(1, 11))
+    assert curves["train"] == [e / 2 for e in range(1, 11)]
+    assert [text.get_text() for text in full["fig6"].figure.axes[0].get_legend().get_texts()] == [
+        "AT-AWP, xi 0.001 to 0.01"
+    ]
+
+
+def test_landscapes_of_other_data_are_not_averaged(tmp_path):
+    t = [-1.0, 0.0, 1.0]
+    for i, name in enumerate(("digits", "digits", "other")):
+        run = write(tmp_path / f"at-{i}", "at", i, data__name=name)
+        columns = {"t": t, "rloss_0": [3.0 + i, 1.0, 3.0], "rerr_0": [1.0, 0.25, 1.0]}
+        landscape(run / "eval" / "digits-last-best", columns, points=3)
+    (line,) = drawn(tmp_path)["fig4"].figure.axes[0].get_lines()
+    assert list(line.get_ydata()) == [3.5, 1.0, 3.0]
+    why = gather([tmp_path]).left_out
+    assert ("at-2, its landscape", "measured otherwise than the other landscapes") in why
+
+
+def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):
+    x = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0]
+    y = [0.3, 0.41, 0.5, 0.6, 0.62, 0.63]
+    for i, (rloss, rerr) in enumerate(zip(x, y, strict=True)):
+        write(tmp_path / f"m{i}-0", f"m{i}", last=network(rerr, rloss, 1.0))
+    axes = drawn(tmp_path)["fig7"].figure.axes[0]
+    kink, below, above = axes.get_lines()
+    assert kink.get_xdata()[0] == pytest.approx(math.log(10))
+    for found, part in ((below, slice(0, 3)), (above, slice(3, 6))):
+        slope, intercept = np.polyfit(x[part], 100 * np.array(y[part]), 1)
+        assert found.get_ydata() == pytest.approx([intercept + slope * e for e in (min(x[part]), max(x[part]))])
+
+
+def test_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path):
+    for beta, rerr in ((1.0, 0.5), (6.0, 0.3), (9.0, 0.4)):
+        write(tmp_path / f"trades-{beta}-0", "trades", last=network(rerr, 2.0, beta / 5), loss__beta=beta)
+    write(tmp_path / "at-0", "at")
+    figure = drawn(tmp_path)["fig1"].figure
+    assert sorted(t.get_text() for t in figure.axes[0].texts) == ["AT (baseline)", "TRADES"]
+    (mark,) = (t for t in figure.axes[0].texts if t.get_text() == "TRADES")
+    assert mark.xy == pytest.approx((1.2, 2.0))

@@ -1,0 +1,179 @@
+"""The page of a report."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from commands import hookflat
+from made_runs import a_study, drawn, network, records, write
+
+from hookflat import report
+from hookflat.reporting.gathering import gather
+
+
+class Page(HTMLParser):
+    """Its ids, its links, and whatever it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loads = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            elif name == "href" and tag == "a":
+                self.links.append(value)
+            elif name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href") and not value.startswith(
+                "#"
+            ):
+                self.loads.append((tag, value))
+
+
+def test_the_page_is_self_contained_and_every_link_leads_somewhere(tmp_path):
+    a_study(tmp_path, lambda f: 0.5 + f, methods=19)
+    text = report(tmp_path, resamples=50).page.read_text()
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.loads == [("link", "data:,")]
+    assert not re.search(r"@import|url\((?!#)|<script", text)
+    assert {link for link in page.links if link[0] != "#" or link[1:] not in page.ids} == set()
+    assert {f"#run-m{i}-{seed}" for i in range(19) for seed in range(3)} <= set(page.links)
+    assert set(re.findall(r'(?:xlink:href|url)\(?="?#([^")]+)', text)) <= set(page.ids)
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+
+
+def test_every_run_tells_recipe_seed_environment_protocol_and_time(tmp_path):
+    write(tmp_path / "mine-0", "mine", 7, loss__beta=6.5)
+    text = report(tmp_path, resamples=50).page.read_text()
+    section = text[text.index('id="run-mine-0"') :]
+    for words in (
+        "recipe mine",
+        "seed 7",
+        "trained in 1.5 min",
+        "measured in 0.1 min",
+        "beta = 6.5",
+        'href="#environment-1"',
+    ):
+        assert words in section
+    assert "robustness: 200 test, 100 train examples: robust_loss (steps 20)" in text
+
+
+def test_a_page_of_many_runs_stays_small(tmp_path, monkeypatch):
+    a_study(tmp_path, lambda f: f, methods=4, seeds=5)
+    whole = len(report(tmp_path, resamples=20).page.read_text())
+    monkeypatch.setattr("hookflat.reporting.page.LIMIT", whole - 1)
+    smaller = report(tmp_path, resamples=20).page.read_text()
+    assert len(smaller) < whole
+    assert "<summary>recipe</summary>" not in smaller
+    assert "recipe is <code>recipe.toml</code> in its folder" in smaller
+    assert 'id="run-m3-4"' in smaller
+    monkeypatch.setattr("hookflat.reporting.page.LIMIT", 1)
+    smallest = report(tmp_path, resamples=20).page.read_text()
+    assert "<svg" not in smallest
+    assert all(value.startswith("data:") for _, value in Page(smallest).loads)
+    assert sum(tag == "img" for tag, _ in Page(smallest).loads) == smaller.count("<svg")
+
+
+def test_figures_of_many_methods_can_be_read(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=45, seeds=1)
+    for i in range(45):
+        values = {"stage": "t", "split": "test", "average_flatness": 1.0, "rloss": 2.0}
+        records(tmp_path / f"m{i}-0", [{"epoch": epoch, **values} for epoch in (1, 2)])
+    drawings_ = drawn(tmp_path)
+    texts = [t.get_text() for t in drawings_["fig1"].figure.axes[0].texts]
+    assert texts == [f"m{i}" for i in (*range(20), *range(25, 45))]
+    assert "the 20 methods of least test RErr and the 20 of largest" in drawings_["fig1"].caption
+    assert [a.get_title() for a in drawings_["fig5"].figure.axes[:24]] == [f"m{i}" for i in range(24)]
+    assert "The 24 of 45 methods" in drawings_["fig5"].caption
+
+
+def test_markup_in_names_is_text(tmp_path):
+    write(tmp_path / "mine-0", "<b>&mine</b>", notes__text="</pre><script>x</script>")
+    text = report(tmp_path, resamples=20).page.read_text()
+    assert "<b>&mine" not in text
+    assert "<script>" not in text
+
+
+def test_names_that_mathematics_or_ids_would_trip_over(tmp_path):
+    for name in ("a b", "a_b", "a$\\x$"):
+        write(tmp_path / f"{name}-0", name)
+    page = Page(report(tmp_path, resamples=20).page.read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {link for link in page.links if link[1:] not in page.ids} == set()
+
+
+def test_rescaled_runs_of_a_grid_are_their_method_s(tmp_path):
+    for name in ("trades-beta=1-0-x0.5", "at-0-x2", "at_awp-xi=1e-05-7-x0.5"):
+        write(tmp_path / name, "?", 7 if "7" in name else 0, last=network(0.4, 2.0, 1.0) | {"rescaled": 0.5})
+        (tmp_path / name / "eval.json").unlink()
+    assert sorted(run.method for run in gather([tmp_path]).runs) == ["at", "at_awp", "trades"]
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    a_study(tmp_path / "runs", lambda f: f, methods=6)
+    first, second = (report(tmp_path / "runs", folder=tmp_path / name, resamples=50).folder for name in "ab")
+    names = sorted(str(f.relative_to(first)) for f in first.rglob("*") if f.is_file())
+    assert {"report.html", "report.md", "table1.tex", "statistics.csv", "figures/fig1.svg", "figures/fig1.pdf"} <= set(
+        names
+    )
+    assert not [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]
+
+
+def test_figures_in_files_have_no_links_and_stale_ones_go(tmp_path):
+    run = write(tmp_path / "at-0", "at")
+    folder = report(tmp_path, resamples=20).folder
+    assert "<a " not in (folder / "figures" / "fig1.svg").read_text()
+    results = json.loads((run / "eval" / "digits-last-best" / "eval.json").read_text())
+    del results["models"]["last"]["test"]["average_flatness"]
+    (run / "eval" / "digits-last-best" / "eval.json").write_text(json.dumps(results))
+    again = report(tmp_path, resamples=20)
+    assert not (folder / "figures" / "fig1.svg").exists()
+    assert again.verdict == ["Average-case flatness was not measured: these runs say nothing about the claim."]
+
+
+def test_a_report_of_runs_as_they_are_made(tmp_path):
+    """From a recipe to the page by the command line; the recipe's own measures where no protocol was."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        """
+data = { name = "digits", train = 32, test = 40 }
+model = { name = "resnet_small", width = 8 }
+optimizer = { name = "sgd" }
+schedule = { name = "multistep" }
+attack = { name = "pgd", eps = 0.15, step_size = 0.05, steps = 1 }
+loss = { name = "at" }
+run = { epochs = 2, batch_size = 16, threads = 1 }
+[eval.curves]
+every = 1
+splits = ["train", "test"]
+examples = 10
+[eval.curves.robust_loss]
+steps = 1
+restarts = 1
+[eval.final]
+splits = ["train", "test"]
+examples = 20
+[eval.final.robust_loss]
+steps = 1
+restarts = 1
+[eval.final.average_flatness]
+samples = 1
+steps = 1
+reference_restarts = 1
+"""
+    )
+    assert hookflat("run", recipe, "--out", tmp_path / "runs" / "tiny-0").returncode == 0
+    done = hookflat("report", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "The claim cannot be judged" in done.stdout or "too few networks" in done.stdout
+    assert str(tmp_path / "runs" / "report" / "report.html") in done.stdout.replace("\n", "")
+    results = json.loads((tmp_path / "runs" / "tiny-0" / "eval.json").read_text())
+    (row,) = csv.DictReader((tmp_path / "runs" / "report" / "table1.csv").open())
+    assert float(row["rerr_mean"]) == pytest.approx(100 * results["models"]["last"]["test"]["rerr_pgd"], rel=1e-4)
+    assert (tmp_path / "runs" / "report" / "figures" / "fig2.png").exists()
+    assert results["classes"] == 10

@@ -1,0 +1,163 @@
+"""What a report says."""
+
+import json
+import math
+from shutil import rmtree
+
+import numpy as np
+import pytest
+from made_runs import a_study, drawn, network, staged, told, write
+
+from hookflat import report
+from hookflat.reporting.analysis import analyse
+from hookflat.reporting.gathering import gather
+from hookflat.reporting.table import published, table1
+
+
+def test_the_words_say_yes_where_the_claim_holds(tmp_path):
+    said = told(a_study(tmp_path, lambda f: 0.5 + 0.8 * f))
+    assert said[0].startswith("The claim holds here: networks in flatter places have the lower robust loss. A very")
+    assert "over 36 networks of 12 configurations" in said[0]
+    said = " ".join(said)
+    assert "the correlation with RLoss stays" in said
+    assert (
+        "go together in 12 of 12; as differences from each method's mean, Spearman" in said
+    )  # three seeds tell little
+    assert "RLoss, over 36 networks: average-case flatness" in said
+    assert "(Spearman" in said
+
+
+def test_a_few_runs_of_a_method_give_no_interval(tmp_path):
+    gathered = gather([a_study(tmp_path, lambda f: 0.5 + 0.8 * f)])
+    within = analyse(gathered, 100).within
+    of_one, of_all = (within[method, "average_flatness", "rloss"] for method in ("m3", ""))
+    assert (of_one.models, of_one.clusters, math.isnan(of_one.spearman.low)) == (6, 3, True)
+    assert (of_all.models, of_all.clusters, of_all.spearman.sign) == (72, 12, 1)
+
+
+def test_the_words_say_no_where_there_is_nothing(tmp_path):
+    rng = np.random.default_rng(1)
+    said = told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1))
+    assert said[0].startswith("The claim is not supported here")
+    assert "the interval of Spearman's includes zero" in said[0]
+
+
+def test_no_measure_is_the_best_where_none_says_anything(tmp_path):
+    rng = np.random.default_rng(1)
+    said = " ".join(told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1)))
+    assert "Of 2 measures" in said
+    assert "RLoss, over 12 networks: none that can be told from zero; RErr, over 12 networks: none that" in said
+
+
+def test_a_choice_of_autoattack_s_attacks_is_not_called_autoattack(tmp_path):
+    chosen = {"version": "custom", "attacks": ["apgd-ce", "apgd-t", "square"]}
+    for folder, options, name in (("a", chosen, "APGD-CE, APGD-T, Square"), ("b", {"version": "plus"}, "AutoAttack")):
+        stage = {"examples": {"test": 200}, "measures": {"robust_loss": {}, "autoattack": options}}
+        write(tmp_path / folder / "at-0", "at", protocol=staged(robustness=stage))
+        written = report(tmp_path / folder, resamples=20)
+        assert f"RErr by {name}, sorted" in written.page.read_text()
+        assert f"Fig. 7: RErr ({name}) against RLoss" in (written.folder / "report.md").read_text()
+
+
+def test_the_words_say_the_contrary(tmp_path):
+    said = told(a_study(tmp_path, lambda f: 5 - f))
+    assert said[0].startswith("The claim does not hold here, its contrary does")
+    assert "for the RErr Spearman 0.72" in said[-1]  # of the paper's own table: scipy says 0.7211
+    assert "it disagrees" in said[-1]
+
+
+def test_within_methods_every_outcome_is_told(tmp_path):
+    """Early stopping that makes networks flatter, of a lower loss and a higher error."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        for seed in range(2):
+            a, b = 0.01 * rng.random(2)
+            last, best = network(0.3 + a, 2.0 + i + b, 2.0 + a), network(0.4 + a, 1.0 + i + b, 1.0 + b)
+            write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
+    (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
+    assert "flatness and RLoss go together in 8 of 8" in said
+    assert said.endswith("So within methods the flatter networks have the higher RErr and gap of RErr.")
+
+
+def test_the_same_weights_count_once(tmp_path):
+    for seed in range(4):
+        last = network(0.4, 2.0 + seed, 1.0 + seed)
+        kept = {"weights": "early"} if seed < 2 else {"weights": f"last{seed}"}  # two runs stopped before they parted
+        models = {"last": last | {"weights": f"last{seed}"}, "best": network(0.5, 3.0 + seed, 2.0) | kept}
+        write(tmp_path / f"at-{seed}", "at", seed, last=models["last"], best=models["best"])
+    within = analyse(gather([tmp_path]), 50).within
+    assert within["at", "average_flatness", "rloss"].models == 5
+    points = [dots.get_offsets() for dots in drawn(tmp_path)["fig7"].figure.axes[0].collections]
+    assert sum(len(p) for p in points) == 5
+
+
+def test_too_few_networks_are_not_called_zero(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=10, seeds=1)
+    for i in range(4, 10):
+        file = next((tmp_path / f"m{i}-0").glob("eval/*/eval.json"))
+        results = json.loads(file.read_text())
+        results["models"]["last"] |= {"train": {}, "gap": {}}
+        file.write_text(json.dumps(results))
+    said = " ".join(told(tmp_path))
+    assert "the gap of RLoss cannot be judged from 4 networks" in said
+    assert "gap of RErr, over 4 networks: too few to say" in said
+    assert said.endswith("too few networks here to compare.")
+
+
+def test_flatness_of_early_stopped_networks_only_is_not_called_unmeasured(tmp_path):
+    write(tmp_path / "at-0", "at")
+    file = next((tmp_path / "at-0").glob("eval/*/eval.json"))
+    results = json.loads(file.read_text())
+    results["models"] = {"best": results["models"]["last"]}
+    file.write_text(json.dumps(results))
+    assert told(tmp_path)[0].startswith("Average-case flatness was measured of no last network that is not rescaled")
+
+
+def test_few_networks_prove_nothing(tmp_path):
+    said = told(a_study(tmp_path, lambda f: f, methods=5))
+    assert said[0].startswith("The claim cannot be judged from 15 networks of 5 configurations")
+
+
+def test_rescaled_networks_are_rows_but_no_evidence(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    scaled = write(tmp_path / "m0-0-x0.5", "m0", last=network(0.4, 9.0, 1.0) | {"rescaled": 0.5})
+    (scaled / "eval.json").unlink()
+    (scaled / "environment.json").unlink()  # hookflat rescale leaves none
+    gathered = gather([tmp_path])
+    assert "m0 × 0.5" in [row.title for row in table1(gathered).rows]
+    assert analyse(gathered, 100).overall["average_flatness", "rloss"].models == 7
+    said = told(tmp_path)
+    assert "Rescaled networks (1)" in said[-1]
+    page = report(tmp_path, folder=tmp_path / "report", resamples=20).page.read_text()
+    assert "environment" not in page[page.index('id="run-m0-0-x0.5"') :].partition("</section>")[0]
+    groups = {row.title: row.group for row in table1(gathered).rows}
+    assert groups.pop("m0 × 0.5") == ""
+    rmtree(scaled)
+    assert groups == {row.title: row.group for row in table1(gather([tmp_path])).rows}
+
+
+def test_the_paper_s_own_correlations_are_scipys(tmp_path):
+    from scipy import stats
+
+    write(tmp_path / "at-0", "at")
+    found = analyse(gather([tmp_path]), 200).paper
+    rows = published().values()
+    flatness, test = [r["flatness"] for r in rows], [r["rerr_test"] for r in rows]
+    gap = [r["rerr_test"] - r["rerr_train"] for r in rows]
+    assert found["rerr_autoattack"].spearman.value == pytest.approx(stats.spearmanr(flatness, test).statistic)
+    assert found["rerr_autoattack gap"].kendall.value == pytest.approx(stats.kendalltau(flatness, gap).statistic)
+
+
+def test_any_measure_of_flatness_is_correlated(tmp_path):
+    """A third party's too: whatever is no loss or error."""
+    for i in range(8):
+        write(
+            tmp_path / f"m{i}-0",
+            f"m{i}",
+            last=network(0.1 * i, i, 8 - i, mine=i**2, broken_by_square=0.1, clean_loss=1),
+        )
+    analysis = analyse(gather([tmp_path]), 100)
+    assert analysis.measures == ["average_flatness", "mine"]
+    assert analysis.overall["mine", "rloss"].spearman.value == pytest.approx(1)
+    assert analysis.overall["average_flatness", "rloss"].pearson.value == pytest.approx(-1)
+    assert sum(analysis.best["rloss"].shares.values()) == pytest.approx(1)
