@@ -6,13 +6,16 @@ Runs and evaluations that are complete are not made again, so the command may be
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from hookflat import Quantity, Results, RunFolder
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.options import build
+from hookflat.records.quantities import is_error_of, quantity
 
 PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
 METHODS = {
@@ -26,7 +29,7 @@ EXAMPLES = 200
 HEAD = f"""# Every measure on five networks
 
 Made by `python benchmarks/measures.py`: `hookflat run NAME` (seed 0), then `hookflat eval runs/NAME-0 --protocol full`
-on the first {EXAMPLES} test and training digits, one CPU thread. Errors and shares in %; ± is the standard error over
+on the first {EXAMPLES} test and training digits (curvature: the last {EXAMPLES} test digits), one CPU thread. Errors and shares in %; ± is the standard error over
 weight perturbations, attempts or probes; seconds are the median over the networks and both splits, on two shared cores
 without AVX-512. Clean error is of all test digits (700, or 500 where 200 are held out). Lower is flatter everywhere.
 
@@ -42,64 +45,51 @@ def main() -> None:
     PAGE.write_text(HEAD + table(results), encoding="utf-8")
 
 
-def measured(folder: Path, name: str) -> dict[str, Any]:
-    """The eval.json of the full protocol."""
+def measured(folder: Path, name: str) -> Results:
+    """What the full protocol measured."""
     hookflat = [sys.executable, "-m", "hookflat"]
-    if not (folder / "eval.json").exists():
+    if RunFolder(folder).read_results() is None:
         subprocess.run([*hookflat, "run", name, "--out", str(folder)], check=True)
     stages = ("robustness", "flatness", "curvature")
     sizes = [part for stage in stages for part in ("--set", f"eval.{stage}.examples={EXAMPLES}")]
     command = [*hookflat, "eval", str(folder), "--protocol", "full", *sizes, "--set", "run.threads=1"]
     subprocess.run(command, check=True)
-    return json.loads((folder / "eval" / "full-last" / "eval.json").read_text(encoding="utf-8"))
+    results = RunFolder(folder).evaluation("full-last").read_results()
+    assert results is not None
+    return results
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, Results]) -> str:
     """One row a number, one column a network, and the seconds of the measure that gave it."""
     lines = [f"| | {' | '.join(METHODS.values())} | seconds |", f"|---|{'---|' * (len(METHODS) + 1)}"]
     first = next(iter(results.values()))
-    stages = first["protocol"]["stages"].values()
-    order = [measure for stage in stages for measure in stage["measures"]]
-    entries = [result["models"]["last"] for result in results.values()]
-    keys = [k for k in entries[0]["test"] if not k.endswith("_stderr")]
+    entries = [result.models["last"] for result in results.values()]
+    owners = {}
+    for stage in first.protocol.stages.values():
+        for measure, options in stage.measures.items():
+            plugin = build(Catalogue().find(measure).load(), options)
+            owners |= dict.fromkeys(plugin.numbers(), measure)
     shown: set[str] = set()
-    for key in keys:
-        owner = next((m for m in order if belongs(key, m)), "")
-        times = [s for e in entries for label, s in e["seconds"].items() if label.split("/")[1] == owner]
+    for key in (k for k in entries[0].test if not is_error_of(k)):
+        owner = owners[key]
+        times = [s for e in entries for label, s in e.seconds.items() if label.split("/")[1] == owner]
         seconds = f"{statistics.median(times):.1f}" if times and owner not in shown else ""
         shown.add(owner)
+        what = quantity(key, first.numbers)
         for split in ("test", "train"):
-            cells = [cell(e.get(split, {}), key) for e in entries]
+            cells = [cell(getattr(e, split), key, what) for e in entries]
             if any(c != "-" for c in cells):
-                lines.append(f"| {label_of(key)}, {split} | {' | '.join(cells)} | {seconds} |")
+                lines.append(f"| {what.label}, {split} | {' | '.join(cells)} | {seconds} |")
                 seconds = ""
     return "\n".join(lines) + "\n"
 
 
-def belongs(key: str, measure: str) -> bool:
-    """Whether a number comes from a measure."""
-    owners = {
-        "clean_error": ("clean_error", "clean_loss"),
-        "robust_loss": ("rloss", "rerr_pgd"),
-        "autoattack": ("rerr_autoattack", "broken_by"),
-        "hessian": ("hessian_",),
-        "sharpness": ("sam_sharpness", "adaptive_sharpness"),
-    }
-    return key.startswith(owners.get(measure, (measure,)))
-
-
-def label_of(key: str) -> str:
-    """As a reader reads it."""
-    names = {"rerr_pgd": "RErr (PGD)", "rerr_autoattack": "RErr (AutoAttack)", "rloss": "RLoss"}
-    return names.get(key, key.replace("_", " ").replace("rloss", "RLoss"))
-
-
-def cell(values: dict[str, float], key: str) -> str:
+def cell(values: dict[str, float], key: str, what: Quantity) -> str:
     """A number with its standard error."""
     if key not in values:
         return "-"
     value, digits = values[key], 1
-    if key.startswith(("clean_error", "rerr", "broken")):
+    if what.unit == "share":
         value *= 100
     else:  # three significant digits, at most four decimals
         digits = min(4, max(0, 2 - math.floor(math.log10(abs(value))))) if value else 2

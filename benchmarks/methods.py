@@ -13,8 +13,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from hookflat import RunFolder
 from hookflat.recipe.shipped import recipes_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "digits.md"
@@ -69,7 +69,7 @@ def main() -> None:
 def run(name: str, seed: int, out: Path) -> None:
     """One run, unless it is complete."""
     folder = out / f"{name}-{seed}"
-    if (folder / "eval.json").exists():
+    if RunFolder(folder).read_results():
         return
     command = [sys.executable, "-m", "hookflat", "run", name, "--set", f"run.seed={seed}", "--out", str(folder)]
     command += ["--set", "run.threads=1"]
@@ -85,37 +85,28 @@ def run(name: str, seed: int, out: Path) -> None:
 
 def row(name: str, out: Path, seeds: int) -> tuple[float, str] | None:
     """RErr and the table's line of one method, or None where no run is complete."""
-    folders = [f for seed in range(seeds) if ((f := out / f"{name}-{seed}") / "eval.json").exists()]
-    if not folders:
+    folders = [out / f"{name}-{seed}" for seed in range(seeds)]
+    last = {f: results.models["last"] for f in folders if (results := RunFolder(f).read_results())}
+    if not last:
         return None
-    models = [json.loads((f / "eval.json").read_text())["models"] for f in folders]
 
-    def shown(*path: str, factor: float = 1.0, digits: int = 2) -> str:
-        values = [factor * value for m in models if (value := _at(m, path)) is not None]
-        if not values:
-            return "-"
+    def shown(split: str, number: str, factor: float = 1.0, digits: int = 2) -> str:
+        values = [factor * getattr(numbers, split)[number] for numbers in last.values()]
         mean = f"{statistics.mean(values):.{digits}f}"
         return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
-    times = [json.loads(f.read_text()) for folder in folders if (f := folder / "cpu_seconds.json").exists()]
+    times = [json.loads(f.read_text()) for folder in last if (f := folder / "cpu_seconds.json").exists()]
     cells = [
         f"`{name}`",
-        shown("last", "test", "clean_error", factor=100, digits=1),
-        shown("last", "test", "rerr_pgd", factor=100, digits=1),
-        shown("last", "test", "rloss"),
-        shown("last", "train", "rloss"),
-        shown("last", "test", "average_flatness"),
+        shown("test", "clean_error", factor=100, digits=1),
+        shown("test", "rerr_pgd", factor=100, digits=1),
+        shown("test", "rloss"),
+        shown("train", "rloss"),
+        shown("test", "average_flatness"),
         f"{statistics.median(times):.0f}" if times else "-",
-        str(len(folders)),
+        str(len(last)),
     ]
-    error = statistics.mean(m["last"]["test"]["rerr_pgd"] for m in models)
-    return error, f"| {' | '.join(cells)} |"
-
-
-def _at(tables: Any, path: tuple[str, ...]) -> float | None:
-    for part in path:
-        tables = tables.get(part, {})
-    return tables if isinstance(tables, float) else None
+    return statistics.mean(numbers.test["rerr_pgd"] for numbers in last.values()), f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

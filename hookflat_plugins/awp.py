@@ -17,9 +17,9 @@ class AdversarialWeightPerturbation:
     """AWP: take the gradient at w + nu, where nu_l = xi ||w_l|| g_l / ||g_l|| ascends the training loss.
 
     One ascent step on the batch's whole loss in training mode (for TRADES, the TRADES loss), layer by layer, on
-    weights of two or more dimensions; running statistics follow the pass at w + nu only. The weights are back at w,
-    bit for bit, before the optimizer moves them (the official code moves w + nu and then subtracts nu: weight decay
-    there sees w + nu).
+    weights of two or more dimensions; running statistics follow the pass at w + nu only (the official AT code's
+    attack, and a clean pass for its log, move them too). The weights are back at w, bit for bit, before the optimizer
+    moves them (the official code moves w + nu and then subtracts nu: weight decay there sees w + nu).
     """
 
     paper: ClassVar[str] = "Wu et al. 2020, arXiv 2004.05884, Eq. 8-10; github.com/csdongxian/AWP"

@@ -18,11 +18,11 @@ class Mart:
     """MART: boosted cross-entropy on x_adv, plus beta times KL(p(x) || p(x_adv)) weighted by 1 - p_y(x).
 
     Boosted: CE(f(x_adv), y) - log(1.0001 - max_{k != y} p_k(x_adv)). Clean and adversarial examples are forwarded
-    separately and the gradient flows through all of it, the weights too, as in the official repository. The attack
-    maximises the cross-entropy.
+    separately and the gradient flows through all of it, the weights 1 - p_y(x) too, as in the official code. The KL is
+    exact (there with log(p(x_adv) + 1e-12)). The attack maximises the cross-entropy.
     """
 
-    paper: ClassVar[str] = "Wang et al. 2020, openreview rklOg6EFwS, Eq. 6 and 11; github.com/YisenWang/MART"
+    paper: ClassVar[str] = "Wang et al. 2020, openreview rklOg6EFwS; github.com/YisenWang/MART"
 
     beta: Annotated[Number, Field(ge=0, description="weight of the KL term (lambda in the paper)")] = 6.0
 

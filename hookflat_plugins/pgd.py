@@ -18,7 +18,7 @@ class Pgd(InnerAttack):
     delta <- clip(delta + step_size sign(grad)), starting as the paper does, best iterate kept. In evaluation mode it
     attacks a cheaper view of the network (batch norm folded); `mode = "train"` normalises by batch statistics, as the
     AWP and Rice et al. repositories do, but leaves the running statistics alone. One step from a uniform start with
-    alpha = 1.25 and the last iterate is FGSM as in fast AT (Wong et al. 2020).
+    alpha = 1.25 and the last iterate is FGSM as in fast AT (Wong et al. 2020), whose code attacks in training mode.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"

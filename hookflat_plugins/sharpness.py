@@ -13,10 +13,10 @@ from hookflat import Losses, Number, Quantity, Subject, hookimpl, sharpness
 @dataclass(eq=False)
 class SharpnessMeasure:
     """Sharpness after one step of ascent: SAM's, of L2 radius `rho`, and the adaptive one, of radius `adaptive_rho`
-    relative to each weight; in the clean and in the robust loss.
+    relative to each weight and bias, which does not see rescaling; in the clean and in the robust loss.
     """
 
-    paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412; Kwon et al. 2021, arXiv 2102.11600"
+    paper: ClassVar[str] = "Foret et al. 2021, arXiv 2010.01412; Andriushchenko et al. 2023, arXiv 2302.07011"
 
     losses: Losses = field(default_factory=lambda: ["clean", "robust"])
     rho: Annotated[Number, Field(ge=0, description="L2 radius over all weights")] = 0.05

@@ -15,8 +15,9 @@ from hookflat import Batch, Number, Objective, Run, clean_logits, hookimpl, kl_d
 class Trades:
     """TRADES: CE(f(x), y) + beta KL(p(x) || p(x_adv)), where x_adv maximises that KL.
 
-    The attack works against the attacked network's own clean prediction, detached; the loss forwards clean and
-    adversarial examples separately and differentiates through both, as the official repository does.
+    The attack works against the attacked network's own clean prediction, detached. Value and gradient of the loss,
+    through both predictions, are the official code's; running statistics follow one pass over x and one over x_adv (the
+    official code passes x, x_adv and x again).
     """
 
     paper: ClassVar[str] = "Zhang et al. 2019, arXiv 1901.08573, Eq. 5; github.com/yaodongyu/TRADES"

@@ -136,7 +136,7 @@ COMMUTING = {
 def trained_weights(listed):
     """The measured network's weights after an epoch with plugins in the order of `listed`."""
     with tiny_run(tables(plugins={name: COMMUTING[name] for name in listed}, train=16)) as run:
-        loop.train(run, run.console)
+        loop.train(run)
         return run.eval_model().state_dict()
 
 

@@ -109,7 +109,10 @@ def test_sharpness_is_the_rise_after_one_step_of_ascent(adaptive):
     found = hookflat.sharpness(net, (x, y), rho=0.3, adaptive=adaptive, robust=False)
     weights = [net[1].weight, net[1].bias]
     gradients = torch.autograd.grad(cross_entropy(net(x), y), weights)
-    t = [net[1].weight.abs() if adaptive else torch.ones_like(net[1].weight), torch.ones(3).double()]
+    t = [
+        net[1].weight.abs() if adaptive else torch.ones_like(net[1].weight),
+        net[1].bias.abs() if adaptive else torch.ones(3).double(),
+    ]
     norm = math.sqrt(sum((s * g).square().sum().item() for s, g in zip(t, gradients, strict=True)))
     moved = [w + 0.3 * s**2 * g / norm for w, s, g in zip(weights, t, gradients, strict=True)]
     after = cross_entropy(x.flatten(1) @ moved[0].T + moved[1], y).item()

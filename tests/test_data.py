@@ -150,3 +150,13 @@ def test_more_processes_than_examples_leave_some_without_any():
         place = types.SimpleNamespace(process_index=rank, num_processes=4)
         counts.append(len(list(Examples(images, accelerator=place))))
     assert counts == [1, 1, 0, 0]
+
+
+def test_the_last_examples_are_those_of_the_whole_split_held_out_ones_included():
+    images = Images(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.zeros(10).long())
+    data = Data(images, images, 1).hold_out(4, "test")
+    assert data.taken("test", 3).x.flatten().tolist() == [0, 1, 2]
+    assert data.taken("test", 6, "last").x.flatten().tolist() == [4, 5, 6, 7, 8, 9]
+    assert data.taken("train", 2, "last").x.flatten().tolist() == [8, 9]
+    assert len(data.taken("test", 99, "last")) == 10
+    assert Data(images, images, 1).hold_out(4, "train").taken("test", 2, "last").x.flatten().tolist() == [8, 9]

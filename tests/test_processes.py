@@ -7,7 +7,14 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
+from processes import finished
 from safetensors.torch import load_file
+from torch import nn
+
+import hookflat
+from hookflat import Examples, Images, Work
+from hookflat.testing import TinyData
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hookflat"]
 ACCELERATE = [
@@ -41,9 +48,13 @@ steps = 2
 
 
 def start(launcher, recipe, folder, *arguments, **environment):
+    """By a launcher, in fresh interpreters; or, for a number, on so many processes forked from this one."""
+    command = ["run", str(recipe), "--out", str(folder), *map(str, arguments)]
+    if isinstance(launcher, int):
+        return finished(folder.with_name(f"{folder.name}.said"), *command, processes=launcher)
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
-        [*launcher, "run", str(recipe), "--out", str(folder), *map(str, arguments)],
+        [*launcher, *command],
         env={k: v for k, v in env.items() if v is not None},
         capture_output=True,
         text=True,
@@ -69,17 +80,17 @@ STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugi
     ("launcher", "loss", "optimizer", "plugins"),
     [
         (TORCHRUN, "at", "sgd", STOPPING + ATTACKED),
-        (TORCHRUN, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
+        (2, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
         (ACCELERATE, "at", "sgd", ALL),
-        (TORCHRUN, "at", "entropy_sgd", ""),
-        (TORCHRUN, 'uat", targets = "ot', "sgd", POOL + TURNED),
+        (2, "at", "entropy_sgd", ""),
+        (2, 'uat", targets = "ot', "sgd", POOL + TURNED),
     ],
     ids=["at, weight attack", "trades", "awp and more, accelerate", "entropy_sgd", "uat and more"],
 )
 def test_two_processes_give_the_weights_and_measures_of_one(tmp_path, launcher, loss, optimizer, plugins):
     recipe = write(tmp_path, loss, optimizer, plugins)
     folders = [tmp_path / "one", tmp_path / "two"]
-    outputs = [start(command, recipe, folder) for command, folder in zip((ONE, launcher), folders, strict=True)]
+    outputs = [start(command, recipe, folder) for command, folder in zip((1, launcher), folders, strict=True)]
     for done in outputs:
         assert done.returncode == 0, done.stderr[-2000:]
     assert "1 process(es)" in outputs[0].stdout
@@ -116,7 +127,7 @@ def test_processes_keep_the_same_weights_and_running_statistics(tmp_path):
     )
     recipe = write(tmp_path, "trades", plugins="[plugins.self_supervision]\nhidden = 0\n[plugins.keeps]\n")
     recipe.write_text(recipe.read_text().replace('norm = "group"', 'norm = "rebn"'))
-    for launcher, folder in ((TORCHRUN, "run"), (ONE, "one")):
+    for launcher, folder in ((2, "run"), (1, "one")):
         done = start(launcher, recipe, tmp_path / folder, "--plugin", plugin)
         assert done.returncode == 0, done.stderr[-2000:]
     # up to the first norm a process computes what one would: its means are those of the whole batch, in both passes
@@ -147,29 +158,9 @@ def test_accelerates_silent_single_process_is_refused(tmp_path):
 def test_a_batch_that_does_not_divide_is_refused_by_every_process(tmp_path):
     recipe = write(tmp_path)
     recipe.write_text(recipe.read_text().replace("batch_size = 16", "batch_size = 15"))
-    done = start(TORCHRUN, recipe, tmp_path / "run")
-    assert done.returncode != 0
+    done = start(2, recipe, tmp_path / "run")
+    assert done.returncode == 2
     assert "batch_size = 15 does not divide by the 2 processes" in done.stderr
-
-
-MEASURES = """
-import json, sys
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-
-import hookflat
-from hookflat.functional.data import Examples, Images
-from hookflat.testing import TinyData
-from hookflat.functional.work import Work
-
-accelerator = Accelerator(cpu=True)
-torch.manual_seed(0)
-data = TinyData(test=31).build_data().test
-net = torch.nn.Sequential(
-    torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96, 3)
-).double().eval()
 
 
 class Double(Images):
@@ -178,37 +169,44 @@ class Double(Images):
         return x.double(), y
 
 
-examples = Examples(Double(data.x, data.y), batch_size=7, device="cpu", accelerator=accelerator)
-attack = {"eps": 0.1, "step_size": 0.03, "steps": 3}
-worst = {"xi": 0.01, "attempts": 2, "sweeps": 3, "batch_size": 10, "eps": 0.1, "reference": 0.0}
-worst["work"] = Work(Path(sys.argv[1]) / str(accelerator.process_index))
-found = {
-    "rloss": hookflat.robust_loss(net, examples, restarts=2, **attack).loss,
-    "average": hookflat.average_flatness(net, examples, samples=2, reference=0.0, **attack).losses,
-    "worst": hookflat.worst_flatness(net, examples, **worst).losses,
-    "worst again": hookflat.worst_flatness(net, examples, **worst).losses,
-    "clean worst": hookflat.worst_flatness(net, examples, attempts=1, sweeps=2, robust=False).losses,
-    "eigenvalues": hookflat.hessian_eigenvalues(net, examples, k=2, tolerance=1e-9, **attack).largest,
-    "trace": hookflat.hessian_trace(net, examples, samples=2, **attack).trace,
-    "sharpness": hookflat.sharpness(net, examples, adaptive=True, **attack).sharpness,
-    "relative": hookflat.relative_flatness(net, examples, **attack),
-    "landscape": hookflat.landscape(net, examples, kind="adversarial", directions=1, points=3, **attack).loss.tolist(),
-    "autoattack": hookflat.autoattack(net.float(), Examples(data, batch_size=7, accelerator=accelerator), eps=0.1,
-                                      batch_size=6).broken_by.tolist(),
-}
-if accelerator.is_main_process:
-    print("FOUND", json.dumps(found))
-"""
+def measures(folder):
+    """Every measure of a small network, on the processes that there are."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    data = TinyData(test=31).build_data().test
+    layers = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
+    net = nn.Sequential(*layers).double().eval()
+    examples = Examples(Double(data.x, data.y), batch_size=7, device="cpu", accelerator=accelerator)
+    attack = {"eps": 0.1, "step_size": 0.03, "steps": 3}
+    worst = {"xi": 0.01, "attempts": 2, "sweeps": 3, "batch_size": 10, "eps": 0.1, "reference": 0.0}
+    worst["work"] = Work(folder / str(accelerator.process_index))
+    robust = {"robust": False}
+    found = {
+        "rloss": hookflat.robust_loss(net, examples, restarts=2, **attack).loss,
+        "average": hookflat.average_flatness(net, examples, samples=2, reference=0.0, **attack).losses,
+        "worst": hookflat.worst_flatness(net, examples, **worst).losses,
+        "worst again": hookflat.worst_flatness(net, examples, **worst).losses,
+        "clean worst": hookflat.worst_flatness(net, examples, attempts=1, sweeps=2, **robust).losses,
+        "eigenvalues": hookflat.hessian_eigenvalues(net, examples, k=2, tolerance=1e-9, **attack).largest,
+        "trace": hookflat.hessian_trace(net, examples, samples=2, **attack).trace,
+        "sharpness": hookflat.sharpness(net, examples, adaptive=True, **attack).sharpness,
+        "relative": hookflat.relative_flatness(net, examples, **attack),
+        "landscape": hookflat.landscape(
+            net, examples, kind="adversarial", directions=1, points=3, **attack
+        ).loss.tolist(),
+        "autoattack": hookflat.autoattack(
+            net.float(), Examples(data, batch_size=7, accelerator=accelerator), eps=0.1, batch_size=6
+        ).broken_by.tolist(),
+    }
+    if accelerator.is_main_process:
+        print("FOUND", json.dumps(found))
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
-    script = tmp_path / "measures.py"
-    script.write_text(MEASURES)
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     found = []
-    for number, launcher in enumerate(([sys.executable], [*TORCHRUN[:-2]])):
-        command = [*launcher, str(script), str(tmp_path / str(number))]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        done = finished(folder / "said", processes=processes, call=lambda folder=folder: measures(folder))
         assert done.returncode == 0, done.stderr[-2000:]
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
         found.append(json.loads(line.removeprefix("FOUND ")))
@@ -222,7 +220,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
     recipe = write(tmp_path)
-    assert start(ONE, recipe, tmp_path / "run", "--set", "run.epochs=1").returncode == 0
+    assert start(1, recipe, tmp_path / "run", "--set", "run.epochs=1").returncode == 0
     options = ["--measure", "robust_loss", "--measure", "worst_flatness", "--measure", "autoattack"]
     for key, value in {
         **{"examples": 33, "robust_loss.restarts": 2, "robust_loss.steps": 2, "worst_flatness.attempts": 1},
@@ -231,10 +229,9 @@ def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
     }.items():
         options += ["--set", f"eval.measures.{key}={value}"]
     results = []
-    for launcher, out in ((ONE, tmp_path / "one"), (TORCHRUN, tmp_path / "two")):
-        env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command = [*launcher, "eval", str(tmp_path / "run"), "--out", str(out), *options]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    for processes, out in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        command = ["eval", tmp_path / "run", "--out", out, *options]
+        done = finished(tmp_path / f"said {processes}", *command, processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("3/3 last test autoattack") == 1
         results.append(json.loads((out / "eval.json").read_text()))

@@ -49,7 +49,7 @@ def test_every_figure_is_drawn_or_says_what_is_missing(tmp_path):
     assert bare["fig4"].caption == "No run has landscapes: hookflat eval RUN --protocol landscapes."
     for i, xi in enumerate((0.001, 0.005, 0.01)):
         last = network(0.4, 3 - i, 2 - 0.5 * i, worst_flatness=0.01)
-        run = write(tmp_path / f"at_awp-xi={xi}-0", "at_awp", last=last, awp__xi=xi)
+        run = write(tmp_path / f"at_awp-xi={xi}-0", "weight_attack", last=last, awp__xi=xi)
         t = [-1.0, 0.0, 1.0]
         columns = {"t": t, "rloss_0": [5.0, 1.0, 5.0], "rloss_1": [3.0, 1.0, 7.0], "rerr_0": [1.0, 0.25, 1.0]}
         landscape(run / "eval" / "landscapes-last", columns)
@@ -102,7 +102,7 @@ def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):
 
 def test_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path):
     for beta, rerr in ((1.0, 0.5), (6.0, 0.3), (9.0, 0.4)):
-        write(tmp_path / f"trades-{beta}-0", "trades", last=network(rerr, 2.0, beta / 5), loss__beta=beta)
+        write(tmp_path / f"trades-{beta}-0", "trades_beta9", last=network(rerr, 2.0, beta / 5), loss__beta=beta)
     write(tmp_path / "at-0", "at")
     figure = drawn(tmp_path)["fig1"].figure
     assert sorted(t.get_text() for t in figure.axes[0].texts) == ["AT (baseline)", "TRADES"]

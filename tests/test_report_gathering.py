@@ -17,7 +17,7 @@ from hookflat.reporting.words import protocol_lines
 
 def test_what_is_left_out_is_named_with_the_reason(tmp_path):
     good = write(tmp_path / "at-0", "at")
-    write(tmp_path / "trades-0~1", "trades")
+    write(tmp_path / "trades-0~1", "trades_beta9")
     more = staged(robustness=STAGES["robustness"] | {"examples": {"test": 500, "train": 100}})
     write(tmp_path / "mart-0", "mart", protocol=more)
     write(tmp_path / "gelu-0", "gelu", data__name="images", data__path="elsewhere")
@@ -172,7 +172,7 @@ def test_a_training_counts_once(tmp_path):
     """Of two studies with the same recipe and seed, and evaluated a second time as a checkpoint."""
     for study in ("table1", "grid"):
         for seed in (0, 1):
-            write(tmp_path / study / f"trades-{seed}", "trades", seed, eval__eps=0.1 * seed)
+            write(tmp_path / study / f"trades-{seed}", "trades_beta9", seed, eval__eps=0.1 * seed)
             (tmp_path / study / f"trades-{seed}.log").write_text("done\n")
     same = network(0.4, 2.0, 1.0) | {"weights": "abc"}
     write(tmp_path / "table1" / "at-0", "at", last=same)
@@ -180,7 +180,7 @@ def test_a_training_counts_once(tmp_path):
     (copy / "eval.json").write_text((copy / "eval" / "digits-last-best" / "eval.json").read_text())
     rmtree(copy / "eval")
     gathered = gather([tmp_path / "table1", tmp_path / "grid", copy])
-    assert sorted((c.method, len(c.runs)) for c in gathered.configurations) == [("at", 1), ("trades", 2)]
+    assert sorted((c.method, len(c.runs)) for c in gathered.configurations) == [("at", 1), ("trades_beta9", 2)]
     assert sorted(gathered.left_out) == [
         ("again", "the same network as at-0"),
         ("grid/trades-0", "the same network as table1/trades-0"),

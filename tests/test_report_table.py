@@ -38,13 +38,13 @@ def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
 
 
 def test_the_paper_s_numbers_stand_beside_recipes_as_they_ship_only(tmp_path):
-    write(tmp_path / "trades-0", "trades", shipped=True)
+    write(tmp_path / "trades-0", "trades_beta9", shipped=True)
     write(tmp_path / "at-0", "at", shipped=True, attack__steps=14)
     write(tmp_path / "mart-0", "mart", shipped=True, loss__beta=1.0)
     write(tmp_path / "mart-1", "mart", 1, shipped=True)
     papers = {row.configuration.key: bool(row.paper) for row in table1(gather([tmp_path])).rows}
     assert papers == {
-        "trades": True,
+        "trades_beta9": True,
         "at": False,
         "mart beta=1": False,
         f"mart beta={load_recipe('mart').tables['loss']['beta']:g}": True,
@@ -76,7 +76,9 @@ def test_groups_are_cut_at_the_percentiles(errors):
 def test_hyper_parameters_make_rows_and_seeds_do_not(tmp_path):
     for beta in (1.0, 3.0, 6.0):
         for seed in (0, 1):
-            write(tmp_path / f"trades-beta={beta:g}-{seed}", "trades", seed, loss__beta=beta, run__threads=seed + 1)
+            write(
+                tmp_path / f"trades-beta={beta:g}-{seed}", "trades_beta9", seed, loss__beta=beta, run__threads=seed + 1
+            )
     write(tmp_path / "at-0", "at")
     rows = table1(gather([tmp_path])).rows
     assert sorted(row.title for row in rows) == ["AT (baseline)", "TRADES, beta 1", "TRADES, beta 3", "TRADES, beta 6"]

@@ -51,3 +51,17 @@ def test_what_cannot_be_rescaled_is_told():
     for factor in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="should be positive"):
             hookflat.rescale(NETWORKS["rebn"](), factor)
+
+
+def test_adaptive_sharpness_does_not_see_the_scale_of_a_network_whose_convolutions_have_biases(digits_net, digits_pair):
+    """Andriushchenko et al. (2023): with T = |w| for every tensor the measure is a function of the function alone."""
+    options = {"rho": 0.5, "robust": False}
+    copied = copy.deepcopy(digits_net)
+    for factor in (0.1, 10):
+        scaled = copy.deepcopy(digits_net)
+        hookflat.rescale(scaled, factor)
+        sharp, plain = (hookflat.sharpness(scaled, digits_pair, adaptive=a, **options).sharpness for a in (True, False))
+        assert sharp == pytest.approx(
+            hookflat.sharpness(copied, digits_pair, adaptive=True, **options).sharpness, rel=1e-3
+        )
+        assert plain != pytest.approx(hookflat.sharpness(copied, digits_pair, **options).sharpness, rel=0.1)

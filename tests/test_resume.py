@@ -1,18 +1,16 @@
 """A run that is killed at any moment and started again ends as if never stopped, bit for bit."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from processes import start as processes_of
 
 from hookflat import UserError
 from hookflat.testing import run_recipe, tiny_run
-from hookflat.training import loop
+from hookflat.training import checkpoints, loop
+from hookflat.training.epochs import end_epoch
 
 RECIPE = """
 data = { name = "digits", train = 64, test = 60 }
@@ -42,14 +40,9 @@ restarts = 1
 """
 
 
-TWO = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-
-
-def start(recipe, folder, launcher=()):
-    command = [sys.executable, "-m", *launcher, "hookflat", "run", str(recipe), "--out", str(folder)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, env=env, start_new_session=True, **quiet)
+def start(recipe, folder, processes=1):
+    said = folder.with_name(f"{folder.name}.said")
+    return processes_of(said, "run", recipe, "--out", folder, processes=processes)
 
 
 def steps_done(folder):
@@ -68,13 +61,13 @@ def test_killed_and_started_again_a_run_ends_as_if_never_stopped(tmp_path):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             kills += 1
         process.wait()
     assert kills >= 3
     last = start(recipe, killed)
     for process in (undisturbed, last):
-        assert process.wait(timeout=120) == 0, process.stderr.read().decode()[-2000:]
+        assert process.wait() == 0, process.said("err")[-2000:]
     weights = ("model.safetensors", "model_in_training.safetensors", "checkpoints/best.safetensors")
     for name in (*weights, "metrics.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
@@ -89,15 +82,15 @@ def test_two_processes_resume_as_exactly(tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE.replace("epochs = 4", "epochs = 2"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = start(recipe, killed, TWO)
+    first = start(recipe, killed, 2)
     while first.poll() is None and steps_done(killed) < 3:
         time.sleep(0.005)
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
     assert 0 < steps_done(killed) < 16
     for folder in (whole, killed):
-        process = start(recipe, folder, TWO)
-        assert process.wait(timeout=200) == 0, process.stderr.read().decode()[-2000:]
+        process = start(recipe, folder, 2)
+        assert process.wait() == 0, process.said("err")[-2000:]
     for name in ("model.safetensors", "model_in_training.safetensors", "metrics.jsonl"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
@@ -107,7 +100,7 @@ def test_a_checkpoint_between_the_last_step_and_the_measures_of_an_epoch(tmp_pat
     with tiny_run({}) as stopped:
         for batch in stopped.batches():
             loop.step(stopped, batch)
-        stopped.save()
+        checkpoints.save(stopped)
         resumed = run_recipe({}, stopped.folder.path)
         for name in ("model.safetensors", "metrics.jsonl"):
             assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes(), name
@@ -118,8 +111,8 @@ def test_lines_after_the_checkpoint_are_written_again(tmp_path):
     with tiny_run({}) as stopped:
         for batch in stopped.batches():
             loop.step(stopped, batch)
-        stopped.end_epoch()
-        stopped.save()
+        end_epoch(stopped)
+        checkpoints.save(stopped)
         stopped.folder.append({"epoch": 2, "step": 5, "stage": "curves", "split": "test", "rloss": 0.0})
         resumed = run_recipe({}, stopped.folder.path)
         assert (resumed.folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()

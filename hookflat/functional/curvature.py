@@ -132,8 +132,11 @@ def sharpness(
     work: Work | None = None,
     **options: Unpack[AttackOptions],
 ) -> Sharpness:
-    """SAM-sharpness (Foret et al. 2021), or adaptive sharpness (Kwon et al. 2021): L(w + nu) - L(w) with
-    nu = rho g / ||g||, or rho T^2 g / ||T g|| with T = |w|.
+    """SAM-sharpness (Foret et al. 2021), or adaptive sharpness: L(w + nu) - L(w) with nu = rho g / ||g||, or
+    rho T^2 g / ||T g|| with T = |w|.
+
+    T stretches every tensor, biases too, as in Andriushchenko et al. 2023 (Kwon et al. 2021 leave biases unstretched):
+    only so is the adaptive one invariant to rescaling of networks whose convolutions have biases.
 
     One step along the gradient g of the whole set's loss, over the layers of `hookflat.layers`, biases
     included; the robust loss is attacked anew at w + nu.
@@ -144,7 +147,8 @@ def sharpness(
 
         def climb() -> Values:
             reference, gradients = points.gradients(weights)
-            with moved(weights, sharpest(weights, gradients, rho, adaptive=adaptive)):
+            scales = [w.detach().abs() for w in weights] if adaptive else None
+            with moved(weights, sharpest(gradients, rho, scales)):
                 points.find()
                 return {"before": reference, "after": points.gradients([])[0]}
 

@@ -57,13 +57,14 @@ class Images(Dataset):
 class Data:
     """What a data plugin builds: training and test images, and what the test set's labels mean.
 
-    `holdout` are examples that no reported number uses; a plugin that selects models takes them with `hold_out`.
+    `holdout` are examples, the last of the split `held_from`, that select models; a plugin takes them with `hold_out`.
     """
 
     train: Images
     test: Images
     num_classes: int
     holdout: Images | None = None
+    held_from: Literal["test", "train"] = "test"
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
@@ -84,9 +85,16 @@ class Data:
         if left <= 0:
             raise ValueError(f"cannot hold out {examples} of {len(images)} {source} examples")
         kept, held = images.part(0, left), images.part(left, len(images))
-        if source == "test":
-            return replace(self, test=kept, holdout=held)
-        return replace(self, train=kept, holdout=held)
+        return replace(self, **{source: kept}, holdout=held, held_from=source)
+
+    def taken(self, split: str, examples: int, which: Literal["first", "last"] = "first") -> Images:
+        """The first examples of "train", "test" or "holdout", or the last of a split with what is held out of it."""
+        images: Images = getattr(self, split)
+        if which == "first":
+            return images.part(0, examples)
+        if self.holdout is not None and self.held_from == split:
+            images = Images(torch.cat([images.x, self.holdout.x]), torch.cat([images.y, self.holdout.y]))
+        return images.part(max(0, len(images) - examples), len(images))
 
 
 @dataclass

@@ -82,15 +82,12 @@ def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, 
 
 
 @torch.no_grad()
-def sharpest(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, *, adaptive: bool = False, eta: float = 0.0
-) -> list[Tensor]:
-    """The step of SAM, rho g / ||g|| over all tensors at once, or of ASAM, rho T^2 g / ||T g||.
+def sharpest(gradients: Sequence[Tensor], rho: float, scales: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """The step of SAM, rho g / ||g|| over all tensors at once, or of ASAM, rho T^2 g / ||T g||, with T = `scales`.
 
-    T = |w| + eta for weights of two or more dimensions and 1 for the others (Foret et al. 2021, Eq. 2; Kwon et al.
-    2021, Eq. 4 and its official code). A zero gradient gives a zero step.
+    Foret et al. 2021, Eq. 2; Kwon et al. 2021. A zero gradient gives a zero step.
     """
-    scales = [w.abs() + eta if adaptive and w.dim() > 1 else torch.ones_like(w) for w in weights]
+    scales = [torch.ones_like(g) for g in gradients] if scales is None else scales
     stretched = [t * g for t, g in zip(scales, gradients, strict=True)]
     factor = rho / torch.nn.utils.get_total_norm(stretched).clamp_min(1e-12)
     return [factor * t * g for t, g in zip(scales, stretched, strict=True)]

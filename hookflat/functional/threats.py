@@ -96,7 +96,7 @@ class LinfBall:
 
         uniform_norm: Gaussian direction, L-infinity norm uniform in [0, eps] (Stutz et al. 2021, the paper's).
         uniform: every entry uniform in [-eps, eps] (Madry et al. 2018, Rice et al. 2020, AWP).
-        gaussian: 0.001 N(0, I) (the official TRADES and MART code).
+        gaussian: 0.001 N(0, I) (the official TRADES and MART code, which clips it only after the first step).
         """
         return self.project(self.x + self._delta(kind, keys, seed).to(self.x))
 

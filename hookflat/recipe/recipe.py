@@ -56,7 +56,8 @@ class Stage:
     splits: Annotated[list[Literal["train", "test"]], Field(description="which sets", min_length=1)] = field(
         default_factory=lambda: ["test"]
     )
-    examples: Annotated[int, Field(ge=1, description="the first of each split")] = 1000
+    examples: Annotated[int, Field(ge=1, description="of each split")] = 1000
+    take: Annotated[Literal["first", "last"], Field(description="which; the last count held-out ones too")] = "first"
     models: Annotated[
         list[Literal["last", "best"]],
         Field(description="at the end: which networks (best: early stopped)", min_length=1),

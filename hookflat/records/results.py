@@ -23,9 +23,10 @@ class _Kept(BaseModel):
 
 
 class StageProtocol(_Kept):
-    """One `[eval.STAGE]`: how many examples of each split, and every measure with its options."""
+    """One `[eval.STAGE]`: how many examples of each split, which (`take`), and every measure with its options."""
 
     examples: dict[str, int]
+    take: str = "first"
     measures: dict[str, dict[str, Any]]
 
 

@@ -270,7 +270,12 @@ def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
     for name, stage in protocol.stages.items():
         table = recipe.eval.get(name)
         asked = table.get("examples") if isinstance(table, dict) else None
-        stages[name] = {"examples": {split: asked or n for split, n in stage.examples.items()}, **stage.measures}
+        last = {"take": stage.take} if stage.take != "first" else {}
+        stages[name] = {
+            "examples": {split: asked or n for split, n in stage.examples.items()},
+            **last,
+            **stage.measures,
+        }
     data = {option: value for option, value in recipe.data.items() if not option.startswith("train")}
     return {"eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
 

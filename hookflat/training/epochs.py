@@ -24,7 +24,9 @@ def end_epoch(run: Run) -> dict[str, Any]:
     if due:
         model = run.eval_model()
         for name, stage in due.items():
-            subjects: dict[str, Subject] = {s: run.subject(s, stage.examples, model) for s in stage.splits}
+            subjects: dict[str, Subject] = {
+                s: run.measurements.subject(model, s, stage.examples, stage.take) for s in stage.splits
+            }
             for split, result in run.measurements.stage(name, subjects).items():
                 run.record(name, split, **result["values"])
                 line[split] = line.get(split, {}) | result["values"]

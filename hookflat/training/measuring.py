@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from torch import nn
@@ -26,6 +26,8 @@ from hookflat.training.subject import Subject
 
 Planned = tuple[str, str, str, int]
 """Stage, split, measure, passes of examples through the network on this process."""
+
+Take = Literal["first", "last"]
 
 Done = Callable[[Tally, float], None]
 """Told after each measure of a final stage: the tally, and the measure's seconds."""
@@ -56,14 +58,19 @@ class Measurements:
         """The stages through the training."""
         return {n: s for n, s in self.recipe.stages.items() if s.every is not None}
 
-    def subject(self, model: nn.Module, split: str, examples: int | None = None, work: Work | None = None) -> Subject:
-        """`model` with the first `examples` of "train", "test" or "holdout"."""
-        options, images = self.recipe.eval, getattr(self.data, split)
-        images = images.part(0, len(images) if examples is None else examples)
+    def subject(
+        self, model: nn.Module, split: str, examples: int | None = None, take: Take = "first", work: Work | None = None
+    ) -> Subject:
+        """`model` with the first or last `examples` of "train", "test" or "holdout"; all where nothing is said."""
+        options, whole = self.recipe.eval, len(getattr(self.data, split))
+        images = self.data.taken(split, whole if examples is None else examples, take)
         device = self.accelerator.device
         batches = Examples(images, batch_size=options.batch_size, device=device, accelerator=self.accelerator)
         threat, seed = Threat(options.eps), self.recipe.run.seed
         return Subject(model, split, batches, self.data.num_classes, threat, options.step_size, seed, work or Work())
+
+    def _size(self, split: str, stage: Stage) -> int:
+        return len(self.data.taken(split, stage.examples, stage.take))
 
     def stage(self, name: str, subjects: Mapping[str, Subject], done: Done | None = None) -> dict[str, dict[str, Any]]:
         """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure."""
@@ -91,15 +98,15 @@ class Measurements:
         """
         found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
-        shared: dict[tuple[str, int], Subject] = {}
+        shared: dict[tuple[str, int, Take], Subject] = {}
         unfinished = self._unfinished(model, label)
         for name, stage in self._wanted(label).items():
             subjects: dict[str, Subject] = {}
             for split in stage.splits:
-                key = (split, stage.examples)
+                key = (split, stage.examples, stage.take)
                 if key not in shared:
-                    part = unfinished.part(f"{split} {stage.examples}")
-                    shared[key] = self.subject(model, split, stage.examples, part)
+                    part = unfinished.part(" ".join(map(str, key)))
+                    shared[key] = self.subject(model, *key, part)
                 subjects[split] = shared[key]
             for split, result in self.stage(name, subjects, done).items():
                 if clash := found[split].keys() & result["values"].keys():
@@ -108,7 +115,7 @@ class Measurements:
                 took |= {f"{split}/{m}": s for m, s in result["seconds"].items()}
         test, train = found["test"], found["train"]
         gap = {k: test[k] - train[k] for k in sorted(test.keys() & train.keys()) if not is_error_of(k)}
-        for (split, _), subject in shared.items():
+        for (split, *_), subject in shared.items():
             for kept, what, about_it in subject.kept:
                 self.folder.keep(f"{label}-{split}-{kept}", what, about_it)
         self.accelerator.wait_for_everyone()  # nobody writes parts any more
@@ -132,7 +139,7 @@ class Measurements:
         plan: list[Planned] = []
         for name, stage in self._wanted(label).items():
             for split in stage.splits:
-                examples = min(stage.examples, len(getattr(self.data, split)))
+                examples = self._size(split, stage)
                 for measure, plugin in self.recipe.measures[name].items():
                     expected = getattr(plugin, "passes", lambda: 1)()
                     plan.append((name, split, measure, examples * expected // self.accelerator.num_processes))
@@ -150,7 +157,8 @@ class Measurements:
         recipe, options = self.recipe, self.recipe.eval
         stages = {
             name: StageProtocol(
-                examples={s: min(stage.examples, len(getattr(self.data, s))) for s in stage.splits},
+                examples={s: self._size(s, stage) for s in stage.splits},
+                take=stage.take,
                 measures={m: as_table(p) for m, p in recipe.measures[name].items()},
             )
             for name, stage in self._final().items()
