@@ -18,7 +18,7 @@ ORDER = (
 HEAD = """# Methods
 
 Every plugin that ships, made from the code by `python docs/make_methods.py`; `hookflat plugins NAME` prints the same.
-Measured on the embedded digits: [digits.md](digits.md).
+Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" are those of [protocol.md](protocol.md).
 
 ## The rows of Table 1
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import finished
 from safetensors.torch import load_file
 
 import hookflat
@@ -246,14 +247,22 @@ def test_sketches_keep_the_contract(name, sketches):
         check(plugin)
 
 
-def test_processes_share_the_plugins_of_the_page(installed, sketches):
+def test_processes_share_the_plugins_of_the_page(sketches, tmp_path):
     """Loss, measure, state and weight perturbation: two processes give the numbers of one."""
-    options = ("model.norm=group", "plugins.weight_noise.xi=0.01", "plugins.loss_cap.factor=1.1")
-    arguments = ("run", "alp", "--plugin", sketches, *SMALL, *(p for o in options for p in ("--set", o)))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "hookflat")
-    one, two = installed.cwd / "one", installed.cwd / "two"
-    succeeded(installed.run("hookflat", *arguments, "--out", one))
-    succeeded(installed.run("python", *torchrun, *arguments, "--out", two))
+    files = (sketches, EXAMPLE / "hookflat_alp" / "alp.py", EXAMPLE / "hookflat_alp" / "local_lipschitz.py")
+    options = {
+        "loss.name": "alp",
+        "model.norm": "group",
+        "plugins.weight_noise.xi": 0.01,
+        "plugins.loss_cap.factor": 1.1,
+    }
+    options["eval.final.local_lipschitz.steps"] = 5
+    arguments = ["run", "at", *(p for f in files for p in ("--plugin", f)), *SMALL]
+    arguments += [p for key, value in options.items() for p in ("--set", f"{key}={value}")]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for processes, folder in ((1, one), (2, two)):
+        done = finished(tmp_path / f"said {processes}", *arguments, "--out", folder, processes=processes)
+        assert done.returncode == 0, done.stderr
     weights, other = (load_file(folder / "model.safetensors") for folder in (one, two))
     assert all(torch.allclose(weights[name], other[name], rtol=0, atol=1e-5) for name in weights)
     last, same = (json.loads((folder / "eval.json").read_text())["models"]["last"]["test"] for folder in (one, two))
