@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import Quantity, Radii, Subject, average_flatness, by_radius, hookimpl, named_by_radius, radii
+from hookflat import Attack, Quantity, Radii, Subject, average_flatness, by_radius, hookimpl, named_by_radius, radii
 
 
 @dataclass(eq=False)
@@ -29,21 +29,7 @@ class AverageFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(self.steps, self.reference_restarts).loss
-        found = [
-            average_flatness(
-                subject.model,
-                subject.examples,
-                xi=xi,
-                samples=self.samples,
-                filters=self.filters,
-                attack=subject.attack(self.steps),
-                reference=reference,
-                seed=subject.seed,
-                work=subject.work(f"average_flatness {xi:g}"),
-            )
-            for xi in radii(self.xi)
-        ]
-        return by_radius("average_flatness", self.xi, found)
+        return _measured(self, subject, "average_flatness", subject.attack(self.steps), reference)
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are; the paper's radius comes first."""
@@ -78,21 +64,7 @@ class CleanAverageFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(steps=0, restarts=0).loss
-        found = [
-            average_flatness(
-                subject.model,
-                subject.examples,
-                xi=xi,
-                samples=self.samples,
-                filters=self.filters,
-                attack=subject.attack(restarts=0),
-                reference=reference,
-                seed=subject.seed,
-                work=subject.work(f"clean_average_flatness {xi:g}"),
-            )
-            for xi in radii(self.xi)
-        ]
-        return by_radius("clean_average_flatness", self.xi, found)
+        return _measured(self, subject, "clean_average_flatness", subject.attack(restarts=0), reference)
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
@@ -106,3 +78,24 @@ class CleanAverageFlatness:
 
     def passes(self) -> int:
         return self.samples * len(radii(self.xi))
+
+
+def _measured(
+    plugin: AverageFlatness | CleanAverageFlatness, subject: Subject, name: str, attack: Attack, reference: float
+) -> dict[str, float]:
+    """Average-case flatness at every radius of the plugin, by name."""
+    found = [
+        average_flatness(
+            subject.model,
+            subject.examples,
+            xi=xi,
+            samples=plugin.samples,
+            filters=plugin.filters,
+            attack=attack,
+            reference=reference,
+            seed=subject.seed,
+            work=subject.work(f"{name} {xi:g}"),
+        )
+        for xi in radii(plugin.xi)
+    ]
+    return by_radius(name, plugin.xi, found)

@@ -36,25 +36,7 @@ class WorstFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(self.steps, self.reference_restarts).loss
-        found = [
-            worst_flatness(
-                subject.model,
-                subject.examples,
-                xi=xi,
-                attempts=self.attempts,
-                sweeps=self.sweeps,
-                weight_step_size=self.weight_step_size,
-                batch_size=self.batch_size,
-                filters=self.filters,
-                robust=True,
-                attack=subject.attack(),
-                reference=reference,
-                seed=subject.seed,
-                work=subject.work(f"worst_flatness {xi:g}"),
-            )
-            for xi in radii(self.xi)
-        ]
-        return by_radius("worst_flatness", self.xi, found)
+        return _measured(self, subject, "worst_flatness", reference, robust=True)
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are; the paper's radius comes first."""
@@ -92,25 +74,7 @@ class CleanWorstFlatness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         reference = subject.robust(steps=0, restarts=0).loss
-        found = [
-            worst_flatness(
-                subject.model,
-                subject.examples,
-                xi=xi,
-                attempts=self.attempts,
-                sweeps=self.sweeps,
-                weight_step_size=self.weight_step_size,
-                batch_size=self.batch_size,
-                filters=self.filters,
-                robust=False,
-                attack=subject.attack(),
-                reference=reference,
-                seed=subject.seed,
-                work=subject.work(f"clean_worst_flatness {xi:g}"),
-            )
-            for xi in radii(self.xi)
-        ]
-        return by_radius("clean_worst_flatness", self.xi, found)
+        return _measured(self, subject, "clean_worst_flatness", reference, robust=False)
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
@@ -124,3 +88,28 @@ class CleanWorstFlatness:
 
     def passes(self) -> int:
         return (self.sweeps + 1) * self.attempts * len(radii(self.xi))
+
+
+def _measured(
+    plugin: WorstFlatness | CleanWorstFlatness, subject: Subject, name: str, reference: float, *, robust: bool
+) -> dict[str, float]:
+    """Worst-case flatness at every radius of the plugin, by name."""
+    found = [
+        worst_flatness(
+            subject.model,
+            subject.examples,
+            xi=xi,
+            attempts=plugin.attempts,
+            sweeps=plugin.sweeps,
+            weight_step_size=plugin.weight_step_size,
+            batch_size=plugin.batch_size,
+            filters=plugin.filters,
+            robust=robust,
+            attack=subject.attack(),
+            reference=reference,
+            seed=subject.seed,
+            work=subject.work(f"{name} {xi:g}"),
+        )
+        for xi in radii(plugin.xi)
+    ]
+    return by_radius(name, plugin.xi, found)

@@ -111,3 +111,51 @@ def test_two_measures_with_one_name_are_an_error(tmp_path):
 
     with pytest.raises(UserError, match="two measures return 'clean_error'"):
         run_recipe({"eval": {"final": {"again": {}}}}, tmp_path / "run", [Again])
+
+
+def test_a_recipe_may_ask_for_any_measure_at_the_end_during_training_or_of_the_best(tmp_path):
+    tables = {
+        "plugins": {"early_stopping": {"holdout": 3, "every": 1, "steps": 1, "restarts": 1}},
+        "eval": {
+            "through": {
+                "every": 1,
+                "worst_flatness": {"attempts": 1, "sweeps": 1, "steps": 1, "reference_restarts": 1},
+            },
+            "only_best": {"models": ["best"], "relative_flatness": {"steps": 1}},
+            "both": {"sharpness": {"steps": 1}},
+        },
+    }
+    result = run_recipe(tables, tmp_path / "run")
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if line["stage"] == "through" and "worst_flatness" in line]) == 2
+    models = result.results.models
+    assert "relative_flatness_robust" in models["best"].test
+    assert "relative_flatness_robust" not in models["last"].test
+    assert all("sam_sharpness_robust" in models[m].test for m in ("last", "best"))
+
+
+def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):
+    from hookflat.functional.work import Work
+
+    tables = {"eval": {"final": {"robust_loss": {"steps": 2, "restarts": 2}, "sharpness": {"steps": 2}}}}
+    whole = run_recipe(tables, tmp_path / "whole")
+    once, computed, stopped = Work.once, [], []
+
+    def cut(self, name, compute, together=None):
+        if name == "sharpness" and not stopped:
+            stopped.append(name)
+            computed.clear()
+            raise KeyboardInterrupt
+
+        def recorded():
+            computed.append(name)
+            return compute()
+
+        return once(self, name, recorded if self.folder else compute, together)
+
+    monkeypatch.setattr(Work, "once", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tables, tmp_path / "cut")
+    resumed = run_recipe(tables, tmp_path / "cut")
+    assert set(computed) == {"sharpness"}
+    assert resumed.results.models["last"].test == whole.results.models["last"].test
