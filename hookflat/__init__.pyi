@@ -11,7 +11,7 @@ from .recipe.options import Number as Number
 from .recipe.options import Period as Period
 from .recipe.options import Radii as Radii
 from .recipe.options import Share as Share
-from .recipe.options import nearest as nearest
+from .recipe.nearest import nearest as nearest
 from .recipe.options import period_in_epochs as period_in_epochs
 from .recipe.recipe import Recipe as Recipe
 from .recipe.loading import load_recipe as load_recipe

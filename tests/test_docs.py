@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hookflat
 from hookflat.recipe.catalogue import HOOKS, Catalogue
 from hookflat.recipe.loading import load_recipe
 
@@ -105,3 +106,7 @@ def test_the_recipes_page_lists_every_key_and_its_default():
             assert (option.name, default.removesuffix(".0")) in {(n, shown.strip("`")) for n, shown in rows}, (
                 option.name
             )
+
+
+def test_the_version_stands_where_it_is_cited():
+    assert f"version: {hookflat.__version__}" in (ROOT / "CITATION.cff").read_text()

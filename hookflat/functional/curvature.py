@@ -14,7 +14,6 @@ from typing import Unpack, cast
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
@@ -307,6 +306,8 @@ def _extremes(product: Product, start: np.ndarray, k: int, tolerance: float) -> 
 
 
 def _largest(product: Product, start: np.ndarray, k: int, tolerance: float) -> np.ndarray:
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # takes half a second to import
+
     shape = (len(start), len(start))
     operator = LinearOperator(shape=shape, matvec=product, dtype=np.float64)  # ty: ignore[unknown-argument]
     options = {"v0": start, "tol": tolerance, "maxiter": 200, "return_eigenvectors": False}

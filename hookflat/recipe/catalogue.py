@@ -20,7 +20,7 @@ from typing import Any
 
 from hookflat import hookspecs
 from hookflat.errors import UserError
-from hookflat.recipe.options import nearest
+from hookflat.recipe.nearest import nearest
 
 HOOKS = tuple(name for name, member in vars(hookspecs).items() if hasattr(member, "hookflat_spec"))
 """The names of all hooks, in the order of the loop."""

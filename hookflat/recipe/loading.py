@@ -13,7 +13,8 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
 from hookflat.recipe.merging import Merged, assignment
-from hookflat.recipe.options import InvalidOptions, as_table, build, nearest
+from hookflat.recipe.nearest import nearest
+from hookflat.recipe.options import InvalidOptions, as_table, build
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
 from hookflat.recipe.tables import Place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import MISSING, dataclass, fields
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
+
+from hookflat.recipe.nearest import nearest
 
 
 def _number(value: Any) -> Any:
@@ -103,14 +104,6 @@ def _explain(cls: Any, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = error["msg"].startswith("Input should be ")
     return path, f"should be {message}, not {error['input']!r}" if expected else message
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """' (did you mean ...?)', or the list of names where nothing is near."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
-    return f" (there are: {', '.join(sorted(names))})" if names else " (there are none)"
 
 
 @dataclass(frozen=True)

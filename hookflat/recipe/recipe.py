@@ -11,7 +11,8 @@ import tomli_w
 from pydantic import Field
 
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.options import Number, Period, nearest
+from hookflat.recipe.nearest import nearest
+from hookflat.recipe.options import Number, Period
 from hookflat.recipe.tables import Place
 
 

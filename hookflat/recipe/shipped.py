@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
-from hookflat.recipe.options import nearest
+from hookflat.recipe.nearest import nearest
 
 
 def recipes_folder() -> Path:

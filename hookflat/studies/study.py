@@ -22,7 +22,8 @@ from hookflat.errors import UserError
 from hookflat.recipe.catalogue import catalogue_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.merging import assignment
-from hookflat.recipe.options import InvalidOptions, build, nearest
+from hookflat.recipe.nearest import nearest
+from hookflat.recipe.options import InvalidOptions, build
 from hookflat.recipe.shipped import find_protocol, find_recipe
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import RunFolder

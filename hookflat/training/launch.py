@@ -7,7 +7,6 @@ import os
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hookflat import threads
 from hookflat.errors import UserError
@@ -38,6 +37,8 @@ def accelerator() -> Accelerator:
 
 def fitting_threads(network: nn.Module, images: Tensor) -> int:
     """The threads that passes of `network` over a batch of `images` (n, C, H, W) are worth."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes half a second to import
+
     with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counted:
         network(images[:1])
     return max(1, min(threads.limit(), round(len(images) * counted.get_total_flops() / WORK_OF_A_THREAD)))

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.tables import flat
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, quantity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Trackers:
