@@ -58,10 +58,10 @@ class AutoAttackMeasure:
     def numbers(self) -> dict[str, Quantity]:
         """What they are; a choice of attacks is not called AutoAttack."""
         chosen = ", ".join(a.upper().replace("SQUARE", "Square") for a in self.attacks or ()) or "AutoAttack"
-        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        both: dict[str, Any] = {"lower_is_better": True, "predictor": False}
         error = Quantity(f"RErr ({chosen})", "share", role="RErr", rank=1, headline=True, **both)
         return {"rerr_autoattack": error} | {
-            f"broken_by_{attack.replace('-', '_')}": Quantity(f"broken by {attack}", "share", outcome=True)
+            f"broken_by_{attack.replace('-', '_')}": Quantity(f"broken by {attack}", "share", predictor=False)
             for attack in autoattacks("plus", 10)
         }
 

@@ -19,7 +19,7 @@ class CleanError:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        both: dict[str, Any] = {"lower_is_better": True, "predictor": False}
         return {
             "clean_error": Quantity("clean error", "share", role="clean error", headline=True, **both),
             "clean_loss": Quantity("clean loss", "loss", **both),

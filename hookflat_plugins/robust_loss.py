@@ -34,7 +34,7 @@ class RobustLossMeasure:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        both: dict[str, Any] = {"lower_is_better": True, "outcome": True}
+        both: dict[str, Any] = {"lower_is_better": True, "predictor": False}
         return {
             "rerr_pgd": Quantity("RErr (PGD)", "share", role="RErr", headline=True, **both),
             "rloss": Quantity("RLoss", "loss", role="RLoss", headline=True, **both),

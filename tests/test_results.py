@@ -80,4 +80,5 @@ def test_a_stranger_s_share_is_a_percentage_in_table_and_report(tmp_path, capsys
     run(recipe({"eval": {"final": {"luck": {}}}}), folder=tmp_path / "run", plugins=plugins, quiet=False)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "share of luck, test" in line]
     assert "12.5 %" in row
-    assert "share of luck" in report(tmp_path / "run", resamples=10).page.read_text()
+    page = report(tmp_path / "run", resamples=10).page.read_text()
+    assert "<td>share of luck</td><td>last</td><td>test</td><td>12.5 %</td>" in page

@@ -19,8 +19,8 @@ class Quantity:
 
     `unit`: a share in [0, 1] is shown in %. `lower_is_better`: None where it is neither good nor bad. `role`: the
     column of Table 1 that it may fill; of several measures the one of the highest `rank` does. `headline`: whether it
-    stands in the line of an epoch, and its gap (test minus train) in the final table. `outcome`: whether it is a loss
-    or an error, which flatness should predict; reports correlate all others with those.
+    stands in the line of an epoch, and its gap (test minus train) in the final table. `predictor`: whether reports ask
+    how well it goes with RLoss, RErr and their gaps; False for losses and errors, which others should predict.
     """
 
     label: str
@@ -29,7 +29,7 @@ class Quantity:
     role: Role | None = None
     rank: int = 0
     headline: bool = False
-    outcome: bool = False
+    predictor: bool = True
 
     def text(self, value: float) -> str:
         """A value as a table shows it: "12.3 %", "1.234"."""

@@ -84,15 +84,15 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
 
 
 def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
-    """The numbers on test examples that say how flat a network is: all but losses and errors; the paper's first."""
+    """The numbers on test examples that may predict robustness, flatness above all; the paper's first."""
     found = [k for k in dict.fromkeys(k for n in networks for k in n.test) if not is_error_of(k)]
-    kept = [k for k in found if not quantity(k, quantities).outcome]
+    kept = [k for k in found if quantity(k, quantities).predictor]
     first = [*of_role("average flatness", quantities), *of_role("worst flatness", quantities)]
     return sorted(kept, key=lambda k: first.index(k) if k in first else len(first))
 
 
 def outcome(network: Network, key: str) -> float:
-    """A number that flatness should predict, NaN where the network has none."""
+    """A number on test examples, or the gap of one ("NAME gap"); NaN where the network has none."""
     name, _, gap = key.partition(" ")
     return (network.gap if gap else network.test).get(name, math.nan)
 
@@ -157,4 +157,5 @@ def _of_the_paper(error: str) -> dict[str, Sample]:
     flatness = [float(row["flatness"]) for row in rows]
     test = [float(row["rerr_test"]) for row in rows]
     gap = [float(row["rerr_test"]) - float(row["rerr_train"]) for row in rows]
-    return {key: Sample(flatness, y, range(len(rows))) for key, y in ((error, test), (f"{error} gap", gap))}
+    name = error or "RErr"
+    return {key: Sample(flatness, y, range(len(rows))) for key, y in ((name, test), (f"{name} gap", gap))}

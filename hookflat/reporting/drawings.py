@@ -15,7 +15,7 @@ from hookflat.functional.canvas import new_figure, tidy
 from hookflat.reporting.analysis import outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
-from hookflat.reporting.runs import MeasuredRun, Network, distinct
+from hookflat.reporting.runs import MeasuredRun, distinct
 from hookflat.reporting.statistics import line
 from hookflat.reporting.style import PAGE, TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title, title
@@ -31,14 +31,12 @@ NAMED = 40
 def drawings(gathered: Gathered, table: Table1) -> list[Drawing]:
     """Every figure, in the paper's order."""
     average, worst, loss = (table.numbers[role] for role in ("average flatness", "worst flatness", "RLoss"))
-    axes = {average: "average-case flatness", worst: "worst-case flatness"}
-    axes |= {name: gathered.name(name) for name in axes if name}
+    mean = gathered.name(average) if average else "average-case flatness"
+    most = gathered.name(worst) if worst else "worst-case flatness"
     return [
-        _scatter(table, "fig1", average, loss, "Fig. 1: RLoss against average-case flatness", axes[average]),
-        _scatter(table, "fig1_worst", worst, loss, "RLoss against worst-case flatness", axes[worst]),
-        _scatter(
-            table, "fig1_gap", average, f"{loss} gap", "Generalization gap against average-case flatness", axes[average]
-        ),
+        _scatter(table, "fig1", average, loss, "Fig. 1: RLoss against average-case flatness", mean),
+        _scatter(table, "fig1_worst", worst, loss, "RLoss against worst-case flatness", most),
+        _scatter(table, "fig1_gap", average, f"{loss} gap", "Generalization gap against average-case flatness", mean),
         mean_overfitting(table),
         _landscapes(gathered, table.numbers["RErr"]),
         through_training(table),
@@ -104,15 +102,11 @@ def _name_groups(axes: Any, present: set[str]) -> None:
             axes.scatter([], [], c=COLOURS[group], marker=MARKERS[group], s=30, label=group)
 
 
-def _value(network: Network, key: str) -> float:
-    return network.test.get(key, math.nan) if "flatness" in key else outcome(network, key)
-
-
 def _points(
     configuration: Configuration, x: str, y: str, label: str = "last"
 ) -> list[tuple[MeasuredRun, float, float]]:
     networks = [(run, run.networks[label]) for run in configuration.runs if label in run.networks]
-    points = [(run, _value(network, x), _value(network, y)) for run, network in networks]
+    points = [(run, outcome(network, x), outcome(network, y)) for run, network in networks]
     return [p for p in points if math.isfinite(p[1] + p[2])]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hookflat.records.quantities import quantity
+from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
 from hookflat.reporting.gathering import Gathered
@@ -108,12 +108,20 @@ def _entry(run: MeasuredRun, environments: dict[str, int], *, recipes: bool) -> 
     recipe = tomli_w.dumps(run.recipe) if recipes else ""
     declared = run.quantities
     numbers = [
-        (network.label, split, quantity(name, declared).label, f"{value:.5g}".replace("-", "−"))
+        (network.label, split, *_shown(name, value, declared))
         for network in run.networks.values()
         for split, values in (("test", network.test), ("train", network.train))
         for name, value in values.items()
     ]
     return Entry(run, recipe, " ".join(map(str, command[1:])) if isinstance(command, list) else "", number, numbers)
+
+
+def _shown(name: str, value: float, declared: dict[str, Quantity]) -> tuple[str, str]:
+    """A number in words, and its value with all digits that matter."""
+    base = is_error_of(name)
+    what = quantity(base or name, declared)
+    text = f"{100 * value:.4g} %" if what.unit == "share" else f"{value:.5g}"
+    return what.label + (", standard error" if base else ""), text.replace("-", "−")
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

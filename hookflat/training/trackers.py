@@ -46,10 +46,14 @@ class Trackers:
         self.trackers = found
 
     def log(self, record: dict[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, named stage/split/label."""
+        """The numbers of a line of metrics.jsonl, named stage/split/label; shares in %."""
         place = f"{record.get('stage')}/{record.get('split')}"
         numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-        values = {f"{place}/{quantity(name, self.quantities).label}": value for name, value in numbers.items()}
+        values = {}
+        for name, value in numbers.items():
+            what = quantity(name, self.quantities)
+            share = what.unit == "share"
+            values[f"{place}/{what.label}" + (" in %" if share else "")] = 100 * value if share else value
         for tracker in self.trackers if values else ():
             tracker.log(values, step=record.get("step"))
 
