@@ -21,7 +21,7 @@ Objective = Callable[[nn.Module, Tensor], Tensor]
 """What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,)."""
 
 PGD20 = Attack()
-PGD10 = Attack(steps=10, start="uniform")
+FRIENDLY = Attack(steps=10, start="uniform")
 
 
 def pgd(
@@ -82,7 +82,7 @@ def pgd_tau(
     y: Tensor,
     *,
     tau: int,
-    attack: Attack = PGD10,
+    attack: Attack = FRIENDLY,
     objective: Objective | None = None,
     noise: float = 0.0,
     mode: Literal["eval", "train"] = "eval",

@@ -48,7 +48,7 @@ Value = Annotated[float, BeforeValidator(_absent)]
 """A number; one that is not finite is null in the file, and NaN here."""
 
 
-class Numbers(_Kept):
+class NetworkResults(_Kept):
     """Of one network: every number by name on `test` and `train`, and the `gap`, test minus train.
 
     `epoch`: after which it was taken. `weights`: their fingerprint. `seconds`: wall time of each "split/measure".
@@ -73,7 +73,7 @@ class Results(_Kept):
 
     recipe: str
     protocol: Protocol
-    models: dict[str, Numbers] = Field(default_factory=dict)
+    models: dict[str, NetworkResults] = Field(default_factory=dict)
     model: str = ""
     epochs: int | None = None
     processes: int = 1

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ValidationError
 from hookflat.errors import UserError
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity
-from hookflat.records.results import Numbers as NumbersOfNetwork
-from hookflat.records.results import Protocol, Results
+from hookflat.records.results import NetworkResults, Protocol, Results
 
 Numbers = dict[str, float]
 
@@ -280,7 +279,7 @@ def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
     return {"eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
 
 
-def _network(label: str, numbers: NumbersOfNetwork, dropped: list[str]) -> Network:
+def _network(label: str, numbers: NetworkResults, dropped: list[str]) -> Network:
     """The numbers of a network; what is no finite number is left out and named in `dropped`."""
     parts = {"test": numbers.test, "train": numbers.train, "gap": numbers.gap}
     found = {part: {k: v for k, v in values.items() if math.isfinite(v)} for part, values in parts.items()}

@@ -143,6 +143,10 @@ def compact(text: str) -> str:
     """An SVG with coordinates to 1/100 of a point, without white space, and halos drawn with what they surround."""
     halo = r'<path d="([^"]*)" style="([^"]*stroke: [^"]*)"/>\s*<path d="\1" style="[^"]*"/>'
     text = re.sub(halo, r'<path d="\1" style="\2; paint-order: stroke"/>', text)
+    used = dict.fromkeys(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
+    short = {name: f"{name.partition('-')[0]}-{i}" for i, name in enumerate(used)}
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{short[m[1]]}"' if m[1] in short else "", text)
+    text = re.sub(r'(xlink:href="#|url\(#)([^")]+)', lambda m: m[1] + short[m[2]], text)
     text = re.sub(r'\b(?:d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
     text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text))
     alike = r'<g clip-path="([^"]*)"><use[^>]*/></g>(?:<g clip-path="\1"><use[^>]*/></g>)+'

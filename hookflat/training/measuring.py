@@ -20,7 +20,7 @@ from hookflat.recipe.options import as_table
 from hookflat.recipe.recipe import Recipe, Stage
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of
-from hookflat.records.results import Numbers, Protocol, StageProtocol
+from hookflat.records.results import NetworkResults, Protocol, StageProtocol
 from hookflat.training.hooks import Hooks
 from hookflat.training.subject import Subject
 
@@ -91,7 +91,7 @@ class Measurements:
             found[split] = {"values": values, "seconds": seconds}
         return found
 
-    def end(self, model: nn.Module, label: str, done: Done | None = None, **about: Any) -> Numbers:
+    def end(self, model: nn.Module, label: str, done: Done | None = None, **about: Any) -> NetworkResults:
         """The numbers of the final stages that want the model `label`, with what is known `about` it.
 
         What an interrupted call had finished is not measured again.
@@ -119,7 +119,7 @@ class Measurements:
             for kept, what, about_it in subject.kept:
                 self.folder.keep(f"{label}-{split}-{kept}", what, about_it)
         self.accelerator.wait_for_everyone()  # nobody writes parts any more
-        return Numbers.model_validate(about | {"test": test, "train": train, "gap": gap, "seconds": took})
+        return NetworkResults.model_validate(about | {"test": test, "train": train, "gap": gap, "seconds": took})
 
     def _unfinished(self, model: nn.Module, label: str) -> Work:
         """Where the parts of an interrupted measurement of this model, by this protocol, are found again."""
