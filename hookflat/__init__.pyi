@@ -20,6 +20,7 @@ from .records.quantities import Quantity as Quantity
 # --- plugins: what hooks are given, and give
 
 from .functional.attack_view import AttackView as AttackView
+from .functional.attack_view import attack_view as attack_view
 from .functional.attacks import Objective as Objective
 from .functional.data import Batch as Batch
 from .functional.data import Data as Data
@@ -55,6 +56,8 @@ from .functional.autoattack import autoattacks as autoattacks
 
 # --- measures
 
+from .functional.robust_error import RobustError as RobustError
+from .functional.robust_error import robust_error as robust_error
 from .functional.robustness import RobustLoss as RobustLoss
 from .functional.robustness import robust_loss as robust_loss
 from .functional.flatness import Flatness as Flatness

@@ -13,7 +13,7 @@ from hookflat import Quantity, Subject, hookimpl
 
 @dataclass(eq=False)
 class RobustLossMeasure:
-    """RLoss and RErr by PGD: for each example the worst over restarts; wrong clean or adversarially is wrong.
+    """RLoss and RErr by PGD: for each example the largest loss over restarts; wrong clean or at any point of PGD.
 
     RLoss also over the examples that are classified correctly and incorrectly without an attack (`rloss_correct`,
     `rloss_incorrect`, the paper's Fig. 2); a table `per_example` is kept.

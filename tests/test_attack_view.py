@@ -1,10 +1,13 @@
+import gc
+import weakref
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attack_view import AttackView, attack_view
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import small_image_resnet
 
@@ -92,7 +95,7 @@ def test_a_fold_that_disagrees_is_not_used():
 def test_bfloat16_is_near_and_returns_float32():
     net = in_use(small()).eval()
     x = torch.rand(4, 3, 8, 8)
-    logits = AttackView(net, bf16=True)(x)
+    logits = AttackView(net, precision="bf16")(x)
     assert logits.dtype == torch.float32
     assert (logits - net(x)).abs().max() < 0.1 * (1 + net(x).abs().max())
 
@@ -109,3 +112,72 @@ def test_networks_with_weight_norm_are_attacked_unfolded(norm):
     view = AttackView(net)
     assert torch.allclose(view(x), net(x), atol=1e-6)
     assert hookflat.robust_loss(net, (x, torch.zeros(5, dtype=torch.long)), restarts=1, steps=2).loss > 0
+
+
+class Heated(nn.Module):
+    """A network with a setting that is no tensor."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.temperature = net, 1.0
+
+    def forward(self, x):
+        return self.net(x) / self.temperature
+
+
+def change_a_setting(net):
+    net.temperature = 3.0
+
+
+def exchange_a_module(net):
+    net.net.net.fc = nn.Linear(net.net.net.fc.in_features, 5)
+
+
+def move_the_memory(net):
+    net.net.net.fc.weight.data = net.net.net.fc.weight.data.clone() + 1
+
+
+def step(net):
+    with torch.no_grad():
+        net.net.net.conv1.weight.mul_(2)
+
+
+def see_other_statistics(net):
+    net.net.net.bn1.running_mean.add_(1)
+
+
+@pytest.mark.parametrize("change", [change_a_setting, exchange_a_module, move_the_memory, step, see_other_statistics])
+def test_the_view_of_a_network_is_made_once_and_follows_it(change):
+    torch.manual_seed(0)
+    net, x = Heated(in_use(small())).eval(), torch.rand(4, 3, 8, 8)
+    before = attack_view(net)(x)
+    assert attack_view(net) is attack_view(net)
+    change(net)
+    after = attack_view(net)(x)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(after, net(x), atol=1e-4)
+
+
+def test_pgd_runs_on_the_view_and_its_points_are_the_networks(digits_net, digits_pair, monkeypatch):
+    """Also from the library, without being asked; where a user's hooks watch, on the network."""
+    x, y = (t[:20] for t in digits_pair)
+    options = {"eps": 0.1, "step_size": 0.03, "steps": 3}
+    calls = []
+    hook = digits_net.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    plain = hookflat.pgd(digits_net, x, y, **options)
+    assert calls == [20] * 4
+    hook.remove()
+    viewed = hookflat.pgd(digits_net, x, y, **options)
+    assert attack_view(digits_net)._folds
+    assert (viewed - plain).abs().gt(1e-3).float().mean() < 0.01  # a gradient near 0 may change its sign
+    loss = [torch.nn.functional.cross_entropy(digits_net.eval()(z), y).item() for z in (plain, viewed)]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-3)
+
+
+def test_views_do_not_keep_networks_alive():
+    net = small()
+    kept = weakref.ref(net)
+    attack_view(net)
+    del net
+    gc.collect()
+    assert kept() is None

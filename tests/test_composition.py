@@ -173,11 +173,11 @@ OTHER = {
     "multistep": {"milestones": [0.5], "factor": 0.5},
     "pgd": {
         **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "restarts": 1},
-        **{"start": "uniform", "keep": "last", "mode": "train", "bf16": True},
+        **{"start": "uniform", "keep": "last", "mode": "train", "precision": "bf16"},
     },
     "pgd_tau": {
         **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "start": "uniform"},
-        **{"mode": "train", "bf16": True, "tau": 2, "grows": [0.0], "noise": 0.05},
+        **{"mode": "train", "precision": "bf16", "tau": 2, "grows": [0.0], "noise": 0.05},
     },
     "random_weights": {"xi": 0.1, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
     "sam": {"rho": 0.5, "adaptive": False, "eta": 0.5},

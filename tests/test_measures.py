@@ -39,6 +39,8 @@ class _Held:
     def robust(self, steps, restarts):
         return types.SimpleNamespace(error=0.5, loss=1.0)
 
+    robust_error = robust
+
 
 @pytest.mark.parametrize("by", ["rerr_pgd", "rloss"])
 def test_the_smallest_wins_the_earliest_on_ties_and_its_weights_are_kept(tmp_path, by):

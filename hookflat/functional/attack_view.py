@@ -7,14 +7,19 @@ tensors of the network it shows, except for the folded convolutions, which `refr
 from __future__ import annotations
 
 import copy
+import time
+import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 
 from hookflat.functional.layers import AuxiliaryHead, Bfloat16, RecenteredBatchNorm2d
+from hookflat.functional.threats import Precision
 
 
 @cache
@@ -28,24 +33,25 @@ class AttackView(nn.Module):
     """A network that computes what `model` computes in evaluation mode, up to rounding, at a lower cost.
 
     Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be
-    traced, or where the folded one disagrees on its first batch, nothing is folded. `bf16` runs convolutions in
-    bfloat16;
-    `compile` hands the view to `torch.compile`.
+    traced, or where the folded one disagrees on its first batch, nothing is folded. `precision`: of convolutions and
+    matrix products; "auto" is bf16 where `bf16_pays`. `compile` hands the view to `torch.compile`; where that fails, it
+    warns and runs as it is.
     """
 
-    def __init__(self, model: nn.Module, *, bf16: bool = False, compile: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
         plain = _shared_copy(model)
         folded, self._folds = _fold(plain, model)
         self._plain = plain if self._folds else None
-        self._bf16 = bf16
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(device))
         self._compile = compile
         self._use(folded)
         self.refresh()
 
     def _use(self, net: nn.Module) -> None:
-        wrapped = self._wrapped(net)
-        self.view = torch.compile(wrapped) if self._compile else wrapped
+        self.view = self._wrapped(net)
+        self._run = torch.compile(self.view) if self._compile else self.view
         super().train(False)
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
@@ -66,7 +72,18 @@ class AttackView(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         if self._plain is not None:
             self._check(x.detach())
+        if self._compile and self._run is not self.view:
+            return self._compiled(x)
         return self.view(x)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        try:
+            return self._run(x)
+        except Exception as error:  # no compiler, or a network that it cannot take
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"torch.compile failed, the attacked network runs uncompiled: {reason}", stacklevel=2)
+            self._run = self.view
+            return self.view(x)
 
     @torch.no_grad()
     def _check(self, x: Tensor) -> None:
@@ -78,6 +95,61 @@ class AttackView(nn.Module):
         if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
             self._folds = []
             self._use(plain)
+
+
+_views: WeakKeyDictionary[nn.Module, dict[Precision, tuple[Hashable, AttackView]]] = WeakKeyDictionary()
+
+
+def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
+    """The attack view of a network, fresh; the network itself where it is a view, or where it has forward hooks.
+
+    A view is made once for a network and kept as long as it lives; another one is made where modules, their settings,
+    or the memory of the weights were exchanged since. For networks in evaluation mode or inside `frozen`.
+    """
+    if isinstance(model, AttackView) or _hooked(model):
+        return model
+    now, views = _identity(model), _views.setdefault(model, {})
+    then, view = views.get(precision, (None, None))
+    if view is None or then != now:
+        view = AttackView(model, precision=precision)
+        views[precision] = now, view
+    else:
+        view.refresh()
+    return view
+
+
+@cache
+def bf16_pays(device: torch.device) -> bool:
+    """Whether convolutions on this device are at least 1.3 times as fast in bfloat16: tried once."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False, device=device).requires_grad_(False)
+    x = torch.rand(32, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = {False: float("inf"), True: float("inf")}
+    for bf16 in (False, True) * 4:
+        began = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16), torch.no_grad():
+            conv(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds[bf16] = min(seconds[bf16], time.perf_counter() - began)
+    return seconds[False] > 1.3 * seconds[True]
+
+
+def _identity(model: nn.Module) -> Hashable:
+    """Everything about a network that may change what it computes, but for the values of its tensors."""
+    modules = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = ((k, v) for k, v in vars(module).items() if not k.startswith("_") and k != "training")
+        settings = tuple((k, v if isinstance(v, int | float | str | None) else id(v)) for k, v in own)
+        modules.append((name, id(module), type(module), settings))
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return tuple(modules), tuple((n, t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for n, t in tensors)
+
+
+def _hooked(model: nn.Module) -> bool:
+    """Whether hooks of its user see what goes through: a copy's would be others'."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:

@@ -5,20 +5,24 @@ Definitions: protocol of Stutz, Hein, Schiele (2021), section 2; Madry et al. (2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
+from hookflat.functional.attack_view import attack_view
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import check_images
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.threats import Attack, AttackOptions
+from hookflat.functional.threats import Attack, AttackOptions, Ball
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
-"""What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,)."""
+"""What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,).
+
+In evaluation mode, the model that it is given may be another module that computes the same.
+"""
 
 PGD20 = Attack()
 FRIENDLY = Attack(steps=10, start="uniform")
@@ -46,7 +50,7 @@ def pgd(
     batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
     position in the batch). The paper's start may lie arbitrarily near `x`; an
     objective divided by the distance needs `start="uniform"`. The model's weights, buffers, mode and flags are left
-    as found.
+    as found; in evaluation mode its attack view is attacked (`attack_view`), the same function up to rounding.
     """
     if objective is None:
         if y is None:
@@ -60,20 +64,34 @@ def pgd(
         keys = torch.arange(len(x), device=x.device)
     x = x.detach()
     ball = attack.threat.ball(x)
-    best_x, best = x, torch.full((len(x),), -torch.inf, device=x.device)
-    with frozen(model, train=mode == "train"), torch.enable_grad():
+    x_adv = best_x = x
+    best = torch.full((len(x),), -torch.inf, device=x.device)
+    with frozen(model, train=mode == "train"):
+        attacked = model if mode == "train" else attack_view(model, attack.precision)
         for restart in range(attack.restarts):
-            x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", restart))
-            for _ in range(attack.steps):
-                x_adv.requires_grad_()
-                value = objective(model, x_adv)
-                (gradient,) = torch.autograd.grad(value.sum(), x_adv)
-                best_x, best = _better(best_x, best, x_adv, value)
-                x_adv = ball.project(x_adv.detach() + attack.step_size * ball.ascent(gradient))
-            if keep == "best":
-                with torch.no_grad():
-                    best_x, best = _better(best_x, best, x_adv, objective(model, x_adv))
+            start = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", restart))
+            for x_adv, value in ascent(attacked, objective, ball, start, attack, score_last=keep == "best"):
+                best_x, best = better(best_x, best, x_adv, value)
     return best_x if keep == "best" else x_adv
+
+
+def ascent(
+    model: nn.Module, objective: Objective, ball: Ball, x_adv: Tensor, attack: Attack, *, score_last: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The `steps + 1` points of PGD from one start, each with the objective there, (n, C, H, W) and (n,), detached.
+
+    `model` is frozen already. The objective at the last point is NaN unless `score_last`.
+    """
+    for _ in range(attack.steps):
+        with torch.enable_grad():
+            x_adv.requires_grad_()
+            value = objective(model, x_adv)
+            (gradient,) = torch.autograd.grad(value.sum(), x_adv)
+        x_adv = x_adv.detach()
+        yield x_adv, value.detach()
+        x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient))
+    with torch.no_grad():
+        yield x_adv, objective(model, x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
 
 
 def pgd_tau(
@@ -106,8 +124,8 @@ def pgd_tau(
     x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
     left = torch.full((len(x),), tau, device=x.device)
     moving = torch.ones_like(y, dtype=torch.bool)
-    observed = _Observed(model)
     with frozen(model, train=mode == "train"), torch.enable_grad():
+        observed = _Observed(model if mode == "train" else attack_view(model, attack.precision))
         for step in range(attack.steps):
             x_adv.requires_grad_()
             value = objective(observed, x_adv)
@@ -160,8 +178,8 @@ def _cross_entropy_with(y: Tensor) -> Objective:
     return lambda model, x_adv: cross_entropy(model(x_adv), y)
 
 
-def _better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    value, x_adv = value.detach(), x_adv.detach()
+def better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two points for each example, the one of larger value, and the value."""
     improved = ~(value <= best)  # a NaN wins: it must not hide behind the clean image
     mask = improved.view(-1, *[1] * (x_adv.dim() - 1))
     return torch.where(mask, x_adv, best_x), torch.where(improved, value, best)

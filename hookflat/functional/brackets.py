@@ -70,6 +70,20 @@ def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
 
 
 @contextmanager
+def full_float32() -> Generator[None]:
+    """Convolutions and matrix products in float32, not in the TF32 that GPUs use for it; as found outside."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    allowed = [b.allow_tf32 for b in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, value in zip(backends, allowed, strict=True):
+            backend.allow_tf32 = value
+
+
+@contextmanager
 def global_generators_restored() -> Generator[None]:
     """The generators of random, numpy and torch are outside as they were."""
     states = random.getstate(), np.random.get_state()

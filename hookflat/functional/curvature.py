@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, Set, set_of
@@ -207,7 +207,7 @@ class _Points:
 
     def find(self) -> None:
         """The adversarial examples at the present weights."""
-        attack, view = self.attack, AttackView(self.model)
+        attack, view = self.attack, attack_view(self.model)
         self.batches = [(x, y) for x, y, _ in self.clean]
         if attack.restarts:
             self.batches = [(pgd(view, x, y, attack=attack, seed=self.seed, keys=keys), y) for x, y, keys in self.clean]

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, layers, moved, project, scaled_to, sphere
-from hookflat.functional.robustness import PGD20X10, attacked, mean, robust_loss
+from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
@@ -71,15 +71,12 @@ def average_flatness(
     weights = list(layers(model).values())
     losses = []
     with frozen(model):
-        view = AttackView(model)
         for sample in range(samples):
             nu = sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
             draw = seeds.derive_seed(seed, "attack at perturbed weights", sample)
             part = work.part(f"sample {sample}")
             with moved(weights, nu):
-                view.refresh()
-                found = attacked(view, loader, attack, draw, part)
-                losses.append(mean(found.loss))
+                losses.append(mean(robust_losses(model, loader, attack, draw, part)))
     average = math.fsum(losses) / samples
     return Flatness(average - reference, _standard_error(losses), losses, reference)
 
@@ -153,7 +150,7 @@ def adversarial_direction(
     """
     weights = list(layers(model).values())
     with frozen(model):
-        held, view = _Held(set_of(loader, weights[0].device), batch_size), AttackView(model)
+        held, view = _Held(set_of(loader, weights[0].device), batch_size), attack_view(model)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat(
             [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import AttackView
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader
 from hookflat.functional.flatness import PGD10, adversarial_direction
@@ -115,11 +114,9 @@ def _losses(
     """RLoss and RErr (P,) at w plus each of the shifts."""
     losses, errors = [], []
     with frozen(model):
-        view = AttackView(model)
         for point, nu in enumerate(shifts):
             with moved(weights, nu):
-                view.refresh()
-                found = attacked(view, loader, attack, seed, work.part(f"point {point}"))
+                found = attacked(model, loader, attack, seed, work.part(f"point {point}"))
             losses.append(mean(found.loss))
             errors.append(mean(found.wrong))
     return torch.tensor(losses), torch.tensor(errors)

@@ -7,6 +7,7 @@ results do not depend on the batch size or on the number of processes beyond rou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import AttackView
-from hookflat.functional.attacks import pgd
+from hookflat.functional.attack_view import attack_view
+from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.data import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
@@ -29,8 +30,8 @@ PGD20X10 = Attack(restarts=10)
 class PerExample:
     """One value an example, in the order of the set, on the CPU; (N,) each.
 
-    `clean_wrong`, `wrong`: bool, misclassified clean; misclassified clean or under any restart.
-    `clean_loss`, `loss`: cross-entropy clean; the largest over the restarts.
+    `clean_wrong`, `wrong`: bool, misclassified clean; misclassified clean or at any point of any restart.
+    `clean_loss`, `loss`: cross-entropy clean; the largest over the points of all restarts.
     """
 
     clean_loss: Tensor
@@ -64,46 +65,132 @@ def robust_loss(
     work: Work | None = None,
     **options: Unpack[AttackOptions],
 ) -> RobustLoss:
-    """RLoss: mean over examples of the largest cross-entropy found by PGD; RErr: wrong clean or under any restart.
+    """RLoss: mean over examples of the largest cross-entropy found by PGD; RErr: wrong clean or at any point of PGD.
 
-    `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255).
+    `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255). The
+    search runs on the attack view; both numbers are those of `model` itself at the points found.
     """
     with frozen(model):
-        r = attacked(AttackView(model), loader, attack.but(**options), seed, work or Work())
+        r = attacked(model, loader, attack.but(**options), seed, work or Work())
     correct, incorrect = (mean(r.loss[chosen]) for chosen in (~r.clean_wrong, r.clean_wrong))
     return RobustLoss(mean(r.loss), mean(r.wrong), mean(r.clean_wrong), correct, incorrect, r)
 
 
-def attacked(view: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> PerExample:
-    """Attack every example of `loader` and keep, for each, the worst over restarts (the clean image where none)."""
-    device = next(view.parameters()).device
-    examples, once = set_of(loader, device), attack.but(restarts=1)
+def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> PerExample:
+    """Attack every example of `loader`, and score the worst points found; without restarts, the clean images are.
 
-    def batch(x: Tensor, y: Tensor, keys: Tensor) -> Values:
-        with torch.no_grad():
-            clean_loss, clean_wrong = _scores(view(x), y)
-        loss, wrong = torch.full_like(clean_loss, -torch.inf) if attack.restarts else clean_loss, clean_wrong
-        for restart in range(attack.restarts):
-            draw = seeds.derive_seed(seed, "restart", restart)
-            x_adv = pgd(view, x, y, attack=once, seed=draw, keys=keys)
-            with torch.no_grad():
-                loss_adv, wrong_adv = _scores(view(x_adv), y)
-            loss, wrong = torch.maximum(loss, loss_adv), wrong | wrong_adv
-            work.passed(len(y) * (attack.steps + 1))
+    `model` is frozen already.
+    """
+    examples, views = set_of(loader, next(model.parameters()).device), searched_views(model, attack)
+
+    def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
+        clean_loss, clean_wrong = scores(model, x, y)
+        loss, wrong = clean_loss.clone(), clean_wrong.clone()
+        if attack.restarts:
+            loss.fill_(-torch.inf)
+            among = torch.arange(len(y), device=y.device)
+            for view in views:
+                worst, fooling, fooled = _worst(view, x[among], y[among], keys[among], attack, seed, rows)
+                here, there = scores(model, worst, y[among])
+                loss[among], wrong[among] = torch.maximum(loss[among], here), wrong[among] | there
+                if len(rest := (fooled & ~wrong[among]).nonzero().flatten()):
+                    wrong[among[rest]] = scores(model, fooling[rest], y[among[rest]])[1]
+                work.passed(len(among) * (attack.steps + 1) * attack.restarts)
+                among = (~wrong).nonzero().flatten()
         return {"clean_loss": clean_loss, "clean_wrong": clean_wrong, "loss": loss, "wrong": wrong}
 
-    rows = [work.once(f"batch {i}", lambda b=b: batch(*b)) for i, b in enumerate(examples)]
-    if not rows:  # fewer examples than processes
-        none = torch.zeros(0)
-        rows = [{"clean_loss": none, "clean_wrong": none.bool(), "loss": none, "wrong": none.bool()}]
-    columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    return PerExample(**{name: examples.gather(column) for name, column in columns.items()})
+    none = torch.zeros(0)
+    empty = {"clean_loss": none, "clean_wrong": none.bool(), "loss": none, "wrong": none.bool()}
+    return PerExample(**_columns(examples, batch, work, empty))
+
+
+def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
+    """The largest cross-entropy of each example, (N,), and nothing else of `attacked`; `model` is frozen already."""
+    examples, view = set_of(loader, next(model.parameters()).device), searched_views(model, attack)[0]
+
+    def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
+        worst = _worst(view, x, y, keys, attack, seed, rows)[0] if attack.restarts else x
+        work.passed(len(y) * (attack.steps + 1) * attack.restarts)
+        return {"loss": scores(model, worst, y)[0]}
+
+    return _columns(examples, batch, work, {"loss": torch.zeros(0)})["loss"]
+
+
+def searched_views(model: nn.Module, attack: Attack) -> list[nn.Module]:
+    """The networks that a search runs on: in low precision first, then in fp32 what that did not break."""
+    if attack.precision == "fp32":
+        return [attack_view(model)]
+    return [attack_view(model, attack.precision), attack_view(model)]
+
+
+def _columns(
+    examples: Set, batch: Callable[[Tensor, Tensor, Tensor, int], Values], work: Work, empty: Values
+) -> dict[str, Tensor]:
+    """What `batch` says of every example, in the order of the set; each batch is a part of the work."""
+    found, rows = [], 1
+    for i, (x, y, keys) in enumerate(examples):
+        rows = max(rows, len(y))
+        found.append(work.once(f"batch {i}", lambda x=x, y=y, keys=keys, rows=rows: batch(x, y, keys, rows)))
+    found = found or [empty]  # fewer examples than processes
+    return {name: examples.gather(torch.cat([row[name] for row in found])) for name in empty}
+
+
+def _worst(
+    view: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Attack, seed: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each example: its point of largest loss, its misclassified point of largest loss, and whether it has one.
+
+    Over all points of all restarts, which go through the network `rows` at a time.
+    """
+    n = len(x)
+    loss = x.new_full((n,), -torch.inf)
+    worst, fooling, fooling_loss = x.clone(), x.clone(), loss.clone()
+    for begin in range(0, n * attack.restarts, rows):
+        end = min(begin + rows, n * attack.restarts)
+        parts = [  # of each restart, the examples and the rows
+            (r, slice(max(begin - r * n, 0), min(end - r * n, n)), slice(max(r * n - begin, 0), (r + 1) * n - begin))
+            for r in range(begin // n, (end - 1) // n + 1)
+        ]
+        start = torch.cat([start_of_restart(attack, x[e], keys[e], seed, r) for r, e, _ in parts])
+        index = torch.arange(begin, end, device=x.device) % n
+        objective, ball = Scored(y[index]), attack.threat.ball(x[index])
+        best_x = wrong_x = start
+        best = wrong_best = x.new_full((end - begin,), -torch.inf)
+        for x_adv, value in ascent(view, objective, ball, start, attack):
+            best_x, best = better(best_x, best, x_adv, value)
+            wrong_x, wrong_best = better(wrong_x, wrong_best, x_adv, value.where(objective.wrong, -torch.inf))
+        for _, e, b in parts:
+            worst[e], loss[e] = better(worst[e], loss[e], best_x[b], best[b])
+            fooling[e], fooling_loss[e] = better(fooling[e], fooling_loss[e], wrong_x[b], wrong_best[b])
+    return worst, fooling, fooling_loss != -torch.inf
+
+
+def start_of_restart(attack: Attack, x: Tensor, keys: Tensor, seed: int, restart: int) -> Tensor:
+    """Where a restart of a measure begins, (n, C, H, W): a function of the seed, the restart and an example's key."""
+    draw = seeds.derive_seed(seeds.derive_seed(seed, "restart", restart), "start", 0)
+    return attack.threat.ball(x).start(attack.start, keys, draw)
+
+
+class Scored:
+    """Cross-entropy with `y` as an objective; `wrong` (n,) bool says where the last answer is not `y`."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y, self.wrong = y, torch.zeros_like(y, dtype=torch.bool)
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        """(n,)."""
+        logits = model(x)
+        self.wrong = logits.detach().argmax(dim=1) != self.y
+        return cross_entropy(logits, self.y)
+
+
+@torch.no_grad()
+def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each example, and whether it is misclassified; (n,) each."""
+    logits = model(x)
+    return cross_entropy(logits, y), logits.argmax(dim=1) != y
 
 
 def mean(values: Tensor) -> float:
     """In double precision; NaN of nothing."""
     return values.double().mean().item()
-
-
-def _scores(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return cross_entropy(logits, y), logits.argmax(dim=1) != y

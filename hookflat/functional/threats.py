@@ -13,6 +13,7 @@ from hookflat.functional import seeds
 
 Norm = Literal["Linf", "L2", "L1"]
 Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
+Precision = Literal["fp32", "bf16", "auto"]
 
 
 class Ball(Protocol):
@@ -58,13 +59,16 @@ class AttackOptions(TypedDict, total=False):
     steps: int
     restarts: int
     start: Start
+    precision: Precision
 
 
 @dataclass(frozen=True)
 class Attack:
     """Projected gradient ascent under a threat: `restarts` starts, `steps` steps of length `step_size` from each.
 
-    Without restarts, measures take the images as they are. Raises ValueError for negative numbers.
+    Without restarts, measures take the images as they are. `precision`: of the search's convolutions; "auto" is bf16
+    where this device is faster in it. Measures take their numbers from the network in its own precision, and search
+    again in fp32 what bf16 did not break. Raises ValueError for negative numbers.
     """
 
     threat: Threat = field(default_factory=Threat)
@@ -72,6 +76,7 @@ class Attack:
     steps: int = 20
     restarts: int = 1
     start: Start = "uniform_norm"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.restarts < 0 or self.steps < 0:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field
 
+from hookflat.functional.threats import Precision
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import Number, Period
@@ -47,6 +48,9 @@ class EvalOptions:
     eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius of every measure")] = 8 / 255
     step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD")] = 0.007
     batch_size: Annotated[int, Field(ge=1, description="examples a batch, on each process")] = 250
+    precision: Annotated[Precision, Field(description="of PGD's search; every number is the network's in float32")] = (
+        "fp32"
+    )
 
 
 @dataclass(eq=False)

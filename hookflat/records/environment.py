@@ -29,6 +29,7 @@ def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
+        "tf32": {"training": torch.backends.cudnn.allow_tf32, "measures": False} if gpus else None,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 

@@ -38,6 +38,7 @@ class Protocol(_Kept):
     seed: int
     stages: dict[str, StageProtocol]
     batch_size: int | None = None
+    precision: str = "fp32"
 
 
 def _absent(value: Any) -> Any:

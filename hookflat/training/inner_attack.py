@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from hookflat.functional.data import Batch
-from hookflat.functional.threats import Attack, Start, Threat
+from hookflat.functional.threats import Attack, Precision, Start, Threat
 from hookflat.recipe.options import Number
 from hookflat.training.run import Run
 
@@ -25,7 +25,7 @@ class InnerAttack:
     steps: Annotated[int, Field(ge=0, description="iterations")] = 7
     start: Annotated[Start, Field(description="the paper's, Madry's, TRADES's, or none")] = "uniform_norm"
     mode: Annotated[Literal["eval", "train"], Field(description="of the attacked network's batch norm")] = "eval"
-    bf16: Annotated[bool, Field(description="attack in bfloat16 (mode eval)")] = False
+    precision: Annotated[Precision, Field(description="in mode eval; auto: bf16 where it pays")] = "fp32"
     compile: Annotated[bool, Field(description="attack a torch.compile'd network (mode eval)")] = False
 
     def attack(self, restarts: int = 1) -> Attack:
@@ -36,7 +36,7 @@ class InnerAttack:
 
     def attacked(self, run: Run) -> nn.Module:
         """The network in training, or the run's view of it for attacks."""
-        return run.network if self.mode == "train" else run.attack_view(bf16=self.bf16, compile=self.compile)
+        return run.network if self.mode == "train" else run.attack_view(precision=self.precision, compile=self.compile)
 
     def options(self, run: Run, batch: Batch) -> dict[str, Any]:
         """The other arguments that attack functions take: mode, seed and the keys of the examples."""

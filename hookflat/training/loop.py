@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from torch import Tensor
+
 from hookflat.errors import TrainingFailed
 from hookflat.functional.data import Batch
 from hookflat.training import checkpoints
@@ -33,8 +35,8 @@ def train(run: Run) -> None:
         checkpoints.save(run)
 
 
-def step(run: Run, batch: Batch) -> None:
-    """One training step."""
+def step(run: Run, batch: Batch) -> Tensor:
+    """One training step; its loss."""
     hook, finite = run.hook, run.finite
     finite.step = run.step
 
@@ -52,3 +54,4 @@ def step(run: Run, batch: Batch) -> None:
     run.update(loss)  # optimizer and schedule
     if not run.mid_cycle:
         hook.after_step(run=run)  # weight clipping, averaging
+    return loss

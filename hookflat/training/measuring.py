@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hookflat.errors import UserError
+from hookflat.functional.brackets import full_float32
 from hookflat.functional.data import Data, Examples
 from hookflat.functional.seeds import fingerprint
 from hookflat.functional.threats import Threat
@@ -66,8 +67,10 @@ class Measurements:
         images = self.data.taken(split, whole if examples is None else examples, take)
         device = self.accelerator.device
         batches = Examples(images, batch_size=options.batch_size, device=device, accelerator=self.accelerator)
-        threat, seed = Threat(options.eps), self.recipe.run.seed
-        return Subject(model, split, batches, self.data.num_classes, threat, options.step_size, seed, work or Work())
+        threat, seed, precision = Threat(options.eps), self.recipe.run.seed, options.precision
+        return Subject(
+            model, split, batches, self.data.num_classes, threat, options.step_size, seed, precision, work or Work()
+        )
 
     def _size(self, split: str, stage: Stage) -> int:
         return len(self.data.taken(split, stage.examples, stage.take))
@@ -81,7 +84,9 @@ class Measurements:
             seconds: dict[str, float] = {}
             for measure, plugin in measures.items():
                 began, before = time.perf_counter(), self.tally.seconds_before
-                for answer in self.hooks[name].only("measure", plugin)(subject=subjects[split]):
+                with full_float32():
+                    answers = self.hooks[name].only("measure", plugin)(subject=subjects[split])
+                for answer in answers:
                     if clash := answer.keys() & values.keys():
                         raise UserError(f"[eval.{name}]: two measures return {', '.join(sorted(clash))!r}")
                     values |= answer
@@ -167,6 +172,7 @@ class Measurements:
             eps=options.eps,
             step_size=options.step_size,
             batch_size=options.batch_size,
+            precision=options.precision,
             seed=recipe.run.seed,
             stages=stages,
         )

@@ -20,6 +20,7 @@ from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
 from hookflat.functional.data import Batch, Data
 from hookflat.functional.layers import Bfloat16
+from hookflat.functional.threats import Precision
 from hookflat.recipe.options import period_in_epochs
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
@@ -75,7 +76,7 @@ class Run:
         self.loss_sum = torch.zeros((), device=self.device)
         self.began = time.perf_counter()
         self._generators: dict[str, tuple[int, torch.Generator]] = {}
-        self._views: dict[tuple[bool, bool], tuple[AttackView, int]] = {}
+        self._views: dict[tuple[Precision, bool], tuple[AttackView, int]] = {}
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -162,14 +163,14 @@ class Run:
         """The network as attacks see it: evaluation mode, frozen, batch norm folded; fresh in every step."""
         return self.attack_view()
 
-    def attack_view(self, *, bf16: bool = False, compile: bool = False) -> AttackView:
+    def attack_view(self, *, precision: Precision = "fp32", compile: bool = False) -> AttackView:
         """The same, its convolutions in bfloat16, or through `torch.compile`."""
-        view, step = self._views.get((bf16, compile), (None, -1))
+        view, step = self._views.get((precision, compile), (None, -1))
         if view is None:
-            view = AttackView(self.network, bf16=bf16, compile=compile)  # after `prepare`, which may move the memory
+            view = AttackView(self.network, precision=precision, compile=compile)  # `prepare` may have moved the memory
         elif step != self.step:
             view.refresh()
-        self._views[bf16, compile] = (view, self.step)
+        self._views[precision, compile] = (view, self.step)
         return view
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from hookflat.functional.data import Examples
+from hookflat.functional.robust_error import RobustError, robust_error
 from hookflat.functional.robustness import RobustLoss, robust_loss
-from hookflat.functional.threats import Attack, Threat
+from hookflat.functional.threats import Attack, Precision, Threat
 from hookflat.functional.work import Work
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Subject:
     """A network and the examples of one split.
 
-    `threat`, `step_size`: of the evaluation (`[eval]`). `seed`: for every random number of the measure.
+    `threat`, `step_size`, `precision`: of the evaluation (`[eval]`). `seed`: for every random number of the measure.
     """
 
     model: nn.Module
@@ -30,13 +31,14 @@ class Subject:
     threat: Threat
     step_size: float
     seed: int
+    precision: Precision = "fp32"
     root: Work = field(default_factory=Work, repr=False)
     kept: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list, repr=False)
     _robust: dict[tuple[int, int], RobustLoss] = field(default_factory=dict, repr=False)
 
     def attack(self, steps: int = 20, restarts: int = 1) -> Attack:
         """PGD under the evaluation's threat, as the library's functions take it."""
-        return Attack(self.threat, self.step_size, steps, restarts)
+        return Attack(self.threat, self.step_size, steps, restarts, precision=self.precision)
 
     def robust(self, steps: int, restarts: int) -> RobustLoss:
         """RLoss and RErr by PGD, computed once for each (steps, restarts), however many measures ask."""
@@ -47,6 +49,11 @@ class Subject:
                 self.model, self.examples, attack=attack, seed=self.seed, work=work
             )
         return self._robust[steps, restarts]
+
+    def robust_error(self, steps: int, restarts: int) -> RobustError:
+        """RErr by PGD alone, in fewer passes than `robust`: what is broken is attacked no further."""
+        work = self.work(f"robust error {steps} {restarts}")
+        return robust_error(self.model, self.examples, attack=self.attack(steps, restarts), seed=self.seed, work=work)
 
     def work(self, name: str) -> Work:
         """For the library's functions: what an interrupted measure had finished, under a name of the measure's own."""

@@ -1,0 +1,125 @@
+"""RErr by PGD alone: an example is attacked until it is broken, and not further."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional.brackets import frozen
+from hookflat.functional.data import Loader, set_of
+from hookflat.functional.robustness import PGD20X10, Scored, mean, scores, searched_views, start_of_restart
+from hookflat.functional.threats import Attack, AttackOptions
+from hookflat.functional.work import Work
+
+
+@dataclass(frozen=True, eq=False)
+class RobustError:
+    """RErr by PGD and the clean error, in [0, 1]; `wrong`, `clean_wrong`: (N,) bool, each example's."""
+
+    error: float
+    clean_error: float
+    wrong: Tensor
+    clean_wrong: Tensor
+
+
+def robust_error(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    attack: Attack = PGD20X10,
+    seed: int = 0,
+    work: Work | None = None,
+    **options: Unpack[AttackOptions],
+) -> RobustError:
+    """The RErr of `robust_loss`, in fewer passes: what is broken gets no more steps and restarts.
+
+    The points are the same; the search packs what is still robust into full batches, and `model` itself confirms every
+    adversarial example. This process's share of the examples is held in memory.
+    """
+    work, attack = work or Work(), attack.but(**options)
+    examples = set_of(loader, next(model.parameters()).device)
+    with frozen(model):
+        found = work.once("broken", lambda: _Breaking(model, list(examples), attack, seed, work).result())
+    wrong, clean_wrong = examples.gather(found["wrong"]), examples.gather(found["clean_wrong"])
+    return RobustError(mean(wrong), mean(clean_wrong), wrong, clean_wrong)
+
+
+class _Breaking:
+    """The search for one adversarial example each, on a frozen network."""
+
+    def __init__(
+        self, model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]], attack: Attack, seed: int, work: Work
+    ) -> None:
+        self.model, self.attack, self.seed, self.work = model, attack, seed, work
+        self.rows = max((len(y) for _, y, _ in batches), default=0)
+        if self.rows:
+            self.x, self.y, self.keys = (torch.cat(column) for column in zip(*batches, strict=True))
+
+    def result(self) -> dict[str, Tensor]:
+        """Which examples are misclassified clean, and which clean or under attack."""
+        if not self.rows:  # fewer examples than processes
+            return {"wrong": torch.zeros(0, dtype=torch.bool), "clean_wrong": torch.zeros(0, dtype=torch.bool)}
+        batches = zip(self.x.split(self.rows), self.y.split(self.rows), strict=True)
+        clean_wrong = torch.cat([scores(self.model, x, y)[1] for x, y in batches])
+        wrong, doubted = clean_wrong, torch.zeros_like(clean_wrong)
+        for view in searched_views(self.model, self.attack):
+            broken, doubted = self.search(view, ~wrong)
+            wrong = wrong | broken
+        if doubted.any():  # the view and the network disagree about a label: no view, then
+            wrong = wrong | self.search(self.model, doubted)[0]
+        return {"wrong": wrong, "clean_wrong": clean_wrong}
+
+    def search(self, net: nn.Module, among: Tensor) -> tuple[Tensor, Tensor]:
+        """Attack `among` ((N,) bool) through `net`: which are broken, and of which only `net` said so."""
+        rows, attack = self.rows, self.attack
+        broken, closed = torch.zeros_like(among), torch.zeros_like(among)
+        examples = among.nonzero().flatten()
+        queue = examples.repeat(attack.restarts)  # every example's first restart, then every example's second, ...
+        restarts = torch.arange(attack.restarts, device=queue.device).repeat_interleave(len(examples))
+        index, x_adv, steps = (
+            queue[:0],
+            self.x[:0],
+            queue[:0],
+        )  # what is under attack, where it is, after how many steps
+        asked, candidates = queue[:0], self.x[:0]  # what the network itself has to judge
+        while True:
+            going, waiting = ~closed[index], ~closed[queue]
+            index, x_adv, steps = index[going], x_adv[going], steps[going]
+            queue, restarts = queue[waiting], restarts[waiting]
+            if free := rows - len(index):
+                index = torch.cat([index, queue[:free]])
+                x_adv = torch.cat([x_adv, self.starts(queue[:free], restarts[:free])])
+                steps = torch.cat([steps, torch.zeros_like(queue[:free])])
+                queue, restarts = queue[free:], restarts[free:]
+            over = steps == attack.steps
+            asked, candidates = torch.cat([asked, index[over]]), torch.cat([candidates, x_adv[over]])
+            index, x_adv, steps = index[~over], x_adv[~over], steps[~over]
+            while len(asked) >= rows or (len(asked) and not len(index)):
+                judged, asked = asked[:rows], asked[rows:]
+                wrong = scores(self.model, candidates[:rows], self.y[judged])[1]
+                candidates = candidates[rows:]
+                broken[judged[wrong]] = closed[judged[wrong]] = True
+            if not len(index):
+                if not len(queue):
+                    return broken, closed & ~broken
+                continue
+            objective, ball = Scored(self.y[index]), attack.threat.ball(self.x[index])
+            with torch.enable_grad():
+                x_adv.requires_grad_()
+                (gradient,) = torch.autograd.grad(objective(net, x_adv).sum(), x_adv)
+            self.work.passed(len(index))
+            x_adv, wrong = x_adv.detach(), objective.wrong
+            asked, candidates = torch.cat([asked, index[wrong]]), torch.cat([candidates, x_adv[wrong]])
+            closed[index[wrong]] = True
+            x_adv, steps = ball.project(x_adv + attack.step_size * ball.ascent(gradient)), steps + 1
+
+    def starts(self, index: Tensor, restarts: Tensor) -> Tensor:
+        """Where the restarts of some examples begin, in order; `restarts` is sorted."""
+        parts = [self.x[:0]]
+        for restart in restarts.unique_consecutive().tolist():
+            of_it = index[restarts == restart]
+            parts.append(start_of_restart(self.attack, self.x[of_it], self.keys[of_it], self.seed, restart))
+        return torch.cat(parts)
