@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Run, Share, derive_seed, hookimpl
+from hookflat import Batch, Run, Share, hookimpl
 
 
 @dataclass(eq=False)
@@ -29,20 +29,10 @@ class AutoAugment:
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
-        from torchvision.transforms import v2
-        from torchvision.transforms.autoaugment import AutoAugmentPolicy
-
         if self._mean is None:
             self._mean = run.data.train.statistics()[0]
-        policy = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=(255 * self._mean).round().int().tolist())
-        levels = (255 * batch.x).round().to(torch.uint8).cpu()
-        # torchvision draws from the global generator, once a call: image by image
-        with torch.random.fork_rng(devices=[]):
-            images = []
-            for image, row in zip(levels, batch.row.tolist(), strict=True):
-                torch.manual_seed(derive_seed(run.seed("autoaugment"), row))
-                images.append(policy(image))
-        x = torch.stack(images).to(batch.x.device).float() / 255
+        levels = (255 * batch.x).round().to(torch.uint8)
+        x = policy_on(levels, run.uniform("autoaugment", batch, (5,)), self._mean).float() / 255
         batch.x = self._cut(x, run.uniform("cutout", batch, (2,)))
 
     def _cut(self, x: Tensor, draws: Tensor) -> Tensor:
@@ -57,3 +47,44 @@ class AutoAugment:
             inside.append((pixel >= first[:, None]) & (pixel < first[:, None] + side))
         square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
         return torch.where(square, self._mean.to(x).view(1, -1, 1, 1), x)
+
+
+def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
+    """torchvision's CIFAR-10 policy on every image of a batch (n, C, H, W) uint8, on its device.
+
+    `draws` (n, 5) in [0, 1): the sub-policy, and for each of its two operations whether it is applied and in which
+    direction. `mean` (C,) in [0, 1] fills what comes from outside. An operation runs once for all images that it is
+    due on; on a GPU on all images, so that nobody has to wait and see which they are.
+    """
+    from torchvision.transforms import v2
+    from torchvision.transforms.autoaugment import AutoAugmentPolicy
+
+    torchvisions = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=(255 * mean).round().int().tolist())
+    policies = torchvisions._policies
+    chosen = (draws[:, 0] * len(policies)).long().clamp_max(len(policies) - 1)
+    for number in range(2):
+        applied, sign = draws[:, 1 + 2 * number], draws[:, 2 + 2 * number]
+        due: dict[tuple[str, float], Tensor] = {}
+        for i, policy in enumerate(policies):
+            name, probability, bin_of_ten = policy[number]
+            here = (chosen == i) & (applied <= probability)
+            bins, signed = torchvisions._AUGMENTATION_SPACE[name]
+            sizes = bins(10, x.shape[2], x.shape[3])
+            size = 0.0 if sizes is None else float(sizes[bin_of_ten])
+            for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
+                key = (name, factor * size)
+                due[key] = due.get(key, torch.zeros_like(here)) | (here & side)
+        before = x
+        for (name, size), images in due.items():
+            if x.is_cuda:
+                changed = _operation(torchvisions, before, name, size)
+                x = torch.where(images.view(-1, 1, 1, 1), changed, x)
+            elif len(index := images.nonzero().flatten()):
+                x = x.index_copy(0, index, _operation(torchvisions, before[index], name, size))
+    return x
+
+
+def _operation(torchvisions: Any, x: Tensor, name: str, size: float) -> Tensor:
+    return torchvisions._apply_image_or_video_transform(
+        x, name, size, interpolation=torchvisions.interpolation, fill=torchvisions._fill
+    )

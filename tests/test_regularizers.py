@@ -11,7 +11,7 @@ from hookflat.functional.data import Batch, Images
 from hookflat.testing import tiny_run
 from hookflat.training import loop
 from hookflat_plugins.augment import Augment
-from hookflat_plugins.autoaugment import AutoAugment
+from hookflat_plugins.autoaugment import AutoAugment, policy_on
 from hookflat_plugins.label_noise import LabelNoise
 
 
@@ -92,7 +92,7 @@ def test_mean_filled_crops_leave_a_mean_coloured_image_alone():
 
 
 def test_cutout_squares_have_their_side_and_may_leave_the_image(monkeypatch):
-    monkeypatch.setattr(v2.AutoAugment, "forward", lambda self, image: image)
+    monkeypatch.setattr("hookflat_plugins.autoaugment.policy_on", lambda x, draws, mean: x)
     x = torch.full((4000, 3, 32, 32), 0.8)
     batch = batch_of(x)
     AutoAugment(cutout=0.5).transform_batch(FakeRun(), batch)
@@ -104,7 +104,26 @@ def test_cutout_squares_have_their_side_and_may_leave_the_image(monkeypatch):
     assert ((rows == 16).float().mean().item()) == pytest.approx(17 / 32, abs=0.03)
 
 
-def test_autoaugment_is_torchvisions_cifar10_policy_image_by_image():
+def test_autoaugment_is_torchvisions_cifar10_policy_image_by_image(monkeypatch):
+    """Its own forward, given our draws in place of its own; every sub-policy, applied or not, in both directions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (400, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    draws, mean = torch.rand(400, 5, generator=generator), torch.tensor([0.2, 0.4, 0.6])
+    ours = policy_on(x, draws, mean)
+    theirs = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=[51, 102, 153])
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.tensor(int(draws[image, 0] * high)))
+    for image in range(len(x)):
+        policy, left = theirs._policies[int(draws[image, 0] * 25)], []
+        for number, (name, probability, _) in enumerate(policy):
+            applied, sign = draws[image, 1 + 2 * number : 3 + 2 * number]
+            left += [applied] + ([sign] if applied <= probability and theirs._AUGMENTATION_SPACE[name][1] else [])
+        monkeypatch.setattr(torch, "rand", lambda size, left=left: left.pop(0))
+        assert torch.equal(theirs(x[image]), ours[image])
+        assert not left
+    assert (draws[:, 0] * 25).long().unique().numel() == 25
+
+
+def test_autoaugment_depends_on_the_row_alone():
     torch.manual_seed(0)
     x = (torch.randint(0, 256, (6, 3, 32, 32)) / 255).float()
     whole, part = batch_of(x.clone()), batch_of(x[2:4].clone())
