@@ -15,7 +15,8 @@ from hookflat import Data, Images, hookimpl
 class Digits:
     """Handwritten digits, 8x8 gray, 10 classes, shipped inside scikit-learn.
 
-    Split by position, as neighbouring images share a writer: the first `train`, and the last `test` of 1797.
+    Split by position, as neighbouring images share a writer: the first `train`, and the last `test` of 1797. Those
+    between are left for plugins that want images without labels.
     """
 
     paper: ClassVar[str] = "E. Alpaydin, C. Kaynak, UCI Machine Learning Repository (1998)"
@@ -34,4 +35,11 @@ class Digits:
         digits = load_digits()
         x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
         images = Images(x, torch.from_numpy(digits.target).long())
-        return Data(images.part(0, self.train), images.part(len(images) - self.test, len(images)), 10)
+        last = len(images) - self.test
+        left = images.x[self.train : last]
+        return Data(
+            images.part(0, self.train),
+            images.part(last, len(images)),
+            10,
+            unused=(lambda count: left[: count or None]) if len(left) else None,
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from hookflat import Data, Images, Run, UserError, decoded, hookimpl, load_sets
 
@@ -25,6 +27,8 @@ class ImageFiles:
     image: Annotated[str | None, Field(description="column of the images, if there are several")] = None
     label: Annotated[str | None, Field(description="column of the labels, if there are several")] = None
     size: Annotated[int, Field(ge=0, description="pixels a side to resize to; 0: as they are")] = 0
+    train: Annotated[int, Field(ge=0, description="training images, the first of the split; 0: all")] = 0
+    test: Annotated[int, Field(ge=0, description="test images, the first of the split; 0: all")] = 0
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
@@ -35,10 +39,11 @@ class ImageFiles:
             if split not in sets:
                 raise UserError(f"data.path = {self.path!r} has no split {split!r}, only {', '.join(map(repr, sets))}")
         columns = self._columns(sets[self.train_split].features)
-        train, test = (self._decode(sets[s], *columns) for s in splits)
+        parts = [_first(sets[s], n, s) for s, n in zip(splits, (self.train, self.test), strict=True)]
+        train, test = (self._decode(part, *columns) for part in parts)
         label = sets[self.train_split].features[columns[1]]
         classes = getattr(label, "num_classes", None) or int(max(train.y.max(), test.y.max())) + 1
-        return Data(train, test, classes)
+        return Data(train, test, classes, unused=self._unused(sets[self.train_split], columns[0]))
 
     def _columns(self, features: Any) -> tuple[str, str]:
         from datasets import ClassLabel, Image, Value
@@ -55,6 +60,25 @@ class ImageFiles:
                 )
         return images[0], labels[0]
 
+    def _unused(self, split: Any, image: str) -> Callable[[int], Tensor] | None:
+        """What decodes training images behind the first `train`."""
+        if not self.train or self.train == len(split):
+            return None
+
+        def behind(count: int) -> Tensor:
+            stop = min(self.train + count, len(split)) if count else len(split)
+            left = split.select(range(self.train, stop))
+            return decoded(left, image, self.size, f"data.path = {self.path!r}", "data.size")
+
+        return behind
+
     def _decode(self, split: Any, image: str, label: str) -> Images:
         x = decoded(split, image, self.size, f"data.path = {self.path!r}", "data.size")
         return Images(x, torch.as_tensor(split.with_format("numpy")[label][:]).long())
+
+
+def _first(split: Any, examples: int, name: str) -> Any:
+    """The first examples of a split; all where none are counted."""
+    if examples > len(split):
+        raise UserError(f"data.path: the split {name!r} has {len(split)} examples, not {examples}")
+    return split.select(range(examples)) if examples else split

@@ -43,7 +43,8 @@ _PASSED_ON = ("activation", "augment", "autoaugment")
 class Unlabeled:
     """Unlabeled data: `fraction` of every batch is drawn from a pool of images with pseudo-labels.
 
-    The pool is every image at `path`, or else the last `share` of the training set, whose labels are set aside.
+    The pool is every image at `path`, or else the images of the training split that the recipe does not train on, or,
+    where there are none, the last `share` of the training set, whose labels are set aside.
     Pseudo-labels are the predictions of a standard network: the run's own data, augmentation, model, optimizer and
     schedule, seed 0, trained without attacks on the labelled images alone. It is trained before the first run that
     needs it and kept as a run folder of its own in `pseudo_labels/` beside the run's folder. An epoch is as many steps
@@ -54,9 +55,10 @@ class Unlabeled:
     kind: ClassVar[str] = "more data"
 
     fraction: Annotated[Share, Field(description="of a batch, drawn from the pool with replacement")] = 0.7
-    path: Annotated[str, Field(description='folder or hub id, as for images; "": a share of the training set')] = ""
+    path: Annotated[str, Field(description='folder or hub id, as for images; "": the training split\'s')] = ""
     split: Annotated[str, Field(description="of the images at path")] = "train"
-    share: Annotated[Share, Field(lt=1, description="of the training set, without path")] = 0.5
+    images: Annotated[int, Field(ge=0, description="of the pool, the first ones; 0: all")] = 0
+    share: Annotated[Share, Field(lt=1, description="of the training set, where all of it would be trained on")] = 0.5
 
     def __post_init__(self) -> None:
         self._pool: Tensor | None = None
@@ -75,10 +77,13 @@ class Unlabeled:
             return data
         if self.path:
             with run.accelerator.main_process_first():
-                self._pool = self._loaded(data.train.x)
+                self._pool = self._first(self._loaded(data.train.x))
+            return data
+        if data.unused is not None:
+            self._pool = data.unused(self.images) if self.fraction else None
             return data
         kept = len(data.train) - round(self.share * len(data.train))
-        self._pool = data.train.x[kept:]
+        self._pool = self._first(data.train.x[kept:])
         return replace(data, train=data.train.part(0, kept))
 
     @hookimpl(wrapper=True)
@@ -105,6 +110,9 @@ class Unlabeled:
         batch.labeled = batch.labeled & ~taken
 
     # --- the pool and its labels --------------------------------------------------------------------------------------
+
+    def _first(self, pool: Tensor) -> Tensor:
+        return pool[: self.images] if self.images else pool
 
     def _loaded(self, like: Tensor) -> Tensor:
         from datasets import Image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -58,6 +58,8 @@ class Data:
     """What a data plugin builds: training and test images, and what the test set's labels mean.
 
     `holdout` are examples, the last of the split `held_from`, that select models; a plugin takes them with `hold_out`.
+    `unused(M)`: the first M images (M, C, H, W) uint8 of the training split that are not in `train` (0: all), where
+    there are such.
     """
 
     train: Images
@@ -65,6 +67,7 @@ class Data:
     num_classes: int
     holdout: Images | None = None
     held_from: Literal["test", "train"] = "test"
+    unused: Callable[[int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
