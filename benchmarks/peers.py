@@ -1,0 +1,357 @@
+"""hookflat beside torchattacks, pyautoattack and code written by hand: ratios of time at equal results.
+
+    python benchmarks/peers.py [--device cpu|cuda] [--width 64] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
+
+ResNet-18 on 32x32 colour images, fp32 unless --precision says otherwise. The two sides of a row take turns in one
+process, on the same weights and images with the same budget; a ratio above 1 says how many times as fast hookflat is.
+What each side reached (robust loss, error, training loss) stands beside it. --torchattacks FOLDER adds that package,
+which pins old ones: `pip install --no-deps --target FOLDER torchattacks
+requests urllib3 idna charset_normalizer certifi`.
+AutoAttack runs on a small network trained on the embedded digits, as it is a matter of hours on a ResNet-18.
+"""
+
+from __future__ import annotations
+
+import hookflat  # isort: skip  (before torch: it decides how threads wait)
+
+import argparse
+import importlib
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import by_hand
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hookflat import Attack, Data, Images, Threat, hookimpl
+from hookflat.testing import tiny_run
+from hookflat.training import loop
+
+EPS, STEP_SIZE = 8 / 255, 0.007
+METHODS: dict[str, dict[str, Any]] = {
+    "at": {},
+    "trades": {"loss": {"name": "trades"}},
+    "mart": {"loss": {"name": "mart"}},
+    "at_awp": {"plugins": {"awp": {"xi": 0.01}}},
+    "random_weights": {"plugins": {"random_weights": {"xi": 0.5}}},
+    "entropy_sgd": {"optimizer": {"name": "entropy_sgd", "langevin_steps": 1000}},
+    "label_noise": {"plugins": {"label_noise": {"rate": 0.4}}},
+    "autoaugment": {"plugins": {"autoaugment": {}}},
+}
+
+
+@dataclass(eq=False)
+class ColourNoise:
+    """Random colour images: timing needs no more."""
+
+    size: int = 32
+    train: int = 512
+
+    @hookimpl
+    def build_data(self) -> Data:
+        """Both splits, of two classes' patterns among ten."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (self.train, 3, self.size, self.size), generator=generator, dtype=torch.uint8)
+        images = Images(x, torch.randint(0, 10, (self.train,), generator=generator))
+        return Data(images, images, 10)
+
+
+@dataclass
+class Row:
+    """Ratios of theirs over ours, one a pair."""
+
+    name: str
+    ratios: list[float] = field(default_factory=list)
+    ours: float = 0.0
+    seconds: float = 0.0
+    reached: tuple[float, float] = (0.0, 0.0)
+
+    def __str__(self) -> str:
+        low, mid, high = min(self.ratios), statistics.median(self.ratios), max(self.ratios)
+        reached = " / ".join(f"{v:.4g}" for v in self.reached)
+        return f"| {self.name} | {mid:.2f} | {low:.2f} to {high:.2f} | {self.seconds:.3g} s | {reached} |"
+
+
+def endless(run: Any) -> Iterator[Any]:
+    """Batches of a run, epoch after epoch."""
+    while True:
+        yield from run.batches()
+
+
+class Bench:
+    """One network, one batch of images, and rows printed as they come."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, torch.device(options.device)
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(0)
+        with self.run() as run:
+            self.net = run.network.to(self.device)
+            for _ in range(3):  # statistics that are not those of an unused network
+                self.net.train()(torch.rand(32, 3, 32, 32, device=self.device))
+        self.net.eval()
+        self.x = torch.rand(options.batch, 3, 32, 32, device=self.device)
+        self.y = self.net(self.x).argmax(dim=1)
+        self.budget = by_hand.Budget(EPS, STEP_SIZE, 20)
+        self.attack = Attack(Threat(EPS), STEP_SIZE, 20, start="uniform", precision=options.precision)
+
+    @contextmanager
+    def run(self, method: dict[str, Any] | None = None) -> Iterator[Any]:
+        """A training run of a method."""
+        o = self.options
+        tables = {
+            "data": {"name": "colour_noise"},
+            "model": {"name": "resnet18", "width": o.width},
+            "attack": {"name": "pgd", "eps": EPS, "step_size": STEP_SIZE, "steps": 7, "precision": o.precision},
+            "run": {"batch_size": o.batch, "threads": o.threads, "epochs": 1000},
+        }
+        with tiny_run(tables | (method or {}), [ColourNoise]) as made:
+            torch.set_num_threads(o.threads)
+            yield made
+
+    def compare(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int | None = None) -> Row:
+        """Turns of both, the order alternating, after one of each to warm up."""
+        row = Row(name)
+        seconds = {}
+        for i in range((pairs or self.options.pairs) + 1):
+            reached = {}
+            for side in (ours, theirs) if i % 2 else (theirs, ours):
+                self._wait()
+                began = time.perf_counter()
+                reached[side] = side()
+                self._wait()
+                seconds[side] = time.perf_counter() - began
+            row.reached = float(reached[ours]), float(reached[theirs])
+            if i:
+                row.ratios.append(seconds[theirs] / seconds[ours])
+        row.seconds = seconds[ours]
+        print(row, flush=True)
+        return row
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def loss(self, x_adv: Tensor) -> float:
+        """Mean cross-entropy on the network itself."""
+        with torch.no_grad():
+            return F.cross_entropy(self.net.eval()(x_adv), self.y).item()
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def pgd(self) -> None:
+        """PGD-20."""
+
+        def ours() -> float:
+            return self.loss(hookflat.pgd(self.net, self.x, self.y, attack=self.attack))
+
+        self.compare("PGD-20, by hand", ours, lambda: self.loss(by_hand.pgd(self.net, self.x, self.y, self.budget)))
+        if self.options.torchattacks:
+            sys.path.insert(0, self.options.torchattacks)
+            theirs = importlib.import_module("torchattacks").PGD(self.net, eps=EPS, alpha=STEP_SIZE, steps=20)
+            self.compare("PGD-20, torchattacks", ours, lambda: self.loss(theirs(self.x, self.y)))
+
+    def rloss(self) -> None:
+        """RLoss with one and with ten restarts."""
+        few = (self.x[: max(2, len(self.x) // 4)], self.y[: max(2, len(self.x) // 4)])
+        for restarts, (x, y), pairs in ((1, (self.x, self.y), None), (10, few, 2)):
+            self.compare(
+                f"RLoss x {restarts}, by hand",
+                lambda x=x, y=y, r=restarts: (
+                    hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=r).loss
+                ),
+                lambda x=x, y=y, r=restarts: by_hand.robust_loss(self.net, x, y, self.budget, r).mean(),
+                pairs,
+            )
+
+    def rerr(self) -> None:
+        """RErr alone, ten restarts, at a radius where about half of the examples break."""
+        x, y = self.x[: max(2, len(self.x) // 4)], self.y[: max(2, len(self.x) // 4)]
+        eps, step_size = EPS / 8, STEP_SIZE / 8
+
+        def ours() -> float:
+            attack = self.attack.but(eps=eps, step_size=step_size, restarts=10)
+            return hookflat.robust_error(self.net, (x, y), attack=attack).error
+
+        def theirs() -> float:
+            wrong = torch.zeros_like(y, dtype=torch.bool)
+            for _ in range(10):
+                x_adv = by_hand.pgd(self.net, x, y, by_hand.Budget(eps, step_size, 20))
+                with torch.no_grad():
+                    wrong |= self.net(x_adv).argmax(dim=1) != y
+            return wrong.float().mean().item()
+
+        self.compare("RErr x 10, by hand", ours, theirs, 2)
+
+    def average(self) -> None:
+        """Average-case flatness."""
+        attack = self.attack.but(steps=10)
+        self.compare(
+            "average flatness, deep copies",
+            lambda: statistics.fmean(
+                hookflat.average_flatness(
+                    self.net, (self.x, self.y), xi=0.1, samples=2, reference=0.0, attack=attack
+                ).losses
+            ),
+            lambda: by_hand.average_flatness(
+                self.net, self.x, self.y, by_hand.Budget(EPS, STEP_SIZE, 10), xi=0.1, samples=2
+            ),
+            2,
+        )
+
+    def worst(self) -> None:
+        """Worst-case flatness."""
+        self.compare(
+            "worst flatness, deep copies",
+            lambda: hookflat.worst_flatness(
+                self.net, (self.x, self.y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=5
+            ).losses[0],
+            lambda: by_hand.worst_flatness(self.net, self.x, self.y, self.budget, xi=0.003, sweeps=5, batch_size=128),
+            2,
+        )
+
+    def steps(self) -> None:
+        """A training step of every method, against the same by hand."""
+        for name, tables in METHODS.items():
+            with self.run(tables) as ours, self.run() as other:
+                training = by_hand.Training(other.network, by_hand.Budget(EPS, STEP_SIZE, 7))
+                ours.network.load_state_dict(other.network.state_dict())
+                mine, same = (endless(run) for run in (ours, other))
+
+                def by_loop(run: Any = ours, batches: Any = mine) -> Tensor:
+                    return loop.step(run, next(batches))
+
+                def plainly(training: by_hand.Training = training, name: str = name, batches: Any = same) -> Tensor:
+                    batch = next(batches)
+                    return getattr(training, name)(batch.x, batch.y)
+
+                self.compare(f"step of {name}, by hand", by_loop, plainly)
+
+    def awp(self) -> None:
+        """What weight perturbation adds to hookflat's own steps."""
+        for name, loss in (("AT", {}), ("TRADES", {"loss": {"name": "trades"}})):
+            with self.run(loss) as plain, self.run(loss | METHODS["at_awp"]) as perturbed:
+                sides = []
+                for run in (plain, perturbed):
+                    batches = endless(run)
+                    sides.append(lambda run=run, batches=batches: loop.step(run, next(batches)))
+                self.compare(f"time of {name}-AWP over {name}", *sides)
+
+    def peak(self) -> None:
+        """The share of the matrix-multiplication peak that the attack reaches."""
+        a = torch.rand(2048, 2048, device=self.device)
+        best = 0.0
+        for _ in range(6):
+            self._wait()
+            began = time.perf_counter()
+            a @ a
+            self._wait()
+            best = max(best, 2 * 2048**3 / (time.perf_counter() - began))
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counted:
+            hookflat.pgd(self.net, self.x, self.y, attack=self.attack)
+        self._wait()
+        began = time.perf_counter()
+        hookflat.pgd(self.net, self.x, self.y, attack=self.attack)
+        self._wait()
+        rate = counted.get_total_flops() / (time.perf_counter() - began)
+        print(f"\nPGD-20 reaches {rate / 1e9:.0f} GFLOP/s, {rate / best:.0%} of a matrix product's {best / 1e9:.0f}")
+
+    def pipeline(self) -> None:
+        """Images a second that the input pipeline delivers, and that PGD-7 consumes."""
+        crops = {"plugins": {"augment": {}, "autoaugment": {}}}
+        with self.run(crops) as run:
+            batches = endless(run)
+            began, count = time.perf_counter(), 0
+            while time.perf_counter() - began < 2:
+                batch = next(batches)
+                run.hook.transform_batch(run=run, batch=batch)
+                count += len(batch.y)
+            self._wait()
+            delivered = count / (time.perf_counter() - began)
+        began = time.perf_counter()
+        hookflat.pgd(self.net, self.x, self.y, attack=self.attack, steps=7)
+        self._wait()
+        consumed = len(self.x) / (time.perf_counter() - began)
+        print(f"\nimages a second: crop, flip, AutoAugment and Cutout {delivered:.0f}; PGD-7 takes {consumed:.0f}")
+
+    def linear(self) -> None:
+        """Time against restarts."""
+        x, y, took = self.x[:4], self.y[:4], {}
+        for restarts in (1, 2, 4):
+            began = time.perf_counter()
+            hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=restarts)
+            took[restarts] = time.perf_counter() - began
+        shown = ", ".join(f"{r}: {s / took[1]:.2f}" for r, s in took.items())
+        print(f"\ntime of RLoss by restarts, over one: {shown}")
+
+    def autoattack(self) -> None:
+        """RErr by AutoAttack on the embedded digits: both APGDs, and standard."""
+        from pyautoattack import AutoAttack
+
+        options = self.options
+        tables = {"data": {"name": "digits"}, "model": {"name": "resnet_small"}, "run": {"epochs": 8, "batch_size": 64}}
+        attack = {"name": "pgd", "eps": 0.15, "step_size": 0.0335, "steps": 7}
+        with tiny_run(tables | {"attack": attack}) as run:
+            for _ in range(8):
+                for batch in run.batches():
+                    loop.step(run, batch)
+                run.epoch += 1
+            net = run.network.eval().to(self.device)
+            x, y = run.data.test.__getitems__(torch.arange(options.examples))
+        x, y = x.to(self.device), y.to(self.device)
+        apgds: dict[str, Any] = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
+        for name, chosen in (("both APGDs", apgds), ("AutoAttack standard", {"version": "standard"})):
+
+            def ours(chosen: dict[str, Any] = chosen) -> float:
+                return hookflat.autoattack(net, (x, y), eps=0.1, batch_size=250, **chosen).error
+
+            def theirs(chosen: dict[str, Any] = chosen) -> float:
+                listed = {"attacks": chosen["attacks"]} if "attacks" in chosen else {}
+                package = AutoAttack(
+                    net, norm="Linf", eps=0.1, seed=0, version=chosen["version"], device=x.device, **listed
+                )
+                if listed:
+                    package.apgd.n_restarts = package.fab.n_restarts = 1
+                _, answers = package.run_standard_evaluation(x, y, batch_size=250)
+                return (answers != y).float().mean().item()
+
+            self.compare(f"{name}, pyautoattack ({options.examples} digits)", ours, theirs, 1)
+
+
+ROWS = ("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "peak", "pipeline", "linear")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
+    parser.add_argument("--examples", type=int, default=100, help="for AutoAttack")
+    parser.add_argument("--torchattacks", metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    bench = Bench(options)
+    print(f"ResNet-18 of width {options.width}, batch {options.batch}, {options.device}, {options.threads} thread(s)\n")
+    print("| what, against | median ratio | range | ours | reached: ours / theirs |\n|---|---|---|---|---|")
+    for row in options.only:
+        getattr(bench, row)()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\npeak memory of the process {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
