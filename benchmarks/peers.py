@@ -4,9 +4,9 @@
 
 ResNet-18 on 32x32 colour images, fp32 unless --precision says otherwise. The two sides of a row take turns in one
 process, on the same weights and images with the same budget; a ratio above 1 says how many times as fast hookflat is.
-What each side reached (robust loss, error, training loss) stands beside it. --torchattacks FOLDER adds that package,
-which pins old ones: `pip install --no-deps --target FOLDER torchattacks
-requests urllib3 idna charset_normalizer certifi`.
+What each side reached (robust loss, error, training loss) stands beside it. The networks of the other side are in torch's
+default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old ones:
+`pip install --no-deps --target FOLDER torchattacks requests urllib3 idna charset_normalizer certifi`.
 AutoAttack runs on a small network trained on the embedded digits, as it is a matter of hours on a ResNet-18.
 """
 
@@ -94,7 +94,7 @@ class Bench:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
         with self.run() as run:
-            self.net = run.network.to(self.device)
+            self.net = run.network.to(self.device, memory_format=torch.contiguous_format)  # torch's default
             for _ in range(3):  # statistics that are not those of an unused network
                 self.net.train()(torch.rand(32, 3, 32, 32, device=self.device))
         self.net.eval()
@@ -222,6 +222,7 @@ class Bench:
         """A training step of every method, against the same by hand."""
         for name, tables in METHODS.items():
             with self.run(tables) as ours, self.run() as other:
+                other.network.to(memory_format=torch.contiguous_format)
                 training = by_hand.Training(other.network, by_hand.Budget(EPS, STEP_SIZE, 7))
                 ours.network.load_state_dict(other.network.state_dict())
                 mine, same = (endless(run) for run in (ours, other))

@@ -86,9 +86,8 @@ def find_protocol(name: str | Path) -> Path:
     try:
         return find_recipe(f"protocols/{name}")
     except UserError:
-        raise UserError(
-            f"no protocol {str(name)!r}: there are paper, quick, full, landscapes and digits, or give a TOML file"
-        ) from None
+        known = sorted({p.stem for _, folder in recipe_folders() for p in (folder / "protocols").glob("*.toml")})
+        raise UserError(f"no protocol {str(name)!r}: there are {', '.join(known)}, or give a TOML file") from None
 
 
 def with_bases(recipe: Path) -> list[Path]:

@@ -195,9 +195,9 @@ def read_study(
     base = Job("", "", 0, place, (*options.overlays, *overlays), (), protocol or options.protocol, tuple(options.which))
     base = replace(base, measure=tuple(_flat(options.measure).items()), plugins=tuple(map(str, plugins)))
     jobs = []
-    for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
-        for point in _points(grid.values):
-            for seed in options.seeds:
+    for seed in options.seeds:  # every row once before any row twice
+        for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
+            for point in _points(grid.values):
                 jobs += _jobs(base, place, grid, values | point, point, seed)
     names = [job.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
