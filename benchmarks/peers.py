@@ -4,8 +4,8 @@
 
 ResNet-18 on 32x32 colour images, fp32 unless --precision says otherwise. The two sides of a row take turns in one
 process, on the same weights and images with the same budget; a ratio above 1 says how many times as fast hookflat is.
-What each side reached (robust loss, error, training loss) stands beside it. The networks of the other side are in torch's
-default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old ones:
+What each side reached (robust loss, error, training loss) stands beside it. The networks of the other side are in
+torch's default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old:
 `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna charset_normalizer certifi`.
 AutoAttack runs on a small network trained on the embedded digits, as it is a matter of hours on a ResNet-18.
 """
@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +104,7 @@ class Bench:
         self.attack = Attack(Threat(EPS), STEP_SIZE, 20, start="uniform", precision=options.precision)
 
     @contextmanager
-    def run(self, method: dict[str, Any] | None = None) -> Iterator[Any]:
+    def run(self, method: dict[str, Any] | None = None) -> Generator[Any]:
         """A training run of a method."""
         o = self.options
         tables = {

@@ -48,6 +48,8 @@ NETWORKS = {
     "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=5), 0),
     "mobilenet": (lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), None),
     "untraceable": (Branching, 0),
+    "wide": (lambda: small_image_resnet(32, 1, 3, 5, "batch", "relu"), 12),
+    "wide group": (lambda: small_image_resnet(32, 1, 3, 5, "group", "silu"), 0),
 }
 
 

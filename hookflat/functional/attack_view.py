@@ -1,7 +1,8 @@
 """The attack view: the same network, made cheap to attack.
 
-Evaluation mode, parameters frozen, batch norm folded into the convolution before it, channels-last. It shares the
-tensors of the network it shows, except for the folded convolutions, which `refresh` recomputes.
+Evaluation mode, parameters frozen, batch norm folded into the convolution before it, channels-last, and on CPUs wide
+3x3 convolutions by Winograd's algorithm. It shares the tensors of the network it shows, except for the folded convolutions
+and the transforms, which `refresh` recomputes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from hookflat.functional.layers import AuxiliaryHead, Bfloat16, RecenteredBatchNorm2d
 from hookflat.functional.threats import Precision
+from hookflat.functional.winograd import WinogradConv2d, pays
 
 
 @cache
@@ -41,12 +43,16 @@ class AttackView(nn.Module):
     def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
         plain = _shared_copy(model)
-        folded, self._folds = _fold(plain, model)
-        self._plain = plain if self._folds else None
+        fast, self._folds = _fold(plain, model)
+        if not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
+            fast = _shared_copy(model) if fast is plain else fast
+            for name in wide:
+                fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
+        self._plain = plain if fast is not plain else None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(device))
         self._compile = compile
-        self._use(folded)
+        self._use(fast)
         self.refresh()
 
     def _use(self, net: nn.Module) -> None:
@@ -66,6 +72,9 @@ class AttackView(nn.Module):
         """Recompute the folded convolutions from the current weights and statistics."""
         for fold in self._folds:
             fold.refresh()
+        for module in self.view.modules():
+            if isinstance(module, WinogradConv2d):
+                module.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
