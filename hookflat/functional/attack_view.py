@@ -1,8 +1,8 @@
 """The attack view: the same network, made cheap to attack.
 
 Evaluation mode, parameters frozen, batch norm folded into the convolution before it, channels-last, and on CPUs wide
-3x3 convolutions by Winograd's algorithm. It shares the tensors of the network it shows, except for the folded convolutions
-and the transforms, which `refresh` recomputes.
+3x3 convolutions by Winograd's algorithm. It shares the tensors of the network it shows, except for the folded
+convolutions and the transforms, which `refresh` recomputes.
 """
 
 from __future__ import annotations

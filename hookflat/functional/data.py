@@ -135,6 +135,8 @@ class Set(Protocol):
 
     processes: int
     rank: int
+    batch_size: int
+    """The most examples that go through a network at a time, as far as it is known; 0 where it is not."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
 
@@ -189,11 +191,12 @@ class Examples(Set):
 class Pairs(Set):
     """Batches (x, y) from anywhere, the whole set on this process, in the order in which they come."""
 
-    processes, rank = 1, 0
+    processes, rank, batch_size = 1, 0, 0
 
     def __init__(self, loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], device: torch.device) -> None:
         match loader:
             case (Tensor() as x, Tensor() as y):
+                self.batch_size = 250
                 self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(250), y.split(250), strict=True))
             case _:
                 self.batches = loader

@@ -42,7 +42,9 @@ def robust_error(
     work, attack = work or Work(), attack.but(**options)
     examples = set_of(loader, next(model.parameters()).device)
     with frozen(model):
-        found = work.once("broken", lambda: _Breaking(model, list(examples), attack, seed, work).result())
+        found = work.once(
+            "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result()
+        )
     wrong, clean_wrong = examples.gather(found["wrong"]), examples.gather(found["clean_wrong"])
     return RobustError(mean(wrong), mean(clean_wrong), wrong, clean_wrong)
 
@@ -51,11 +53,17 @@ class _Breaking:
     """The search for one adversarial example each, on a frozen network."""
 
     def __init__(
-        self, model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]], attack: Attack, seed: int, work: Work
+        self,
+        model: nn.Module,
+        batches: list[tuple[Tensor, Tensor, Tensor]],
+        attack: Attack,
+        seed: int,
+        work: Work,
+        batch_size: int,
     ) -> None:
         self.model, self.attack, self.seed, self.work = model, attack, seed, work
-        self.rows = max((len(y) for _, y, _ in batches), default=0)
-        if self.rows:
+        self.rows = max([batch_size, *(len(y) for _, y, _ in batches)]) if batches else 0
+        if batches:
             self.x, self.y, self.keys = (torch.cat(column) for column in zip(*batches, strict=True))
 
     def result(self) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def _columns(
     examples: Set, batch: Callable[[Tensor, Tensor, Tensor, int], Values], work: Work, empty: Values
 ) -> dict[str, Tensor]:
     """What `batch` says of every example, in the order of the set; each batch is a part of the work."""
-    found, rows = [], 1
+    found, rows = [], max(1, examples.batch_size)
     for i, (x, y, keys) in enumerate(examples):
         rows = max(rows, len(y))
         found.append(work.once(f"batch {i}", lambda x=x, y=y, keys=keys, rows=rows: batch(x, y, keys, rows)))

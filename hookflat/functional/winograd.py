@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHANNELS = 256
-"""From how many on it pays (measured: docs/performance.md)."""
+CHANNELS, TILES = 256, 8
+"""From how many on it pays (docs/performance.md): tiles, those of all images together."""
+
+_CACHE = 16 * 2**20  # bytes of transformed input at a time, so that it stays near the cores
 
 _INPUT = torch.tensor(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
@@ -57,7 +59,8 @@ class WinogradConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, K, H, W) of (n, C, H, W)."""
-        if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        few = len(x) * _tiles(x.shape[2]) * _tiles(x.shape[3]) < TILES
+        if few or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
             return F.conv2d(x, self.weight, self.bias, padding=1)
         y = _Convolution.apply(x, self)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
@@ -91,10 +94,20 @@ def _transformed(weight: Tensor) -> Tensor:
     return (_both(_FILTER) @ weight.reshape(-1, 9).T).view(36, *weight.shape[:2]).transpose(1, 2).contiguous()
 
 
+def _tiles(pixels: int) -> int:
+    return -(-pixels // 4)
+
+
 def _convolved(x: Tensor, weight: Tensor) -> Tensor:
     """(n, K, H, W), channels-last, of (n, C, H, W) and transformed weights (36, C, K)."""
+    image = 36 * x.element_size() * x.shape[1] * _tiles(x.shape[2]) * _tiles(x.shape[3])
+    parts = [_part(part, weight) for part in x.split(max(1, _CACHE // image))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _part(x: Tensor, weight: Tensor) -> Tensor:
     n, channels, height, width = x.shape
-    rows, columns = -(-height // 4), -(-width // 4)
+    rows, columns = _tiles(height), _tiles(width)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns - width + 1, 1, 4 * rows - height + 1))
     tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
     spectrum = (_both(_INPUT) @ tiles).view(36, -1, channels)
