@@ -8,6 +8,8 @@ turn on the same batches, and the ratio is taken pair by pair, so that a driftin
 
 from __future__ import annotations
 
+import hookflat  # noqa: F401  # isort: skip  (before torch: it decides how threads wait)
+
 import argparse
 import itertools
 import statistics

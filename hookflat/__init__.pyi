@@ -111,6 +111,7 @@ from .reading.images import load_sets as load_sets
 
 # --- random numbers, figures
 
+from .functional.seeds import normals_like as normals_like
 from .functional.seeds import derive_seed as derive_seed
 from .functional.seeds import fingerprint as fingerprint
 from .functional.canvas import new_figure as new_figure

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hookflat import Decay, Number, Run, hookimpl
+from hookflat import Decay, Number, Run, hookimpl, normals_like
 
 
 @dataclass(eq=False)
@@ -93,10 +93,9 @@ class EntropySGD(torch.optim.Optimizer):
         generator = self.noise_from()
         gamma = group["gamma"] * (1 + group["scoping"]) ** group["outer"]
         scale = group["noise"] / math.sqrt(0.5 * group["inner_lr"])
-        for p in group["params"]:
+        for p, noise in zip(group["params"], normals_like(group["params"], generator), strict=True):
             state = self.state[p]
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            noise = torch.randn(p.shape, generator=generator).to(p)
             change = _with_momentum(gradient, p, state["inner_momentum"], group)
             change = change - gamma * (state["anchor"] - p) + scale * noise
             p.sub_(group["inner_lr"] * change)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import hookflat
 from hookflat.functional import seeds
 from hookflat.testing import run_recipe, tiny_run
 from hookflat_plugins.entropy_sgd import EntropySGD
@@ -51,7 +52,13 @@ def test_equals_the_algorithm_on_a_quadratic(change):
     ours_noise, hand_noise = seeds.generator(0), seeds.generator(0)
     optimizer = EntropySGD([w], noise_from=lambda: ours_noise, **o)
     rates = [0.5, 0.5, 0.05]
-    expected = by_hand(start, a, rates, o, lambda shape: torch.randn(shape, generator=hand_noise).double())
+    expected = by_hand(
+        start,
+        a,
+        rates,
+        o,
+        lambda shape: hookflat.normals_like([torch.empty(shape, dtype=torch.float64)], hand_noise)[0],
+    )
     for i, position in enumerate(expected):
         optimizer.param_groups[0]["lr"] = rates[i // o["langevin_steps"]]
         optimizer.zero_grad()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hookflat.functional import seeds
+from hookflat.functional.seeds import normals_like
 
 
 def test_uniform_and_normal_draws_follow_their_distributions():
@@ -39,3 +40,22 @@ def test_seeds_depend_on_every_part_and_on_their_order():
 def test_generators_repeat():
     draws = [torch.randn(5, generator=seeds.generator(7, "x", 3)) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+def test_weights_are_drawn_in_place_alike_everywhere_and_normally():
+    """The draws of a tensor depend on the generator and on its place in the list, not on type, layout or neighbours."""
+    shapes = [torch.empty(301, 7), torch.empty(8, 3, 3, 3), torch.empty(5)]
+    draws = normals_like(shapes, torch.Generator().manual_seed(3))
+    assert [d.shape for d in draws] == [s.shape for s in shapes]
+    again = normals_like([s.double() for s in shapes], torch.Generator().manual_seed(3))
+    assert all(torch.equal(a.float(), d) for a, d in zip(again, draws, strict=True))
+    assert torch.equal(normals_like(shapes[:1], torch.Generator().manual_seed(3))[0], draws[0])
+    generator = torch.Generator().manual_seed(3)
+    first, second = normals_like(shapes, generator), normals_like(shapes, generator)
+    assert not torch.equal(first[2], second[2])
+    many = normals_like([torch.empty(200_001)] * 2, torch.Generator().manual_seed(0))
+    assert stats.kstest(many[0].numpy(), "norm").pvalue > 1e-3
+    half = len(many[0]) // 2
+    for a, b in ((many[0], many[1]), (many[0][:half], many[0][half : 2 * half])):  # tensors; cosines and sines
+        assert abs(np.corrcoef(a.numpy(), b.numpy())[0, 1]) < 0.01
+        assert abs(np.corrcoef(a.square().numpy(), b.square().numpy())[0, 1]) < 0.01

@@ -17,7 +17,7 @@ def wide(channels=256, out=256, **options):
     return nn.Conv2d(channels, out, 3, padding=1, **options).requires_grad_(False)
 
 
-@pytest.mark.parametrize("shape", [(2, 256, 8, 8), (3, 256, 7, 9), (1, 256, 1, 1), (5, 256, 4, 5)])
+@pytest.mark.parametrize("shape", [(17, 256, 8, 8), (11, 256, 7, 9), (1, 256, 1, 1), (40, 256, 4, 5)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_the_convolutions(shape, bias, layout):
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_the_convolutions(shape, bias, layout):
 
 def test_a_large_batch_goes_through_in_parts(monkeypatch):
     torch.manual_seed(0)
-    fast, x = WinogradConv2d(wide()), torch.randn(5, 256, 8, 8)
+    fast, x = WinogradConv2d(wide()), torch.randn(18, 256, 8, 8)
     whole = fast(x)
     monkeypatch.setattr(winograd, "_CACHE", 1)
     assert torch.allclose(fast(x), whole, atol=1e-5)
@@ -46,7 +46,7 @@ def test_small_integers_come_out_as_they_are():
     """An independent sum: images and filters of ones count the pixels under the filter."""
     conv = wide(bias=False)
     conv.weight.fill_(1)
-    y = WinogradConv2d(conv)(torch.ones(2, 256, 6, 6))
+    y = WinogradConv2d(conv)(torch.ones(16, 256, 6, 6))
     rows = torch.tensor([2.0, 3, 3, 3, 3, 2])
     assert torch.allclose(y[0, 0], 256 * rows[:, None] * rows, rtol=1e-5)
 
@@ -69,7 +69,7 @@ def test_other_modules_are_left_alone(conv):
 
 def test_changed_weights_are_seen_after_a_refresh_and_autocast_is_respected():
     torch.manual_seed(0)
-    conv, x = wide(), torch.randn(2, 256, 8, 8)
+    conv, x = wide(), torch.randn(16, 256, 8, 8)
     fast = WinogradConv2d(conv)
     conv.weight.mul_(-2)
     fast.refresh()
@@ -81,7 +81,7 @@ def test_changed_weights_are_seen_after_a_refresh_and_autocast_is_respected():
 def test_views_of_wide_networks_use_it_and_follow_the_weights():
     torch.manual_seed(0)
     net = small_image_resnet(32, 1, 3, 5, "batch", "relu").eval()
-    view, x = AttackView(net), torch.rand(8, 3, 16, 16)
+    view, x = AttackView(net), torch.rand(64, 3, 16, 16)
     assert sum(isinstance(m, WinogradConv2d) for m in view.modules()) == 1
     for _ in range(2):
         assert (view(x) - net(x)).abs().max() < 1e-5 * net(x).abs().max()

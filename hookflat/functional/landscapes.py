@@ -94,7 +94,7 @@ def _direction(
     if kind == "layer":
         return weights, sphere(weights, xi, generator)
     if kind == "filter":  # a linear layer's rows are its filters
-        gaussian = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
+        gaussian = seeds.normals_like([w.detach() for w in weights], generator)
         by_row = scaled_to([d[..., None] for d in gaussian], [w[..., None] for w in weights], xi, filters=True)
         return weights, [d[..., 0] for d in by_row]
     once = attack.but(restarts=1)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from hookflat.functional.brackets import restored
 from hookflat.functional.layers import AuxiliaryHead
+from hookflat.functional.seeds import normals_like
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 
@@ -73,12 +74,11 @@ def _norms(tensor: Tensor, filters: bool) -> Tensor:
 
 
 def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
-    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (CPU `generator`).
+    """One perturbation of norm exactly xi ||w_l||_2 and uniform direction for each layer (seeded by a CPU `generator`).
 
     `filters`: for each filter of a convolution.
     """
-    directions = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
-    return scaled_to(directions, weights, xi, filters=filters)
+    return scaled_to(normals_like([w.detach() for w in weights], generator), weights, xi, filters=filters)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def sharpest(gradients: Sequence[Tensor], rho: float, scales: Sequence[Tensor] |
 
 
 def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
-    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2] (CPU `generator`).
+    """One perturbation of uniform direction for each layer, its norm uniform in [0, xi ||w_l||_2].
 
     `filters`: each filter of a convolution is of its own relative norm, scaled by the layer's one draw.
     """

@@ -1,14 +1,17 @@
 """Randomness by name: every draw is a function of the run's seed and of what it is for, never of the global state.
 
-A *generator* serves draws that all processes share (weight perturbations, the order of the data). *Keyed* draws serve
-examples: the numbers of an example depend on its key alone, so they stay the same whatever the batch size, the number
-of processes or the device. Nothing here has to be saved to resume a run exactly.
+A *generator* serves draws that all processes share (the order of the data), and seeds those for weights, which are
+drawn where the weights are (`normals_like`). *Keyed* draws serve examples: the numbers of an example depend on its key
+alone, so they stay the same whatever the batch size, the number of processes or the device. All but the generators
+count (splitmix64): the same numbers on every device, up to rounding of log and cos. Nothing here has to be saved to
+resume a run exactly.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -65,3 +68,19 @@ def normal(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     radius = (((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24
     angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(angle)
+
+
+def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Standard normal draws in the shape, type and place of each tensor; `generator` (CPU) only seeds them."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return [_normals(t, derive_seed(seed, number)) for number, t in enumerate(tensors)]
+
+
+def _normals(like: Tensor, seed: int) -> Tensor:
+    """Box-Muller, both of each pair."""
+    counter = torch.arange(1, like.numel() // 2 + 2, device=like.device)
+    bits = _mix(counter * _GOLDEN + seed)
+    radius = torch.sqrt(-2 * torch.log((((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24))
+    angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
+    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return pairs[: like.numel()].view(like.shape).to(like)

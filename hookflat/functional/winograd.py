@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHANNELS, TILES = 256, 8
-"""From how many on it pays (docs/performance.md): tiles, those of all images together."""
+CHANNELS, TILES = 256, 64
+"""From how many on it pays, transforms of the weights included (docs/performance.md): tiles, of all images together."""
 
 _CACHE = 16 * 2**20  # bytes of transformed input at a time, so that it stays near the cores
 
@@ -51,10 +51,9 @@ class WinogradConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Transform the weights as they are now."""
-        self._forward = _transformed(self.weight)
+        """Forget the transforms of the weights; they are made anew when they are needed."""
+        self._forward: Tensor | None = None
         self._backward: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +63,12 @@ class WinogradConv2d(nn.Module):
             return F.conv2d(x, self.weight, self.bias, padding=1)
         y = _Convolution.apply(x, self)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+    def forwards(self) -> Tensor:
+        """The transform of the weights."""
+        if self._forward is None:
+            self._forward = _transformed(self.weight)
+        return self._forward
 
     def backwards(self) -> Tensor:
         """The transform of the flipped weights, which take gradients back to the input."""
@@ -76,7 +81,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: WinogradConv2d) -> Tensor:
         ctx.conv = conv
-        return _convolved(x, conv._forward)
+        return _convolved(x, conv.forwards())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -89,9 +94,11 @@ def _both(matrix: Tensor) -> Tensor:
     return torch.kron(matrix, matrix).float()
 
 
+@torch.no_grad()
 def _transformed(weight: Tensor) -> Tensor:
     """(36, C, K) of weights (K, C, 3, 3)."""
-    return (_both(_FILTER) @ weight.reshape(-1, 9).T).view(36, *weight.shape[:2]).transpose(1, 2).contiguous()
+    flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    return (_both(_FILTER) @ flat).view(36, *weight.shape[:2]).transpose(1, 2)
 
 
 def _tiles(pixels: int) -> int:
