@@ -56,6 +56,7 @@ from .functional.autoattack import autoattacks as autoattacks
 
 # --- measures
 
+from .functional.preactivation import PreActNet as PreActNet
 from .functional.robust_error import RobustError as RobustError
 from .functional.robust_error import robust_error as robust_error
 from .functional.robustness import RobustLoss as RobustLoss

@@ -1,12 +1,16 @@
+import socket
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image as PilImage
 
 from hookflat import UserError
 from hookflat.functional.data import Data, Examples, Images
+from hookflat.reading import images
 from hookflat.testing import tiny_run
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"  # not part of the repository
@@ -160,3 +164,23 @@ def test_the_last_examples_are_those_of_the_whole_split_held_out_ones_included()
     assert data.taken("train", 2, "last").x.flatten().tolist() == [8, 9]
     assert len(data.taken("test", 99, "last")) == 10
     assert Data(images, images, 1).hold_out(4, "train").taken("test", 2, "last").x.flatten().tolist() == [8, 9]
+
+
+def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch):
+    """Without network the libraries try for half a minute before they say so."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert images._hub_answers()
+    assert not images._hub_answers()  # nobody listens there any more
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda path: asked.append(datasets.config.HF_HUB_OFFLINE) or {})
+    images.load_sets("some/images", ("train",), "data.path")
+    assert asked == [True]
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    assert images._hub_answers()

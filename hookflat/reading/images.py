@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -24,7 +30,10 @@ def load_sets(path: str, splits: tuple[str, ...], option: str) -> Any:
         if not folder.exists():
             if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
                 raise FileNotFoundError("no such folder")
-            return datasets.load_dataset(path)
+            if _hub_answers():
+                return datasets.load_dataset(path)
+            with _offline():  # what was downloaded before is found
+                return datasets.load_dataset(path)
         files = {s: sorted(map(str, folder.rglob(f"{s}*.parquet"))) for s in splits}
         if any(files.values()):
             return datasets.load_dataset("parquet", data_files={s: f for s, f in files.items() if f})
@@ -33,8 +42,44 @@ def load_sets(path: str, splits: tuple[str, ...], option: str) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{option} = {path!r} cannot be loaded: {reason} "
-            "(give a local folder of parquet or image files, or a hub id that can be reached)"
+            "(give a local folder of parquet or image files, or a hub id that can be reached; what another machine "
+            "downloaded is found under HF_HOME)"
         ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: asked once, for two seconds, where the libraries try for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # not for us to look through
+    hub = urlsplit(constants.ENDPOINT)
+    answered: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=2):
+            answered.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time-out of its own
+    asking.start()
+    asking.join(2)
+    return bool(answered)
+
+
+@contextmanager
+def _offline() -> Generator[None]:
+    """Hugging Face's libraries use what they have, and ask nobody."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def decoded(split: Any, image: str, size: int, source: str, option: str) -> Tensor:

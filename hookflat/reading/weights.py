@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,23 @@ from hookflat.functional.layers import Normalized
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
 """What DataParallel, torch.compile and training scripts put in front of every key."""
 _SHOWN = 12
+
+_WIDE = ((r"^block(\d)\.layer\.", "stages.{}."), (r"convShortcut", "shortcut"), (r"^bn1\.", "bn."))
+_PREACT = ((r"^layer(\d)\.", "stages.{}."), (r"shortcut\.0", "shortcut"), (r"^linear\.", "fc."))
+_DEEPMIND = (
+    (r"^layer\.(\d)\.block\.", "stages.{}."),
+    (r"^init_conv\.", "conv1."),
+    (r"batchnorm_0", "bn1"),
+    (r"batchnorm_1", "bn2"),
+    (r"conv_1", "conv2"),
+    (r"conv_0", "conv1"),
+    (r"^batchnorm\.", "bn."),
+    (r"^logits\.", "fc."),
+)
+FOREIGN = ((_WIDE, 1), (_PREACT, 1), (_DEEPMIND, 0))
+"""What others call the parts of our networks, and from what number they count stages: TRADES and RST; Rice et al., AWP
+and RobustBench; Gowal et al., Rebuffi et al. and Wang et al."""
+_UNUSED = ("sub_block1.", "mean", "std")  # TRADES's code makes a block that it never calls
 
 
 def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -53,7 +71,7 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     faults = []
     for target in (network, *inner):
         expected = target.state_dict()
-        for candidate in _unwrapped(weights):
+        for candidate in (renamed for unwrapped in _unwrapped(weights) for renamed in _renamed(unwrapped)):
             missing, left, other = _differences(expected, candidate)
             if not (missing or left or other):
                 target.load_state_dict(candidate)
@@ -65,6 +83,25 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     raise UserError(
         f"{source} does not fit the network ({told}): is it another architecture, or another --set model...?"
     )
+
+
+def _renamed(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The weights as they are, then as our networks would call them if they are of one of the `FOREIGN`."""
+    found = [weights]
+    for patterns, first in FOREIGN:
+        if any(re.match(patterns[0][0], key) for key in weights):
+            used = {k: v for k, v in weights.items() if not k.startswith(_UNUSED)}
+            found.append({_ours(key, patterns, first): value for key, value in used.items()})
+    return found
+
+
+def _ours(key: str, patterns: tuple[tuple[str, str], ...], first: int) -> str:
+    """Our name of a tensor; the first pattern holds the number of its stage, counted from `first`."""
+    (stage, ours), *others = patterns
+    key = re.sub(stage, lambda match: ours.format(int(match[1]) - first), key)
+    for pattern, ours in others:
+        key = re.sub(pattern, ours, key)
+    return key
 
 
 def _unnested(held: Any, file: Path, key: str | None) -> dict[str, Tensor]:

@@ -1,0 +1,168 @@
+"""PreActResNet and wide ResNets: parameter counts, and the functions of the official code on its own weights."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hookflat.errors import UserError
+from hookflat.functional.preactivation import PreActNet
+from hookflat.reading.weights import load_into
+
+
+def wrn(depth, widen, **options):
+    return PreActNet(16, [16 * widen, 32 * widen, 64 * widen], (depth - 4) // 6, 3, 10, "batch", "relu", **options)
+
+
+def preact(width, **options):
+    return PreActNet(width, [width, 2 * width, 4 * width, 8 * width], 2, 3, 10, "batch", "relu", **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda: wrn(28, 10), 36_479_194),
+        (lambda: wrn(34, 10), 46_160_474),
+        (lambda: wrn(34, 20), 184_531_674),
+        (lambda: wrn(70, 16), 266_796_506),
+        (lambda: preact(64), 11_172_170),
+    ],
+)
+def test_published_parameter_counts(make, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in make().parameters()) == parameters
+
+
+def norm(w, name, x):
+    return F.batch_norm(x, *(w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+
+
+def random_weights(net, rename):
+    """Weights in another's names, none trivial."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for key, value in net.state_dict().items():
+        if value.is_floating_point():
+            value = 0.2 * torch.randn(value.shape, generator=generator)
+            value = value.abs() + 0.5 if key.endswith("running_var") else value
+        found[rename(key)] = value
+    return found
+
+
+def trades_code(w, x):
+    """WideResNet of TRADES: the shortcut sees the activation where channels change."""
+    x = F.conv2d(x, w["conv1.weight"], padding=1)
+    for block in (1, 2, 3):
+        for layer in range(2):
+            name, stride = f"block{block}.layer.{layer}", 2 if block > 1 and layer == 0 else 1
+            active = norm(w, f"{name}.bn1", x).relu()
+            out = F.conv2d(active, w[f"{name}.conv1.weight"], stride=stride, padding=1)
+            out = F.conv2d(norm(w, f"{name}.bn2", out).relu(), w[f"{name}.conv2.weight"], padding=1)
+            short = w.get(f"{name}.convShortcut.weight")
+            x = out + (x if short is None else F.conv2d(active, short, stride=stride))
+    x = F.avg_pool2d(norm(w, "bn1", x).relu(), 4).flatten(1)
+    return F.linear(x, w["fc.weight"], w["fc.bias"])
+
+
+def trades_names(key):
+    stage, *rest = key.removeprefix("stages.").split(".", 1)
+    if key.startswith("stages."):
+        return f"block{int(stage) + 1}.layer.{rest[0]}".replace("shortcut", "convShortcut")
+    return key.replace("bn.", "bn1.")
+
+
+def deepmind_code(w, x):
+    """WideResNet of Gowal et al. in PyTorch: TensorFlow's padding at stride 2."""
+    x = F.conv2d(x, w["init_conv.weight"], padding=1)
+    for group in range(3):
+        for block in range(2):
+            name, stride = f"layer.{group}.block.{block}", 2 if group > 0 and block == 0 else 1
+            active = norm(w, f"{name}.batchnorm_0", x).relu()
+            padded = F.pad(active, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
+            out = F.conv2d(padded, w[f"{name}.conv_0.weight"], stride=stride)
+            out = F.conv2d(norm(w, f"{name}.batchnorm_1", out).relu(), w[f"{name}.conv_1.weight"], padding=1)
+            short = w.get(f"{name}.shortcut.weight")
+            x = out + (x if short is None else F.conv2d(active, short, stride=stride))
+    x = F.avg_pool2d(norm(w, "batchnorm", x).relu(), 4).flatten(1)
+    return F.linear(x, w["logits.weight"], w["logits.bias"])
+
+
+def deepmind_names(key):
+    if key.startswith("stages."):
+        _, stage, block, rest = key.split(".", 3)
+        names = {"bn1": "batchnorm_0", "bn2": "batchnorm_1", "conv1": "conv_0", "conv2": "conv_1"}
+        part, *leaf = rest.split(".")
+        return ".".join([f"layer.{stage}.block.{block}", names.get(part, part), *leaf])
+    return key.replace("conv1", "init_conv").replace("bn.", "batchnorm.").replace("fc.", "logits.")
+
+
+def rice_code(w, x, raw):
+    """PreActResNet of Rice et al. and RobustBench."""
+    x = F.conv2d(x, w["conv1.weight"], padding=1)
+    for layer in (1, 2, 3, 4):
+        for block in range(2):
+            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+            active = norm(w, f"{name}.bn1", x).relu()
+            out = F.conv2d(active, w[f"{name}.conv1.weight"], stride=stride, padding=1)
+            out = F.conv2d(norm(w, f"{name}.bn2", out).relu(), w[f"{name}.conv2.weight"], padding=1)
+            short = w.get(f"{name}.shortcut.0.weight")
+            x = out + (x if short is None else F.conv2d(x if raw else active, short, stride=stride))
+    x = norm(w, "bn", x).relu().mean((2, 3))
+    return F.linear(x, w["linear.weight"], w["linear.bias"])
+
+
+def rice_names(key):
+    stage, *rest = key.removeprefix("stages.").split(".", 1)
+    if key.startswith("stages."):
+        return f"layer{int(stage) + 1}.{rest[0]}".replace("shortcut", "shortcut.0")
+    return key.replace("fc.", "linear.")
+
+
+CODES = {
+    "trades": (lambda: wrn(16, 1), trades_names, trades_code, {"sub_block1.layer.0.bn1.weight": torch.ones(16)}),
+    "deepmind": (lambda: wrn(16, 1, same=True), deepmind_names, deepmind_code, {"mean": torch.zeros(3, 1, 1)}),
+    "rice": (lambda: preact(8), rice_names, lambda w, x: rice_code(w, x, False), {}),
+    "robustbench": (lambda: preact(8, raw_shortcut=True), rice_names, lambda w, x: rice_code(w, x, True), {}),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_official_weights_load_and_give_the_official_logits(name, prefix):
+    make, names, code, more = CODES[name]
+    net, x = make().eval(), torch.rand(3, 3, 16, 16)
+    weights = random_weights(net, names)
+    load_into(net, {prefix + k: v for k, v in (weights | more).items()}, "a file")
+    expected = code(weights, x)
+    assert expected.std() > 1e-3
+    assert torch.allclose(net(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_missing_tensor_is_still_named():
+    net = wrn(10, 1)
+    weights = random_weights(net, trades_names)
+    del weights["block2.layer.0.convShortcut.weight"]
+    with pytest.raises(UserError, match="shortcut"):
+        load_into(net, weights, "a file")
+
+
+def test_robustbenchs_own_classes_agree():
+    pytest.importorskip("robustbench.model_zoo.architectures.wide_resnet", exc_type=ImportError)
+    modules = sys.modules["robustbench.model_zoo.architectures.wide_resnet"]
+    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet
+    from robustbench.model_zoo.architectures.resnet import PreActBlock as TheirBlock
+    from robustbench.model_zoo.architectures.resnet import PreActResNet
+
+    x = torch.rand(2, 3, 32, 32)
+    pairs = [
+        (modules.WideResNet(16, widen_factor=2), wrn(16, 2)),
+        (DMWideResNet(10, 16, 2, mean=(0.0,) * 3, std=(1.0,) * 3), wrn(16, 2, same=True)),
+        (PreActResNet(TheirBlock, [2] * 4, bn_before_fc=True), preact(64, raw_shortcut=True)),
+        (PreActResNet(TheirBlock, [2] * 4, bn_before_fc=True, out_shortcut=True), preact(64)),
+        (PreActResNet(TheirBlock, [2] * 4), preact(64, raw_shortcut=True, final_norm=False)),
+    ]
+    for theirs, ours in pairs:
+        theirs.train()(x)
+        load_into(ours, theirs.state_dict(), "theirs")
+        assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-4)
