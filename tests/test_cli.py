@@ -172,7 +172,7 @@ def test_the_same_facts_as_json(tmp_path):
     assert {r["name"] for r in facts("recipes")} >= {"trades", "scales/cifar10"}
     plan = facts("study", "table1", "--plan", cwd=tmp_path)
     assert {run["state"] for run in plan["runs"]} == {"todo"}
-    assert len(plan["runs"]) == 57
+    assert len(plan["runs"]) == 60
     assert "--json goes with --plan" in fails(2, "study", "table1", "--json", cwd=tmp_path)
 
 

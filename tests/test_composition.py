@@ -186,7 +186,7 @@ OTHER = {
     "swa": {"start": 0.75, "every": 2},
     "trades": {"beta": 1.0},
     "uat": {"targets": "ot", "weight": 1.0},
-    "unlabeled": {"fraction": 0.2, "share": 0.25},
+    "unlabeled": {"fraction": 0.2, "share": 0.25, "images": 3},
     "weight_attack": {
         **{"xi": 0.5, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
         **{"steps": 1, "step_size": 0.1, "start": "zero"},

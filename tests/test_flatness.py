@@ -81,8 +81,8 @@ def test_average_flatness_equals_the_definition_written_out(digits_net, digits_p
     for sample in range(3):
         copied = copy.deepcopy(digits_net)
         generator = seeds.generator(5, "average_flatness", sample)
-        for w in layers(copied).values():
-            direction = torch.randn(w.shape, generator=generator)
+        weights = list(layers(copied).values())
+        for w, direction in zip(weights, hookflat.normals_like(weights, generator), strict=True):
             for part, g in zip(rows(w.data, filters), rows(direction, filters), strict=True):
                 part += 0.3 * part.norm() * g / g.norm().clamp_min(1e-12)
         losses.append(rloss(copied))

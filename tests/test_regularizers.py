@@ -92,7 +92,7 @@ def test_mean_filled_crops_leave_a_mean_coloured_image_alone():
 
 
 def test_cutout_squares_have_their_side_and_may_leave_the_image(monkeypatch):
-    monkeypatch.setattr("hookflat_plugins.autoaugment.policy_on", lambda x, draws, mean: x)
+    monkeypatch.setitem(AutoAugment.transform_batch.__globals__, "policy_on", lambda x, draws, mean: x)
     x = torch.full((4000, 3, 32, 32), 0.8)
     batch = batch_of(x)
     AutoAugment(cutout=0.5).transform_batch(FakeRun(), batch)

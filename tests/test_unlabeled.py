@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hookflat import UserError
 from hookflat.testing import run_recipe, tiny_run
+from hookflat_plugins.digits import Digits
 
 POOL = {"unlabeled": {"share": 0.5, "fraction": 0.5}}
 
@@ -157,3 +158,11 @@ def test_a_run_with_a_pool_says_where_its_labels_come_from(tmp_path, capsys):
     assert "pseudo-labels: 12 images, by the network in" in said
     results = json.loads((tmp_path / "r" / "eval.json").read_text())
     assert results["recipe"] == "recipe"
+
+
+def test_the_pool_is_what_the_recipe_leaves_of_the_training_split():
+    tables = {"data": {"name": "digits", "train": 300, "test": 700}, "plugins": {"unlabeled": {"images": 5}}}
+    with tiny_run(tables | {"run": {"epochs": 1}}) as run:
+        whole = Digits(train=305, test=700).build_data().train
+        assert len(run.data.train) == 300
+        assert torch.equal(run.plugins["unlabeled"]._images.x, whole.x[300:])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import hookflat
 from hookflat.functional import seeds
 from hookflat.functional.brackets import in_mode
 from hookflat.functional.layers import AuxiliaryHead
@@ -60,8 +61,7 @@ def test_random_weights_take_the_mean_of_clipped_gradients_on_the_sphere(populat
         generator = seeds.generator(0, "random_weights", run.step)
         for _ in range(population):
             nu = []
-            for w in weights:
-                g = torch.randn(w.shape, generator=generator)
+            for w, g in zip(weights, hookflat.normals_like(weights, generator), strict=True):
                 nu.append((w, 0.3 * w.detach().norm() * g / g.norm()))
             there = gradients_by_hand(run, batch, x_adv, nu)
             expected = [e + g.clamp(-0.02, 0.02) / population for e, g in zip(expected, there, strict=True)]
