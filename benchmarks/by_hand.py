@@ -109,7 +109,7 @@ class Training:
 
     def __init__(self, model: nn.Module, attack: Budget) -> None:
         self.model, self.attack = model, attack
-        self.sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         self.weights = [p for p in model.parameters() if p.dim() > 1]
 
     def _craft(self, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:

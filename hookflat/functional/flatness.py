@@ -230,7 +230,7 @@ class _Climb:
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """One step of the weights on a batch: its summed loss, and the gradients by the inputs where asked for."""
         total = torch.zeros((), device=x.device)
-        summed = [torch.zeros_like(w) for w in self.weights]
+        summed: list[Tensor] = []
         found = []
         with differentiable(self.weights, self.nu):
             for index in examples.members(batch):
@@ -240,13 +240,17 @@ class _Climb:
                     loss = cross_entropy(self.model(here), examples.y[index]).sum()
                 gradients = list(torch.autograd.grad(loss, asked, materialize_grads=True))
                 found += [(index, gradients.pop())] if inputs else []
-                torch._foreach_add_(summed, gradients)
+                if summed:
+                    torch._foreach_add_(summed, gradients)
+                summed = summed or gradients
                 total += loss.detach()
                 self.work.passed(len(index))
-        flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
-        total, *parts = flat.split([1, *(g.numel() for g in summed)])
-        directions = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
-        moves = scaled_to(directions, self.weights, self.step_size, filters=self.filters)
+        summed = summed or [torch.zeros_like(w) for w in self.weights]
+        if examples.set.processes > 1:
+            flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
+            total, *parts = flat.split([1, *(g.numel() for g in summed)])
+            summed = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
+        moves = scaled_to(summed, self.weights, self.step_size, filters=self.filters)
         nu = [n + m for n, m in zip(self.nu, moves, strict=True)]
         self.nu = project(nu, self.weights, self.xi, filters=self.filters)
         return total, found

@@ -71,15 +71,15 @@ def _hub_answers() -> bool:
 @contextmanager
 def _offline() -> Generator[None]:
     """Hugging Face's libraries use what they have, and ask nobody."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def decoded(split: Any, image: str, size: int, source: str, option: str) -> Tensor:
