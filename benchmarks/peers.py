@@ -248,7 +248,7 @@ class Bench:
                 self.compare(f"time of {name}-AWP over {name}", *sides)
 
     def peak(self) -> None:
-        """The share of the matrix-multiplication peak that the attack reaches; a backward pass counts as a forward one."""
+        """The share of a matrix product's peak that the attack reaches; a backward pass counts as a forward one."""
         a = torch.rand(2048, 2048, device=self.device)
         best = 0.0
         for _ in range(6):
