@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional.attack_view import AttackView, attack_view
+from hookflat.functional.attack_view import AttackView, attack_view, bf16_pays
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import small_image_resnet
 
@@ -121,14 +121,23 @@ class Heated(nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.temperature = net, 1.0
+        self.net, self.temperature, self._shift = net, 1.0, 0.0
+        self.scale = torch.ones(1)  # neither parameter nor buffer
 
     def forward(self, x):
-        return self.net(x) / self.temperature
+        return self.net(x) * self.scale / self.temperature + self._shift * x.mean()
 
 
 def change_a_setting(net):
     net.temperature = 3.0
+
+
+def change_a_private_setting(net):
+    net._shift = 3.0
+
+
+def change_a_plain_tensor(net):
+    net.scale.mul_(3)
 
 
 def exchange_a_module(net):
@@ -148,7 +157,18 @@ def see_other_statistics(net):
     net.net.net.bn1.running_mean.add_(1)
 
 
-@pytest.mark.parametrize("change", [change_a_setting, exchange_a_module, move_the_memory, step, see_other_statistics])
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_a_setting,
+        change_a_private_setting,
+        change_a_plain_tensor,
+        exchange_a_module,
+        move_the_memory,
+        step,
+        see_other_statistics,
+    ],
+)
 def test_the_view_of_a_network_is_made_once_and_follows_it(change):
     torch.manual_seed(0)
     net, x = Heated(in_use(small())).eval(), torch.rand(4, 3, 8, 8)
@@ -183,3 +203,10 @@ def test_views_do_not_keep_networks_alive():
     del net
     gc.collect()
     assert kept() is None
+
+
+def test_trying_bfloat16_draws_nothing():
+    bf16_pays.cache_clear()
+    before = torch.random.get_rng_state()
+    bf16_pays(torch.device("cpu"))
+    assert torch.equal(before, torch.random.get_rng_state())

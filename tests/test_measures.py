@@ -4,10 +4,12 @@ import json
 import types
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import hookflat
 from hookflat import UserError
+from hookflat.functional.brackets import full_float32
 from hookflat.functional.data import Examples
 from hookflat.records.folder import RunFolder
 from hookflat.testing import run_recipe, tiny_run
@@ -161,3 +163,16 @@ def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypa
     resumed = run_recipe(tables, tmp_path / "cut")
     assert set(computed) == {"sharpness"}
     assert resumed.results.models["last"].test == whole.results.models["last"].test
+
+
+def test_measures_keep_to_float32_and_leave_the_setting_as_it_was():
+    """Also where a user chose by torch's newer setting, which the older one cannot be mixed with."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision, matmul.fp32_precision = "tf32", "ieee"
+        with full_float32():
+            assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "ieee")
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before

@@ -17,6 +17,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hookflat.functional.layers import AuxiliaryHead, Bfloat16, RecenteredBatchNorm2d
@@ -106,6 +107,8 @@ class AttackView(nn.Module):
             self._use(plain)
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
 _views: WeakKeyDictionary[nn.Module, dict[Precision, tuple[Hashable, AttackView]]] = WeakKeyDictionary()
 
 
@@ -132,13 +135,13 @@ def bf16_pays(device: torch.device) -> bool:
     """Whether convolutions on this device are at least 1.3 times as fast in bfloat16: tried once."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
-    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False, device=device).requires_grad_(False)
-    x = torch.rand(32, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(64, 64, 3, 3, device=device)  # nothing is drawn: trials leave no trace in generators
+    x = torch.ones(32, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     seconds = {False: float("inf"), True: float("inf")}
     for bf16 in (False, True) * 4:
         began = time.perf_counter()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16), torch.no_grad():
-            conv(x)
+            F.conv2d(x, weight, padding=1)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds[bf16] = min(seconds[bf16], time.perf_counter() - began)
@@ -149,7 +152,7 @@ def _identity(model: nn.Module) -> Hashable:
     """Everything about a network that may change what it computes, but for the values of its tensors."""
     modules = []
     for name, module in model.named_modules(remove_duplicate=False):
-        own = ((k, v) for k, v in vars(module).items() if not k.startswith("_") and k != "training")
+        own = ((k, v) for k, v in vars(module).items() if k not in _OF_EVERY_MODULE)
         settings = tuple((k, v if isinstance(v, int | float | str | None) else id(v)) for k, v in own)
         modules.append((name, id(module), type(module), settings))
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -165,8 +168,8 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters and buffers are the model's own memory, frozen."""
     memo: dict[int, Tensor] = {id(b): b for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    computed = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
-    memo |= {id(v): v.detach() for v in computed}  # weight norm keeps one, which copying refuses
+    attributes = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    memo |= {id(v): v.detach() for v in attributes}  # neither parameters nor buffers; weight norm's cannot be copied
     return copy.deepcopy(model, memo).eval()
 
 

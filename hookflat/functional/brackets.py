@@ -72,15 +72,15 @@ def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
 @contextmanager
 def full_float32() -> Generator[None]:
     """Convolutions and matrix products in float32, not in the TF32 that GPUs use for it; as found outside."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    allowed = [b.allow_tf32 for b in backends]
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # ty: ignore[missing-attribute]
+    before = [b.fp32_precision for b in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = False
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, value in zip(backends, allowed, strict=True):
-            backend.allow_tf32 = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 @contextmanager

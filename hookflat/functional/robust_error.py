@@ -87,11 +87,8 @@ class _Breaking:
         examples = among.nonzero().flatten()
         queue = examples.repeat(attack.restarts)  # every example's first restart, then every example's second, ...
         restarts = torch.arange(attack.restarts, device=queue.device).repeat_interleave(len(examples))
-        index, x_adv, steps = (
-            queue[:0],
-            self.x[:0],
-            queue[:0],
-        )  # what is under attack, where it is, after how many steps
+        # what is under attack, where it is, after how many steps
+        index, x_adv, steps = queue[:0], self.x[:0], queue[:0]
         asked, candidates = queue[:0], self.x[:0]  # what the network itself has to judge
         while True:
             going, waiting = ~closed[index], ~closed[queue]

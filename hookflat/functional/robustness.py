@@ -85,9 +85,9 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         clean_loss, clean_wrong = scores(model, x, y)
-        loss, wrong = clean_loss.clone(), clean_wrong.clone()
+        loss, wrong = clean_loss, clean_wrong.clone()
         if attack.restarts:
-            loss.fill_(-torch.inf)
+            loss = torch.full_like(clean_loss, -torch.inf)
             among = torch.arange(len(y), device=y.device)
             for view in views:
                 worst, fooling, fooled = _worst(view, x[among], y[among], keys[among], attack, seed, rows)
@@ -106,7 +106,7 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
 
 def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
     """The largest cross-entropy of each example, (N,), and nothing else of `attacked`; `model` is frozen already."""
-    examples, view = set_of(loader, next(model.parameters()).device), searched_views(model, attack)[0]
+    examples, view = set_of(loader, next(model.parameters()).device), attack_view(model, attack.precision)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         worst = _worst(view, x, y, keys, attack, seed, rows)[0] if attack.restarts else x

@@ -19,6 +19,7 @@ _PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy",
 def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Versions, code revision, hardware and command line."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    tf32 = torch.backends.cudnn.conv.fp32_precision != "ieee"  # ty: ignore[missing-attribute]
     return {
         "command": sys.argv,
         "plugin_files": {str(f): f.read_text(encoding="utf-8") for f in plugin_files},
@@ -29,7 +30,7 @@ def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "tf32": {"training": torch.backends.cudnn.allow_tf32, "measures": False} if gpus else None,
+        "tf32": {"training": tf32, "measures": False} if gpus else None,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
