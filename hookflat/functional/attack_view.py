@@ -38,14 +38,16 @@ class AttackView(nn.Module):
     Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be
     traced, or where the folded one disagrees on its first batch, nothing is folded. `precision`: of convolutions and
     matrix products; "auto" is bf16 where `bf16_pays`. `compile` hands the view to `torch.compile`; where that fails, it
-    warns and runs as it is.
+    warns and runs as it is. `winograd=False`: no Winograd convolutions, which know no gradient by their weights.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False, winograd: bool = True
+    ) -> None:
         super().__init__()
         plain = _shared_copy(model)
         fast, self._folds = _fold(plain, model)
-        if not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
+        if winograd and not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
             fast = _shared_copy(model) if fast is plain else fast
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
@@ -76,6 +78,13 @@ class AttackView(nn.Module):
         for module in self.view.modules():
             if isinstance(module, WinogradConv2d):
                 module.refresh()
+
+    def places(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Where a parameter of the network is in the view: each tensor, and the factor folded into it, if any."""
+        folded = [place for fold in self._folds for place in fold.places(weight)]
+        own = {id(tensor) for fold in self._folds for tensor in fold.view.parameters()}
+        rest = (p for p in self.view.parameters() if id(p) not in own)
+        return folded + [(p, None) for p in rest if p.data_ptr() == weight.data_ptr() and p.shape == weight.shape]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
@@ -118,7 +127,7 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     A view is made once for a network and kept as long as it lives; another one is made where modules, their settings,
     or the memory of the weights were exchanged since. For networks in evaluation mode or inside `frozen`.
     """
-    if isinstance(model, AttackView) or _hooked(model):
+    if isinstance(model, AttackView) or hooked(model):
         return model
     now, views = _identity(model), _views.setdefault(model, {})
     then, view = views.get(precision, (None, None))
@@ -159,7 +168,7 @@ def _identity(model: nn.Module) -> Hashable:
     return tuple(modules), tuple((n, t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for n, t in tensors)
 
 
-def _hooked(model: nn.Module) -> bool:
+def hooked(model: nn.Module) -> bool:
     """Whether hooks of its user see what goes through: a copy's would be others'."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
 
@@ -181,13 +190,25 @@ class _Fold:
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
 
+    @property
+    def factor(self) -> Tensor:
+        """By which the batch norm multiplies each channel."""
+        assert self.norm.running_var is not None
+        scale = self.norm.scale if isinstance(self.norm, RecenteredBatchNorm2d) else self.norm.weight
+        return torch.rsqrt(self.norm.running_var + self.norm.eps) * (1 if scale is None else scale)
+
+    def places(self, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Where a parameter of the network is in the folded convolution, with its factor."""
+        if weight is self.conv.weight:
+            return [(self.view.weight, self.factor.view(-1, 1, 1, 1))]
+        if weight is self.conv.bias and self.view.bias is not None:
+            return [(self.view.bias, self.factor)]
+        return []
+
     def refresh(self) -> None:
-        norm = self.norm
+        norm, factor = self.norm, self.factor
         assert norm.running_mean is not None
-        assert norm.running_var is not None
         assert self.view.bias is not None
-        scale = norm.scale if isinstance(norm, RecenteredBatchNorm2d) else norm.weight
-        factor = torch.rsqrt(norm.running_var + norm.eps) * (1 if scale is None else scale)
         shift = -norm.running_mean if self.conv.bias is None else self.conv.bias - norm.running_mean
         torch.mul(self.conv.weight, factor.view(-1, 1, 1, 1), out=self.view.weight)
         bias = shift * factor if norm.bias is None else shift * factor + norm.bias

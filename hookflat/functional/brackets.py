@@ -70,6 +70,19 @@ def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
 
 
 @contextmanager
+def differentiable(weights: Iterable[Tensor]) -> Generator[None]:
+    """Weights of a frozen network ask for gradients inside; frozen again on any exit."""
+    weights = list(weights)
+    try:
+        for w in weights:
+            w.requires_grad_()
+        yield
+    finally:
+        for w in weights:
+            w.requires_grad_(False)
+
+
+@contextmanager
 def full_float32() -> Generator[None]:
     """Convolutions and matrix products in float32, not in the TF32 that GPUs use for it; as found outside."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # ty: ignore[missing-attribute]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -22,9 +22,10 @@ from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import ball, layers, moved, project, scaled_to, sphere
+from hookflat.functional.neighborhood import ball, layers, moved, norm_of, scaled_to, sphere
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses
 from hookflat.functional.threats import Attack, AttackOptions
+from hookflat.functional.weight_gradients import WeightGradients
 from hookflat.functional.work import Values, Work
 
 PGD10 = Attack(steps=10)
@@ -157,9 +158,10 @@ def adversarial_direction(
         )
         nu = ball(weights, xi, seeds.generator(seed, "adversarial_direction"))
         climb = _Climb(model, weights, nu, xi, weight_step_size, False, Work())
-        for _ in range(sweeps):
-            for batch in held.batches():
-                climb.step(held, batch, held.x)
+        with climb.under_way(held):
+            for _ in range(sweeps):
+                for batch in held.batches():
+                    climb.step(held, batch, held.x)
     return scaled_to(climb.nu, weights, xi)
 
 
@@ -185,7 +187,10 @@ class _Held:
 
 
 class _Climb:
-    """Gradient ascent in the ball around the weights (protocol, sections 1.6 and 1.7)."""
+    """Gradient ascent in the ball around the weights (protocol, sections 1.6 and 1.7).
+
+    `under_way` while the network is at w + nu, which `step` moves; afterwards it is at w again.
+    """
 
     def __init__(
         self,
@@ -199,31 +204,54 @@ class _Climb:
     ) -> None:
         self.model, self.weights, self.nu, self.work = model, weights, nu, work
         self.xi, self.step_size, self.filters = xi, step_size, filters
+        self.sizes = [norm_of(w.detach(), filters=filters) for w in weights]
+
+    @contextmanager
+    def under_way(self, examples: _Held) -> Generator[None]:
+        """The weights at w + nu inside, at w again on any exit, bit for bit."""
+        self.gradients = WeightGradients(self.model, self.weights, examples.x[: examples.size])
+        self.centre = [w.detach().clone() for w in self.weights]
+        try:
+            self.place(self.nu)
+            yield
+        finally:
+            for w, centre in zip(self.weights, self.centre, strict=True):
+                w.data.copy_(centre)
+
+    @torch.no_grad()
+    def place(self, nu: list[Tensor]) -> None:
+        """The network to w + nu."""
+        self.nu = nu
+        for w, centre, n in zip(self.weights, self.centre, nu, strict=True):
+            torch.add(centre, n, out=w)
+        self.gradients.refresh()
 
     def robust(self, examples: _Held, sweeps: int, attack: Attack, seed: int) -> Tensor:
         """Mean loss at the last weights and inputs of a joint ascent; inputs start and move as in the attack."""
         ball = attack.threat.ball(examples.x)
         x_adv = ball.start(attack.start, examples.keys, seed)
-        for _ in range(sweeps):
-            for batch in examples.batches():
-                _, gradients = self.step(examples, batch, x_adv, inputs=True)
-                for index, gradient in gradients:
-                    here = ball.part(index)
-                    x_adv[index] = here.project(x_adv[index] + attack.step_size * here.ascent(gradient))
-        return self._loss(examples, x_adv)
+        with self.under_way(examples):
+            for _ in range(sweeps):
+                for batch in examples.batches():
+                    _, gradients = self.step(examples, batch, x_adv, inputs=True)
+                    for index, gradient in gradients:
+                        here = ball.part(index)
+                        x_adv[index] = here.project(x_adv[index] + attack.step_size * here.ascent(gradient))
+            return self._loss(examples, x_adv)
 
     def clean(self, examples: _Held, sweeps: int) -> Tensor:
         """Mean clean loss at the weights before the last step of the sweep whose mean loss was largest."""
-        best, best_nu = -math.inf, self.nu
-        for _ in range(sweeps):
-            total, before = 0.0, self.nu
-            for batch in examples.batches():
-                before = self.nu
-                total += self.step(examples, batch, examples.x)[0].item()
-            if total > best:
-                best, best_nu = total, before
-        self.nu = best_nu
-        return self._loss(examples, examples.x)
+        best, best_nu = torch.full((), -torch.inf, device=examples.x.device), self.nu
+        with self.under_way(examples):
+            for _ in range(sweeps):
+                total = torch.zeros_like(best)
+                for batch in examples.batches():
+                    before = [n.clone() for n in self.nu]
+                    total += self.step(examples, batch, examples.x)[0]
+                best_nu = [torch.where(total > best, b, n) for b, n in zip(before, best_nu, strict=True)]
+                best = torch.maximum(best, total)
+            self.place(best_nu)
+            return self._loss(examples, examples.x)
 
     def step(
         self, examples: _Held, batch: int, x: Tensor, *, inputs: bool = False
@@ -231,37 +259,43 @@ class _Climb:
         """One step of the weights on a batch: its summed loss, and the gradients by the inputs where asked for."""
         total = torch.zeros((), device=x.device)
         summed: list[Tensor] = []
-        found = []
-        with differentiable(self.weights, self.nu):
-            for index in examples.members(batch):
-                here = x[index].requires_grad_(inputs)
-                asked = [*self.weights, here] if inputs else self.weights
-                with torch.enable_grad():
-                    loss = cross_entropy(self.model(here), examples.y[index]).sum()
-                gradients = list(torch.autograd.grad(loss, asked, materialize_grads=True))
-                found += [(index, gradients.pop())] if inputs else []
-                if summed:
-                    torch._foreach_add_(summed, gradients)
-                summed = summed or gradients
-                total += loss.detach()
-                self.work.passed(len(index))
+        by_inputs = []
+        for index in examples.members(batch):
+            loss, gradients, by_x = self.gradients(x[index], examples.y[index], inputs=inputs)
+            if by_x is not None:
+                by_inputs.append((index, by_x))
+            if summed:
+                torch._foreach_add_(summed, gradients)
+            summed = summed or gradients
+            total += loss
+            self.work.passed(len(index))
         summed = summed or [torch.zeros_like(w) for w in self.weights]
         if examples.set.processes > 1:
             flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
             total, *parts = flat.split([1, *(g.numel() for g in summed)])
             summed = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
-        moves = scaled_to(summed, self.weights, self.step_size, filters=self.filters)
-        nu = [n + m for n, m in zip(self.nu, moves, strict=True)]
-        self.nu = project(nu, self.weights, self.xi, filters=self.filters)
-        return total, found
+        self._move(summed)
+        return total, by_inputs
+
+    def _move(self, gradients: list[Tensor]) -> None:
+        """nu by `step_size` ||w_l|| along the gradient of every layer, and back into the ball."""
+        for nu, g, size in zip(self.nu, gradients, self.sizes, strict=True):
+            nu.add_(g * _ratio(self.step_size * size, norm_of(g, filters=self.filters)))
+            nu.mul_(_ratio(self.xi * size, norm_of(nu, filters=self.filters)).clamp_max(1))
+        self.place(self.nu)
 
     def _loss(self, examples: _Held, x: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        with moved(self.weights, self.nu), torch.no_grad():
+        with torch.no_grad():
             for index in torch.arange(len(x), device=x.device).split(examples.size):
                 total += cross_entropy(self.model(x[index]), examples.y[index]).double().sum()
                 self.work.passed(len(index))
         return examples.set.sum(total) / examples.total
+
+
+def _ratio(length: Tensor, norm: Tensor) -> Tensor:
+    """By what to stretch what is `norm` long to a length; zero stays zero."""
+    return torch.where(norm > 0, length / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
 
 
 def radii(xi: list[float] | float) -> list[float]:
@@ -282,19 +316,6 @@ def by_radius(name: str, xi: list[float] | float, found: Sequence[Flatness]) -> 
         if len(flatness.losses) > 1:
             values[f"{key}_stderr"] = flatness.standard_error
     return values
-
-
-@contextmanager
-def differentiable(weights: Sequence[Tensor], nu: Sequence[Tensor] | None = None) -> Generator[None]:
-    """Weights of a frozen network at w + nu inside, asking for gradients; frozen and at w again on any exit."""
-    with moved(weights, nu) if nu is not None else nullcontext():
-        try:
-            for w in weights:
-                w.requires_grad_()
-            yield
-        finally:
-            for w in weights:
-                w.requires_grad_(False)
 
 
 def _standard_error(losses: list[float]) -> float:

@@ -63,11 +63,11 @@ def scaled_to(
 
 
 def _by_filter(direction: Tensor, weight: Tensor, xi: float) -> Tensor:
-    norm, size = _norms(direction, True), _norms(weight, True)
+    norm, size = norm_of(direction, filters=True), norm_of(weight, filters=True)
     return torch.where(norm > 0, xi * size / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0) * direction
 
 
-def _norms(tensor: Tensor, filters: bool) -> Tensor:
+def norm_of(tensor: Tensor, *, filters: bool = False) -> Tensor:
     """The norm of a tensor, or of each filter of a convolution's, in a shape to multiply it by."""
     dims = tuple(range(1 if filters and tensor.dim() > 2 else 0, tensor.dim()))
     return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
@@ -109,7 +109,7 @@ def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filte
     `filters`: the same for each filter of a convolution.
     """
     on_sphere = scaled_to(nu, weights, xi, filters=filters)
-    sizes = [_norms(n, filters) for n in nu], [_norms(s, filters) for s in on_sphere]
+    sizes = ([norm_of(n, filters=filters) for n in each] for each in (nu, on_sphere))
     return [torch.where(b < a, s, n) for n, s, a, b in zip(nu, on_sphere, *sizes, strict=True)]
 
 

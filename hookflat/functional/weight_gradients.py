@@ -1,0 +1,51 @@
+"""Gradients by weights and images at once, for ascents in the neighbourhood of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional.attack_view import AttackView, hooked
+from hookflat.functional.brackets import differentiable
+from hookflat.functional.losses import cross_entropy
+
+
+class WeightGradients:
+    """The gradients of the summed cross-entropy of a frozen network in evaluation mode.
+
+    They are taken where batch norm is folded into the convolutions (`AttackView`), and are those by the network's own
+    `weights`: a folded convolution is a channel's factor times the network's. Networks that cannot be folded are asked
+    themselves. Call `refresh()` after the weights changed in place.
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor], x: Tensor) -> None:
+        """`x` (n, C, H, W): images on which the folded network has to agree with the network."""
+        self.weights = weights
+        self.net: nn.Module = model
+        self.places: list[list[tuple[Tensor, Tensor | None]]] = [[(w, None)] for w in weights]
+        if not hooked(model):
+            view = AttackView(model, winograd=False)
+            with torch.no_grad():
+                view(x)
+            if all(places := [view.places(w) for w in weights]):
+                self.net, self.places = view, places
+
+    def refresh(self) -> None:
+        """Follow the weights."""
+        if isinstance(self.net, AttackView):
+            self.net.refresh()
+
+    def __call__(self, x: Tensor, y: Tensor, *, inputs: bool) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """The summed loss, its gradient by each of the weights, and by `x` where `inputs` are asked for."""
+        x = x.requires_grad_(inputs)
+        leaves = [tensor for places in self.places for tensor, _ in places]
+        with differentiable(leaves), torch.enable_grad():
+            loss = cross_entropy(self.net(x), y).sum()
+            gradients = iter(torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True))
+        by_weights = []
+        for places in self.places:
+            parts = [g if factor is None else factor * g for (_, factor), g in zip(places, gradients, strict=False)]
+            by_weights.append(sum(parts[1:], start=parts[0]))
+        return loss.detach(), by_weights, next(gradients, None)
