@@ -45,8 +45,8 @@ from .reporting.writing import report as report
 
 # --- attacks
 
+from .functional.balls import Start as Start
 from .functional.threats import Attack as Attack
-from .functional.threats import Start as Start
 from .functional.threats import Threat as Threat
 from .functional.attacks import clean_logits as clean_logits
 from .functional.attacks import pgd as pgd

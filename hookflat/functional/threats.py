@@ -1,39 +1,15 @@
-"""Threats and attacks as values, and the balls of images in which attacks move: a norm is one class of this file."""
+"""Threats and attacks as values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
-import torch
 from torch import Tensor
 
-from hookflat.functional import seeds
+from hookflat.functional.balls import BALLS, Ball, Norm, Start
 
-Norm = Literal["Linf", "L2", "L1"]
-Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
 Precision = Literal["fp32", "bf16", "auto"]
-
-
-class Ball(Protocol):
-    """The images that a threat allows in place of a batch `x` (n, C, H, W) in [0, 1]."""
-
-    def start(self, kind: Start, keys: Tensor, seed: int) -> Tensor:
-        """Where an attack begins; an example's draw depends on its key ((n,) int64) and on the seed alone."""
-        ...
-
-    def ascent(self, gradient: Tensor) -> Tensor:
-        """The direction of length one, in the threat's norm, in which a gradient rises most steeply."""
-        ...
-
-    def project(self, x_adv: Tensor) -> Tensor:
-        """The allowed image nearest to `x_adv`."""
-        ...
-
-    def part(self, index: Tensor) -> Ball:
-        """The same for some of the examples."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -44,9 +20,9 @@ class Threat:
     norm: Norm = "Linf"
 
     def ball(self, x: Tensor) -> Ball:
-        """Around images (n, C, H, W). Raises ValueError for a norm in which PGD cannot move."""
+        """Around images (n, C, H, W). Raises ValueError for a norm that is none of `Norm`."""
         if self.norm not in BALLS:
-            raise ValueError(f"PGD knows the norms {', '.join(BALLS)}, not {self.norm}")
+            raise ValueError(f"attacks know the norms {', '.join(BALLS)}, not {self.norm}")
         return BALLS[self.norm](x, self.eps)
 
 
@@ -87,49 +63,3 @@ class Attack:
         given = dict(options)
         threat = replace(self.threat, **{name: given.pop(name) for name in ("eps", "norm") if name in given})
         return replace(self, threat=threat, **given)
-
-
-class LinfBall:
-    """Every pixel within `eps` of the image's, and in [0, 1]."""
-
-    def __init__(self, x: Tensor, eps: float) -> None:
-        self.x, self.eps = x, eps
-        self.low, self.high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
-
-    def start(self, kind: Start, keys: Tensor, seed: int) -> Tensor:
-        """x + delta, clipped.
-
-        uniform_norm: Gaussian direction, L-infinity norm uniform in [0, eps] (Stutz et al. 2021, the paper's).
-        uniform: every entry uniform in [-eps, eps] (Madry et al. 2018, Rice et al. 2020, AWP).
-        gaussian: 0.001 N(0, I) (the official TRADES and MART code, which clips it only after the first step).
-        """
-        return self.project(self.x + self._delta(kind, keys, seed).to(self.x))
-
-    def _delta(self, kind: Start, keys: Tensor, seed: int) -> Tensor:
-        shape = tuple(self.x.shape[1:])
-        if kind == "zero":
-            return torch.zeros_like(self.x)
-        if kind == "uniform":
-            return self.eps * (2 * seeds.uniform(keys, shape, seed) - 1)
-        direction = seeds.normal(keys, shape, seed)
-        if kind == "gaussian":
-            return (0.001 * direction).clamp(-self.eps, self.eps)
-        norm = direction.flatten(1).abs().amax(dim=1).clamp_min(1e-12)
-        radius = self.eps * seeds.uniform(keys, (), seeds.derive_seed(seed, "radius"))
-        return direction * (radius / norm).view(-1, *[1] * len(shape))
-
-    def ascent(self, gradient: Tensor) -> Tensor:
-        """Its signs."""
-        return gradient.sign()
-
-    def project(self, x_adv: Tensor) -> Tensor:
-        """Clipped pixel by pixel."""
-        return torch.clamp(x_adv, self.low, self.high)
-
-    def part(self, index: Tensor) -> LinfBall:
-        """Around the images at `index`."""
-        return LinfBall(self.x[index], self.eps)
-
-
-BALLS: dict[str, Callable[[Tensor, float], Ball]] = {"Linf": LinfBall}
-"""Norm to the ball in which PGD moves."""
