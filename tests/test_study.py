@@ -310,7 +310,8 @@ def test_the_commands(study, tmp_path):
         assert shown in compared
     for same in ("loss.name", "run.seed"):
         assert same not in compared
-    lines, numbers = compare(runs)
+    lines, numbers, damaged = compare(runs)
+    assert not damaged
     assert [(row.name, row.values) for row in lines] == [("loss.beta", [1, 6])]
     assert all(row.values[0] != row.values[1] for row in numbers)
     with pytest.raises(UserError, match="is no run folder"):

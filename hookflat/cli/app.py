@@ -6,8 +6,10 @@ import functools
 import inspect
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,9 @@ import typer
 from rich.console import Console
 
 import hookflat
+from hookflat.cli.signals import listening, requeue
 from hookflat.errors import TrainingFailed, UserError
+from hookflat.records.disk import refused
 
 app = typer.Typer(
     help="Adversarial training as composable plugins, and the flatness of the robust loss.",
@@ -58,20 +62,27 @@ def common(
 def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command of the application, with the option --debug; what the user can put right ends in a line.
 
-    Exit code 2 for errors of the user's, 3 for a training that failed.
+    Exit code 2 for errors of the user's, 3 for a training or a disk that failed, 128 and its number for a signal.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*, debug: bool = False, **options: Any) -> None:
             try:
-                function(**options)
-            except (UserError, TrainingFailed) as error:
-                if debug:
+                with listening():
+                    function(**options)
+            except KeyboardInterrupt as stopped:
+                number = getattr(stopped, "number", signal.SIGINT)
+                if signal.Signals(number).name == "SIGUSR1":
+                    requeue()
+                raise typer.Exit(128 + number) from None
+            except Exception as error:
+                told = error if isinstance(error, UserError | TrainingFailed) else _refused(error)
+                if debug or told is None:
                     raise
-                if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, TrainingFailed):
-                    print(f"hookflat: {error}", file=sys.stderr)
-                raise typer.Exit(3 if isinstance(error, TrainingFailed) else 2) from None
+                if not (os.environ.get("RANK", "0") != "0" if told.said is None else told.said):
+                    _tell(told)
+                raise typer.Exit(3 if isinstance(told, TrainingFailed) else 2) from None
 
         own = inspect.signature(function, eval_str=True)
         extra = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
@@ -81,6 +92,22 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
         return app.command(name)(run)
 
     return register
+
+
+def _refused(error: Exception) -> TrainingFailed | None:
+    """A disk that failed a command that trains nothing."""
+    told = refused(error)
+    return TrainingFailed(f"{told}; then the same command again") if told else None
+
+
+def _tell(error: UserError | TrainingFailed) -> None:
+    """On standard error, which may be a file on the disk that is full."""
+    with suppress(OSError):
+        print(f"hookflat: {error}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and take an exit code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str) -> None:

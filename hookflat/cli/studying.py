@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,7 +77,9 @@ def compare(
 
     if len(runs) < 2:
         raise UserError("compare takes two run folders or more")
-    lines, numbers = compare_runs(runs)
+    lines, numbers, damaged = compare_runs(runs)
+    for why in damaged:
+        print(f"left out  {why}", file=sys.stderr)
     if json:
         parts = {"recipe": lines, "numbers": numbers}
         facts = {part: {row.name: row.values for row in rows} for part, rows in parts.items()}

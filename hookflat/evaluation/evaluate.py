@@ -16,6 +16,7 @@ from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.shipped import find_protocol
 from hookflat.records.folder import RunFolder
 from hookflat.records.results import Results
+from hookflat.training.ending import ending
 from hookflat.training.entry import FinishedRun
 from hookflat.training.heading import say_evaluation
 from hookflat.training.measuring import quantities
@@ -53,8 +54,9 @@ def evaluate(
     place = Path(folder) if folder else home / "-".join([*([] if source.is_run else [source.name]), named, *chosen])
     with global_generators_restored():
         run = Run(recipe, place, quiet=quiet)
-        with run.folder.held():
-            return _evaluate(source, run)
+        with ending(run), run.folder.held():
+            results = _evaluate(source, run)
+    return FinishedRun(place, results)
 
 
 def _recipe(
@@ -76,7 +78,7 @@ def _recipe(
     )
 
 
-def _evaluate(source: Checkpoint, run: Run) -> FinishedRun:
+def _evaluate(source: Checkpoint, run: Run) -> Results:
     recipe, place, console = run.recipe, run.folder.path, run.console
     if source.is_robustbench:
         run.build_data()
@@ -93,42 +95,32 @@ def _evaluate(source: Checkpoint, run: Run) -> FinishedRun:
         protocol=measurements.protocol(),
         numbers=quantities(recipe),
     )
-    try:
-        done = _same(run, results)
-        run.folder.prepare(recipe)
-        if done:
-            console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
-        else:
-            say_evaluation(run, source.model)
-            console.measuring(plan, measurements.tally, lines=True)
-        for label, about, network in source.networks(run):
-            weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
-            if done and (label not in done.models or done.models[label].weights != weights):
-                raise UserError(f"{place} holds the results of other weights: choose another --out, or remove it")
-            if not done:
-                about |= {"weights": weights}
-                results.models[label] = measurements.end(network, label, console.measured, **about)
+    done = _same(run, results)
+    run.folder.prepare(recipe)
+    if done:
+        console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
+    else:
+        say_evaluation(run, source.model)
+        console.measuring(plan, measurements.tally, lines=True)
+    for label, about, network in source.networks(run):
+        weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
+        if done and (label not in done.models or done.models[label].weights != weights):
+            raise UserError(f"{place} holds the results of other weights: choose another --out, or remove it")
         if not done:
-            run.folder.save_results(results)
-        run.accelerator.wait_for_everyone()
-    except Exception as error:
-        if not isinstance(error, UserError) and (told := run.blame(error)):
-            raise told from error
-        raise
-    except KeyboardInterrupt:
-        console.close()
-        console.say("stopped; the same command goes on from here")
-        raise
-    finally:
-        console.close()
+            about |= {"weights": weights}
+            results.models[label] = measurements.end(network, label, console.measured, **about)
+    if not done:
+        run.folder.save_results(results)
+    run.accelerator.wait_for_everyone()
+    run.close()
     console.results(done or results)
     console.say(f"{console.took()}, everything is in {place}")
-    return FinishedRun(place, done or results)
+    return done or results
 
 
 def _same(run: Run, results: Results) -> Results | None:
     """Complete results of the same protocol in the folder. Raises UserError for those of another."""
-    done = run.folder.read_results()
+    done = run.folder.whole_results(run.console.say)
     if done is None:
         return None
     for what, name in (("protocol", "protocol"), ("network or other data", "setting")):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,11 +50,15 @@ class Work:
         Where `compute` needs the other processes (`together`), all of them must have it, or all compute it again.
         """
         file = self.folder / f"{name}.safetensors" if self.folder else None
-        known = file is not None and file.exists()
+        found = _found(file) if file is not None and file.exists() else None
+        known = found is not None
         if together is not None and together.processes > 1:
             known = bool(together.sum(torch.tensor(float(known))) == together.processes)
-        if known and file is not None:
-            return self._found(file)
+        if known and found is not None:
+            values, passes, seconds = found
+            self.tally.seconds_before += seconds
+            self.passed(passes)
+            return values
         passes, began = self.tally.passes, time.perf_counter()
         values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
         if file is not None:
@@ -70,10 +74,13 @@ class Work:
         self.tally.passes += passes
         self.tally.changed(self.tally)
 
-    def _found(self, file: Path) -> Values:
+
+def _found(file: Path) -> tuple[Values, int, float] | None:
+    """What a part was, its passes and seconds; None where it is damaged and has to be computed again."""
+    try:
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["hookflat"])
             values = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        self.tally.seconds_before += about["seconds"]
-        self.passed(about["passes"])
-        return values
+        return values, int(about["passes"]), float(about["seconds"])
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        return None

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tomllib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.tables import differences
+from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
+from hookflat.records.disk import is_full, replacing
 from hookflat.records.environment import environment
 from hookflat.records.results import Results
+from hookflat.records.texts import DamagedError, read_lines, read_toml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +44,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "eval.json"
         self.checkpoints = path / "checkpoints"
+        self.resumable = Checkpoints(self.checkpoints)
         self.figures = path / "figures"
         self.trackers = path / "tracking"
         self.unfinished = path / ".unfinished"
@@ -63,14 +65,21 @@ class RunFolder:
         """The resolved tables. Raises UserError where there are none, or none that can be read."""
         if not self.recipe.is_file():
             raise UserError(f"{self.path} is no run folder: it has no {self.recipe.name}")
-        try:
-            return tomllib.loads(self.recipe.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.recipe} cannot be read: {error}") from None
+        return read_toml(self.recipe)
 
     def read_results(self) -> Results | None:
         """The results, where the run is complete. Raises UserError where they cannot be read."""
         return Results.read(self.results) if self.results.exists() else None
+
+    def whole_results(self, say: Callable[[str], None]) -> Results | None:
+        """The results, where the run is complete; damaged ones are moved aside, and `say` is told."""
+        try:
+            return self.read_results()
+        except DamagedError as error:
+            if self.main:
+                self.results.replace(self.results.with_name(f"{self.results.name}.damaged"))
+            say(f"{error}: moved aside, and measured again")
+            return None
 
     def evaluations(self) -> list[RunFolder]:
         """What `hookflat eval` measured of this run, a folder for each protocol."""
@@ -81,10 +90,8 @@ class RunFolder:
         return RunFolder(self.path / "eval" / name)
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+        """The lines of metrics.jsonl, but for those that are damaged."""
+        return read_lines(self.metrics)[0]
 
     def table(self, name: str) -> Path:
         """Where a table of columns is kept (`keep`)."""
@@ -101,11 +108,11 @@ class RunFolder:
         return [which for which in NETWORKS if self.network(which)] + epochs
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return max(self.checkpoints.glob("step-*"), default=None)
+        """The newest checkpoint, whole or damaged since."""
+        return max(self.resumable.all(), default=None)
 
     def last_epoch(self) -> int | None:
-        """The epoch of the newest complete checkpoint."""
+        """The epoch of the newest checkpoint."""
         checkpoint = self.last_checkpoint()
         return int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
 
@@ -116,12 +123,12 @@ class RunFolder:
 
         Raises UserError when it cannot be written, or holds another recipe's run.
         """
-        self.same_recipe(recipe)
+        begun = self.same_recipe(recipe)
         if not self.main:
             return
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.last_checkpoint() is None:
+            if not begun:
                 self._replace(self.recipe, recipe.to_toml())
             self._replace(self.environment, json.dumps(environment(plugin_files), indent=2))
 
@@ -142,6 +149,7 @@ class RunFolder:
         except Timeout:
             raise UserError(f"{self.path} is in use: another process is working in it") from None
         try:
+            (self.path / ".ended").unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -153,9 +161,21 @@ class RunFolder:
         except Timeout:
             raise
         except OSError as error:
+            if is_full(error):
+                raise
             raise UserError(
                 f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"
             ) from error
+
+    def first_to_say(self) -> bool:
+        """Whether no other of the launch's processes was told so before: one of them says why all of them end."""
+        try:
+            (self.path / ".ended").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:
+            return self.main
+        return True
 
     def in_use(self) -> bool:
         """Whether a process is working in the folder."""
@@ -167,16 +187,27 @@ class RunFolder:
         except Timeout:
             return True
 
-    def same_recipe(self, recipe: Recipe) -> None:
-        """Raises UserError when the folder holds a begun run of another recipe, with the values that differ."""
-        if self.last_checkpoint() is None or not self.recipe.exists():
-            return
-        changed = differences(self.read_recipe(), recipe.tables)
+    def same_recipe(self, recipe: Recipe) -> bool:
+        """Whether a run of this recipe is begun, with the recipe beside it.
+
+        Raises UserError when the folder holds a begun run of another recipe, with the values that differ.
+        """
+        if self.last_checkpoint() is None:
+            return False
+        try:
+            tables, whole = self.read_recipe(), True
+        except UserError as damaged:
+            checkpoint, whole = self.resumable.usable()[0], False
+            if checkpoint is None:
+                raise damaged from None
+            tables = read_toml(checkpoint / RECIPE)
+        changed = differences(tables, recipe.tables)
         if changed:
             shown = "; ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
             raise UserError(
                 f"{self.path} holds the run of another recipe ({shown}): choose another folder with --out, or remove it"
             )
+        return whole
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 
@@ -186,35 +217,25 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def written(self) -> int:
-        """The length of metrics.jsonl in bytes."""
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
-
-    def rewind(self, length: int) -> None:
-        """Cut metrics.jsonl back to where it was at a checkpoint."""
-        if self.main and self.metrics.exists():
-            os.truncate(self.metrics, length)
+    def rewind(self, checkpoint: Path | None) -> bool:
+        """Take metrics.jsonl back to where it was at a checkpoint; whether it still held all that it held then."""
+        then = (checkpoint / METRICS).read_bytes() if checkpoint else b""
+        now = self.metrics.read_bytes() if self.metrics.exists() else b""
+        if self.main and now != then:
+            with replacing(self.metrics) as beside:
+                beside.write_bytes(then)
+        return now.startswith(then)
 
     # --- checkpoints and weights --------------------------------------------------------------------------------------
 
-    def checkpoint_beside(self) -> Path:
-        """An empty folder to write the next checkpoint in; `finish_checkpoint` moves it into place."""
-        beside = self.checkpoints / ".writing"
-        if self.main:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        return beside
-
-    def finish_checkpoint(self, step: int, epoch: int) -> None:
-        """Rename the written checkpoint into place (atomic), then drop the older ones."""
-        if not self.main:
-            return
-        place = self.checkpoints / f"step-{step:09d}-epoch-{epoch:06d}"
-        if not place.exists():
-            (self.checkpoints / ".writing").rename(place)
-        for old in self.checkpoints.glob("step-*"):
-            if old != place:
-                shutil.rmtree(old)
+    @contextmanager
+    def new_checkpoint(self, recipe: Recipe, step: int, epoch: int) -> Generator[Path]:
+        """A folder to write a checkpoint in; recipe, metrics and checksums come with it. The last two are kept."""
+        beside = self.resumable.begin()
+        yield beside
+        (beside / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+        (beside / METRICS).write_bytes(self.metrics.read_bytes() if self.metrics.exists() else b"")
+        self.resumable.finish(step, epoch)
 
     def snapshot(self, epoch: int) -> Path:
         """Where the weights after an epoch are kept."""
@@ -233,7 +254,10 @@ class RunFolder:
             there = self.networks()
             hint = f"it has {', '.join(there)}" if there else "its training is not finished"
             raise UserError(f"{self.path} has no network {which!r}: {hint}")
-        return load_file(file), about_weights(file)
+        try:
+            return load_file(file), about_weights(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from None
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -245,22 +269,25 @@ class RunFolder:
         if not self.main:
             return
         if isinstance(what, str):
-            _inside(self.path / "logs" / f"{name}.txt").write_text(what, encoding="utf-8")
+            self._replace(self.path / "logs" / f"{name}.txt", what)
         elif isinstance(what, dict):
             import pyarrow as pa
             from pyarrow import parquet
 
             table = pa.table({column: values.cpu().numpy() for column, values in what.items()})
             table = table.replace_schema_metadata({"hookflat": json.dumps(about or {})})
-            parquet.write_table(table, _inside(self.table(name)))
+            with replacing(self.table(name)) as beside:
+                parquet.write_table(table, beside)
         else:
-            what.savefig(_inside(self.figures / f"{name}.png"))
-            what.savefig(self.figures / f"{name}.svg", metadata={"Date": None})
+            self.draw({name: what})
+            with replacing(self.figures / f"{name}.svg") as beside:
+                what.savefig(beside, format="svg", metadata={"Date": None})
 
     def draw(self, figures: dict[str, Figure]) -> None:
         """Figures of the whole run, as PNG."""
         for name, figure in figures.items() if self.main else ():
-            figure.savefig(_inside(self.figures / f"{name}.png"))
+            with replacing(self.figures / f"{name}.png") as beside:
+                figure.savefig(beside, format="png")
 
     def save_results(self, results: Results) -> None:
         """Write eval.json; its presence says that everything is measured."""
@@ -269,26 +296,18 @@ class RunFolder:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _replace(self, file: Path, text: str) -> None:
-        beside = file.with_name(f".{file.name}.writing")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
 def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
     """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".writing")
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
-    beside.replace(file)
+    with replacing(file) as beside:
+        save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
 
 
 def about_weights(file: Path) -> dict[str, Any]:
     """What `save_weights` noted in a file."""
     with safe_open(file, framework="pt") as opened:
         return json.loads((opened.metadata() or {}).get("hookflat", "{}"))
-
-
-def _inside(file: Path) -> Path:
-    file.parent.mkdir(exist_ok=True)
-    return file

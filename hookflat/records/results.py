@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from hookflat.errors import UserError
 from hookflat.records.quantities import Quantity
+from hookflat.records.texts import DamagedError, read_json
 
 SCHEMA = 1
 """Of the file. A later version may add fields, which earlier ones keep; what changes its meaning counts up."""
@@ -90,15 +91,11 @@ class Results(_Kept):
     def read(cls, file: Path) -> Results:
         """Raises UserError for a file that cannot be read, and one that hookflat did not write."""
         try:
-            found = cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            found = cls.model_validate(read_json(file))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{file} is not what hookflat writes: {where}: {first['msg']}") from None
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error}") from None
-        except ValueError as error:
-            raise UserError(f"{file} is not what hookflat writes: {error}") from None
+            raise DamagedError(f"{file} is not what hookflat writes: {where}: {first['msg']}") from None
         if found.version > SCHEMA:
             raise UserError(f"{file} is of a later hookflat (schema {found.version}, this one knows {SCHEMA})")
         return found

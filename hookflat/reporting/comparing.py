@@ -11,6 +11,7 @@ from typing import Any
 from hookflat.recipe.tables import flat
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of, quantity
+from hookflat.records.texts import DamagedError
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,14 @@ class Row:
     texts: list[str]
 
 
-def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row]]:
-    """(recipe rows, number rows): only what differs. Raises UserError for a folder that is no run's."""
+def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
+    """(recipe rows, number rows): only what differs; and the results that are damaged, which are left out.
+
+    Raises UserError for a folder that is no run's, and a damaged recipe.
+    """
+    damaged: list[str] = []
     recipes = [dict(flat(RunFolder(folder).read_recipe())) for folder in folders]
-    found = [_numbers(RunFolder(folder)) for folder in folders]
+    found = [_numbers(RunFolder(folder), damaged) for folder in folders]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     lines = [(".".join(key), [recipe.get(key) for recipe in recipes]) for key in keys]
     names = dict.fromkeys(name for numbers in found for name in numbers)
@@ -35,14 +40,22 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row]]:
         texts = ["-" if p is None else p[1].text(p[0]) for p in pairs]
         rows.append(Row(name, [None if p is None else p[0] for p in pairs], texts))
     recipe_rows = [Row(name, values, [_text(v) for v in values]) for name, values in lines]
-    return [row for row in recipe_rows if _differs(row.values)], [row for row in rows if _differs(row.values)]
+    lines_that_differ, numbers_that_differ = (
+        [row for row in part if _differs(row.values)] for part in (recipe_rows, rows)
+    )
+    return lines_that_differ, numbers_that_differ, damaged
 
 
-def _numbers(folder: RunFolder) -> dict[str, tuple[float, Quantity]]:
+def _numbers(folder: RunFolder, damaged: list[str]) -> dict[str, tuple[float, Quantity]]:
     """Every measured number of a run by what it is, "last test RLoss", of its own measures and of `hookflat eval`'s."""
     found: dict[str, tuple[float, Quantity]] = {}
     for place in (folder, *folder.evaluations()):
-        if (results := place.read_results()) is None:
+        try:
+            results = place.read_results()
+        except DamagedError as error:
+            damaged.append(str(error))
+            continue
+        if results is None:
             continue
         protocol = "" if place is folder else f"{place.path.name} "
         for model, numbers in results.models.items():

@@ -118,6 +118,7 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
         except UnusableError as why:
             left_out.append(LeftOut(name, str(why)))
     left_out += _only_logs(folders, candidates)
+    left_out += [LeftOut(f"{r.name}, {_lines(r.damaged)} of metrics.jsonl", "damaged") for r in found if r.damaged]
     left_out += [LeftOut(f"{r.name}/eval/{a}", "older measures, moved aside by --redo") for r in found for a in r.aside]
     main = _main(found, protocol)
     runs = [run for run in found if main and any(e.key == main.key for e in run.evaluations)]
@@ -200,6 +201,12 @@ def _only_logs(folders: Iterable[Path], candidates: dict[Path, Path]) -> Iterato
         for log in sorted(folder.glob("*.log")) if not RunFolder(folder).is_run else ():
             if log.resolve().with_suffix("") not in candidates:
                 yield LeftOut(log.stem, f"never begun; its log ends: {last_line(log)}")
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    return f"{len(numbers)} lines, {numbers[0]} the first,"
 
 
 def _main(runs: Sequence[MeasuredRun], protocol: str) -> Evaluation | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,8 +18,10 @@ from hookflat.errors import UserError
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity
 from hookflat.records.results import NetworkResults, Protocol, Results
+from hookflat.records.texts import read_json, read_lines, read_toml
 
 Numbers = dict[str, float]
+Found = TypeVar("Found")
 
 
 class UnusableError(Exception):
@@ -98,7 +100,8 @@ class MeasuredRun:
     """A run that is trained, or a checkpoint that `hookflat eval` measured.
 
     `method`: the recipe's name. `records`: the lines of metrics.jsonl. `training`: its wall time in seconds, where it
-    is known. `aside`: older measures that --redo moved aside. `networks`: with the numbers that go into the report.
+    is known. `aside`: older measures that --redo moved aside. `damaged`: lines of metrics.jsonl that are
+    no records. `networks`: with the numbers that go into the report.
     """
 
     name: str
@@ -113,6 +116,7 @@ class MeasuredRun:
     training: float | None
     landscape: LandscapeCurve | None
     aside: list[str]
+    damaged: list[int]
     networks: dict[str, Network] = field(default_factory=dict)
 
     @property
@@ -193,6 +197,7 @@ def _read(name: str, place: Path) -> MeasuredRun:
     if own is None and not rescaled:
         raise UnusableError(_unfinished(folder))
     seed = recipe.run.get("seed", evaluations[0].protocol.seed)
+    records, damaged = _told(read_lines, folder.metrics, folder)
     return MeasuredRun(
         name=name,
         folder=place,
@@ -200,18 +205,20 @@ def _read(name: str, place: Path) -> MeasuredRun:
         seed=seed,
         rescaled=rescaled,
         recipe=tables,
-        environment=_environment(folder.environment),
+        environment=_environment(folder),
         evaluations=evaluations,
-        records=_records(folder.metrics),
+        records=records,
+        damaged=damaged,
         training=own.training if own else None,
         landscape=_landscape(folder, evaluations),
         aside=[f.path.name for f in found if f is not folder and _aside(f)],
     )
 
 
-def _environment(file: Path) -> dict[str, Any]:
+def _environment(folder: RunFolder) -> dict[str, Any]:
     """Empty where a run has none, as a rescaled one."""
-    found = _json(file) if file.exists() else {}
+    file = folder.environment
+    found = _told(read_json, file, folder) if file.exists() else {}
     if not isinstance(found, dict):
         raise UnusableError(f"{file.name} is not what hookflat writes")
     return found
@@ -239,10 +246,7 @@ def _evaluation(place: RunFolder, folder: RunFolder, recipe: _Recipe) -> Evaluat
     """`recipe`: of the run; `hookflat eval` keeps its own beside the results."""
     if place is not folder and place.recipe.exists():
         recipe = _recipe(_recipe_of(place), place.recipe)
-    try:
-        results = Results.read(place.results)
-    except UserError as error:
-        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
+    results = _told(Results.read, place.results, folder)
     dropped: list[str] = []
     networks = {label: _network(label, numbers, dropped) for label, numbers in results.models.items()}
     top = folder.path.resolve().name if results.model else ""
@@ -287,19 +291,6 @@ def _network(label: str, numbers: NetworkResults, dropped: list[str]) -> Network
     return Network(label, numbers.epoch, **found)
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for what was cut off or is no number or word."""
-    found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-            found.append({k: v for k, v in record.items() if isinstance(v, int | float | str)})
-    return found
-
-
 def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCurve | None:
     """RLoss along random directions, layer by layer, of the last network on test examples (Fig. 4)."""
     places = [*(f for f in folder.evaluations() if not _aside(f)), folder]
@@ -328,19 +319,17 @@ def _threat_of(place: Path, folder: RunFolder, evaluations: list[Evaluation]) ->
     return {name: of[0].setup[name] for name in ("eps", "step_size", "data")} if of else {}
 
 
-def _json(file: Path) -> Any:
+def _told(read: Callable[[Path], Found], file: Path, folder: RunFolder) -> Found:
+    """What `read` makes of a file of the folder. Raises UnusableError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnusableError(f"{file.name} cannot be read: {error}") from None
+        return read(file)
+    except UserError as error:
+        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
 
 
 def _recipe_of(folder: RunFolder) -> dict[str, Any]:
     """Empty where a folder has none."""
-    try:
-        return folder.read_recipe() if folder.recipe.exists() else {}
-    except UserError as error:
-        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
+    return _told(read_toml, folder.recipe, folder) if folder.recipe.exists() else {}
 
 
 def _recipe(tables: dict[str, Any], file: Path) -> _Recipe:

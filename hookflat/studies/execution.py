@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ from filelock import FileLock, Timeout
 from hookflat.errors import UserError
 from hookflat.studies.study import CLUSTER, Job, State, Study
 from hookflat.threads import limit
+
+WAITS = "HOOKFLAT_WAITS"
+"""In the environment of a study's runs: not they, but who started them puts a job back into the queue."""
 
 
 def make(
@@ -45,11 +49,13 @@ def make(
     for worker in range(workers):
         free.put(worker)
     environments = [share(worker, workers, processes) for worker in range(workers)]
+    commands = Commands()
 
     def in_turn(job: Job) -> State:
         worker = free.get()
         try:
-            return run_job(job, environment=environments[worker], processes=processes, redo=redo, say=say)
+            environment = environments[worker]
+            return run_job(job, environment=environment, processes=processes, redo=redo, say=say, commands=commands)
         except (OSError, UserError) as error:
             say(f"failed   {job.name}: {error}")
             return "failed"
@@ -67,9 +73,11 @@ def make(
             turns = [pool.submit(in_turn, job) for job in jobs]
             try:
                 states |= {job.name: turn.result() for job, turn in zip(jobs, turns, strict=True)}
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stopped:
                 for turn in turns:
                     turn.cancel()
+                if running := commands.stop(getattr(stopped, "number", signal.SIGTERM)):
+                    say(f"stopping {running} runs; the same command goes on with them")
                 raise
     return states
 
@@ -81,8 +89,10 @@ def run_job(
     processes: int = 1,
     redo: bool = False,
     say: Callable[[str], None] = print,
+    commands: Commands | None = None,
 ) -> State:
-    """Make one run, unless it is done or being made elsewhere."""
+    """Make one run, unless it is done or being made elsewhere. `commands`: to stop it from outside."""
+    commands = commands or Commands()
     try:
         lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
         with lock.acquire(timeout=0):
@@ -94,12 +104,14 @@ def run_job(
                 return state
             began = time.time()
             for command in job.commands(processes):
-                if _status(command, job.log, environment or {}):
+                if commands.status(command, job.log, environment or {}):
+                    if commands.stopped:
+                        return "begun"
                     say(f"failed   {job.name}: {_last_line(job.log)} (see {job.log})")
                     return "failed"
             seconds = time.time() - began
-            with (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
-                was = "rescaled" if job.rescaled else state
+            with suppress(OSError), (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
+                was = "rescaled" if job.rescaled else state  # for an estimate: the run is done without it
                 times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was}) + "\n")
             say(f"done     {job.name}: {_duration(seconds)}")
             return "done"
@@ -107,10 +119,46 @@ def run_job(
         return "elsewhere"
 
 
-def _status(command: list[str], log: Path, environment: dict[str, str]) -> int:
-    """The exit status of a command whose output goes to the end of `log`."""
-    with log.open("a", encoding="utf-8") as file:
-        return subprocess.run(command, stdout=file, stderr=file, env=os.environ | environment, check=False).returncode
+class Commands:
+    """The commands at work, each with its own group of processes, so that all of them can be told to stop."""
+
+    def __init__(self) -> None:
+        self.running: set[int] = set()
+        self.stopped = False
+
+    def status(self, command: list[str], log: Path, environment: dict[str, str]) -> int:
+        """The exit status of a command whose output goes to the end of `log`; not begun after `stop`."""
+        quiet = ["sh", "-c", 'trap "" USR1; exec "$@"', "hookflat"] if os.name == "posix" else []  # for launchers
+        around = os.environ | {WAITS: "1"} | environment
+        with log.open("a", encoding="utf-8") as file:
+            if self.stopped:
+                return 1
+            process = subprocess.Popen([*quiet, *command], stdout=file, stderr=file, env=around, start_new_session=True)
+            self.running.add(process.pid)
+            try:
+                if self.stopped:  # while it was started
+                    self._tell(process.pid, signal.SIGTERM)
+                return process.wait()
+            finally:
+                self.running.discard(process.pid)
+
+    def stop(self, number: int) -> int:
+        """Send a signal to all; how many there were."""
+        self.stopped = True
+        running = list(self.running)
+        for pid in running:
+            self._tell(pid, number if number != signal.SIGINT else signal.SIGTERM)
+        return len(running)
+
+    def ended(self) -> None:
+        """Wait until all have ended, though somebody else waits for them, too."""
+        for pid in list(self.running):
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    def _tell(self, pid: int, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, number)
 
 
 @dataclass(frozen=True)
@@ -195,13 +243,28 @@ def submit(
         family = [source, *(job for job in study.jobs if job.rescaled and job.rescaled[0] == source.folder)]
         leave = {"done", "elsewhere"} if redo else {"done", "elsewhere", "changed"}
         if any(job.state() not in leave for job in family):
-            submitted.append(executor.submit(_one_after_another, family, processes, redo))
+            submitted.append(executor.submit(Family(), family, processes, redo))
     return submitted
 
 
-def _one_after_another(jobs: list[Job], processes: int, redo: bool) -> list[State]:
-    environment = share(0, 1, processes)
-    return [run_job(job, environment=environment, processes=processes, redo=redo) for job in jobs]
+class Family:
+    """A run and its rescaled networks, one after another: a job that may have to go back to a cluster's queue."""
+
+    def __init__(self) -> None:
+        self.commands = Commands()
+
+    def __call__(self, jobs: list[Job], processes: int, redo: bool) -> list[State]:
+        """Their states at the end."""
+        options: dict[str, Any] = {"environment": share(0, 1, processes), "processes": processes, "redo": redo}
+        return [run_job(job, **options, commands=self.commands) for job in jobs]
+
+    def checkpoint(self, jobs: list[Job], processes: int, redo: bool) -> Any:
+        """What submitit calls before the job's time is over, and puts into the queue: the same once more."""
+        from submitit.helpers import DelayedSubmission
+
+        self.commands.stop(signal.SIGUSR1)
+        self.commands.ended()
+        return DelayedSubmission(Family(), jobs, processes, redo)
 
 
 def _move_aside(folder: Path) -> None:

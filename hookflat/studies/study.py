@@ -27,6 +27,7 @@ from hookflat.recipe.options import InvalidOptions, build
 from hookflat.recipe.shipped import find_protocol, find_recipe
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import RunFolder
+from hookflat.records.texts import DamagedError
 
 CLUSTER = "slurm"
 """In a study's folder, what its jobs on a cluster say."""
@@ -134,9 +135,16 @@ class Job:
             return "elsewhere"
         if self.changes() or self.protocol_changes():
             return "changed"
-        if self.results.exists():
+        if self._measured():
             return "done"
         return "begun" if self._begun() else "todo"
+
+    def _measured(self) -> bool:
+        """Damaged results are made again."""
+        try:
+            return RunFolder(self.results.parent).read_results() is not None
+        except DamagedError:
+            return False
 
     def _begun(self) -> bool:
         return RunFolder(self.folder).last_checkpoint() is not None

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
 
+from hookflat.errors import TrainingFailed, UserError
+from hookflat.records.checkpoints import MODEL, STATE
+from hookflat.records.folder import save_weights
 from hookflat.training.run import Run
 
 
@@ -15,42 +24,106 @@ def save(run: Run) -> None:
     run.finite.see("after_step", *run.network.state_dict().values())
     run.check()
     run.loss_sum = run.accelerator.reduce(run.loss_sum, "mean")  # every process goes on from what is saved
-    beside = run.folder.checkpoint_beside()
-    run.accelerator.wait_for_everyone()
-    run.accelerator.save_state(str(beside), safe_serialization=True)
+    generators = gather_object([_generators(run.device)])
     if run.main:
-        torch.save(_state(run), beside / "hookflat.pt")
-    run.accelerator.wait_for_everyone()
-    run.folder.finish_checkpoint(run.step, run.epoch)
+        with run.folder.new_checkpoint(run.recipe, run.step, run.epoch) as place:
+            save_weights(place / MODEL, run.network)
+            with (place / STATE).open("wb") as file:  # through Python, whose errors say what the disk refused
+                torch.save(_state(run, generators), file)
+            if not run.saved:
+                _check_readable(place / STATE)
+    run.saved = True
     run.accelerator.wait_for_everyone()
 
 
-def _state(run: Run) -> dict[str, Any]:
-    states = {n: p.state_dict() for n, p in run.plugins.items() if hasattr(p, "state_dict")}
+def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "step": run.step,
         "epoch": run.epoch,
         "loss_sum": run.loss_sum.cpu(),
         "lr": run.lr,
-        "metrics": run.folder.written(),
         "seconds": time.perf_counter() - run.began,
-        "plugins": states,
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "plugins": {n: p.state_dict() for n, p in run.plugins.items() if hasattr(p, "state_dict")},
+        "generators": generators,
     }
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """No code in it is run: torch makes tensors, numbers, texts and containers of them, and refuses the rest."""
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_readable(file: Path) -> None:
+    """Raises TrainingFailed before hours are trained that no checkpoint could bring back."""
+    try:
+        _read(file)
+    except pickle.UnpicklingError as error:
+        refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "another class")
+        raise TrainingFailed(
+            "the state of the optimizer, the schedule or a plugin could not be read back without running code "
+            f"({refused}): state_dict() may hold tensors, numbers, texts, and lists and dictionaries of them"
+        ) from None
+
+
 def resume(run: Run) -> bool:
-    """Go on from the last checkpoint, if there is one."""
-    checkpoint = run.folder.last_checkpoint()
+    """Go on from the newest checkpoint that is as it was written, if there is one; says what is damaged.
+
+    Raises UserError where there are checkpoints, but all are damaged.
+    """
+    checkpoint = _agreed(run)
+    whole = run.folder.rewind(checkpoint)
     if checkpoint is None:
-        run.folder.rewind(0)
         return False
-    run.accelerator.load_state(str(checkpoint))
-    state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
-    run.step, run.epoch = state["step"], state["epoch"]
+    if not whole:
+        run.console.say(f"{run.folder.metrics} was cut or changed: it is back as the checkpoint kept it")
+    run.network.load_state_dict(load_file(checkpoint / MODEL))
+    state = _read(checkpoint / STATE)
+    run.step, run.epoch, run.lr = state["step"], state["epoch"], state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
-    run.lr = state["lr"]
-    run.folder.rewind(state["metrics"])
     run.began = time.perf_counter() - state["seconds"]
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.schedule.load_state_dict(state["schedule"])
     for name, plugin_state in state["plugins"].items():
         run.plugins[name].load_state_dict(plugin_state)
+    if run.rank < len(state["generators"]):  # another number of processes: what is new begins as built
+        _set_generators(state["generators"][run.rank], run.device)
+    run.accelerator.wait_for_everyone()  # nobody writes before all have read
     return True
+
+
+def _agreed(run: Run) -> Path | None:
+    """The checkpoint that the main process found usable, for all."""
+    found: list[Any] = [None, "", []]
+    if run.main:
+        try:
+            found[0], found[2] = run.folder.resumable.usable()
+        except UserError as error:
+            found[1] = str(error)
+    checkpoint, told, faults = broadcast_object_list(found)
+    if told:
+        raise UserError(told)
+    for fault in faults:
+        run.console.say(f"{fault}; going on from the one before it, {checkpoint.name}")
+    return checkpoint
+
+
+def _generators(device: torch.device) -> dict[str, Any]:
+    """The global generators of a process: nothing of hookflat draws from them, a network of others may."""
+    numpy: Any = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "random": random.getstate(),
+        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
+        "torch": torch.get_rng_state(),
+    }
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_generators(states: dict[str, Any], device: torch.device) -> None:
+    random.setstate(states["random"])
+    name, key, *place = states["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *place))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

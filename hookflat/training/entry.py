@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from hookflat.errors import TrainingFailed, UserError
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
@@ -17,10 +16,12 @@ from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
 from hookflat.records.results import Results
 from hookflat.training import checkpoints, loop
+from hookflat.training.ending import ending
 from hookflat.training.epochs import finish
 from hookflat.training.heading import say_training
 from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
+from hookflat.training.stopping import listening
 from hookflat.training.trackers import Trackers
 
 
@@ -45,7 +46,8 @@ def run(
 
     `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes, or
     classes. `folder`: instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right,
-    `hookflat.TrainingFailed` when the training cannot go on. The global random generators are left as found.
+    `hookflat.TrainingFailed` when the training cannot go on, and KeyboardInterrupt when a signal stopped it. The
+    global random generators are left as found.
     """
     extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
@@ -53,51 +55,37 @@ def run(
     with global_generators_restored():
         files = tuple(p for p in extra if isinstance(p, Path))
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
-        with run.folder.held():
-            return _run(run, files)
+        with ending(run), run.folder.held():
+            results = _run(run, files)
+    return FinishedRun(run.folder.path, results)
 
 
-def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
+def _run(run: Run, files: tuple[Path, ...]) -> Results:
     recipe, path, console = run.recipe, run.folder.path, run.console
-    try:
-        run.folder.prepare(recipe, files)
-        run.accelerator.wait_for_everyone()
-        if done := run.folder.read_results():
-            console.say(f"{path} is complete already; its results:")
-            console.results(done)
-            if not run.folder.figures.exists():
-                draw(run)
-            return FinishedRun(path, done)
-        run.build()
-        resumed = checkpoints.resume(run)
-        console.quantities = quantities(recipe)
-        say_training(run, resumed=resumed)
-        console.training(run.total_steps, run.step)
-        run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
+    run.folder.prepare(recipe, files)
+    run.accelerator.wait_for_everyone()
+    if done := run.folder.whole_results(console.say):
+        console.say(f"{path} is complete already; its results:")
+        console.results(done)
+        if not run.folder.figures.exists():
+            draw(run)
+        return done
+    run.build()
+    resumed = checkpoints.resume(run)
+    console.quantities = quantities(recipe)
+    say_training(run, resumed=resumed)
+    console.training(run.total_steps, run.step)
+    run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
+    with listening(run):
         loop.train(run)
-        results = finish(run)
-        run.folder.save_results(results)
-        draw(run)
-        run.accelerator.wait_for_everyone()
-    except (UserError, TrainingFailed):
-        raise
-    except Exception as error:
-        if told := run.blame(error):
-            raise told from error
-        if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
-            raise TrainingFailed(f"a hook wrapper must yield exactly once: {error}") from error
-        raise
-    except KeyboardInterrupt:
-        console.close()
-        console.say(f"stopped after step {run.step}; the same command goes on from the last checkpoint")
-        raise
-    finally:
-        console.close()
-        if run.trackers:
-            run.trackers.close()
+    results = finish(run)
+    run.folder.save_results(results)
+    draw(run)
+    run.accelerator.wait_for_everyone()
+    run.close()
     console.results(results)
     console.say(f"{console.took()}, everything is in {path}")
-    return FinishedRun(path, results)
+    return results
 
 
 def network_of(recipe: Recipe, folder: Path) -> nn.Module:

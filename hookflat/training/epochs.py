@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from hookflat.functional.brackets import restored
+from hookflat.reading.weights import load_into
 from hookflat.records.results import Results
 from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
@@ -58,6 +59,6 @@ def finish(run: Run) -> Results:
     if "best" in kept:
         weights, about = folder.load_network("best")
         with restored(model.state_dict().values()):
-            model.load_state_dict(weights)
+            load_into(model, weights, str(folder.network("best")))
             results.models["best"] = measurements.end(model, "best", done, **about)
     return results

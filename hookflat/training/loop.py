@@ -12,6 +12,7 @@ from hookflat.training import checkpoints
 from hookflat.training.epochs import end_epoch
 from hookflat.training.first_step import watched
 from hookflat.training.run import Run
+from hookflat.training.stopping import stop_if_asked
 
 CHECK_EVERY = 25
 """Steps between looks at whether all values were finite: looking makes the device wait."""
@@ -28,11 +29,13 @@ def train(run: Run) -> None:
             run.console.stepped(run.step)
             if run.step % CHECK_EVERY == 0:
                 run.check()
-            if run.step % run.recipe.run.checkpoint_steps == 0:
+            if save := run.step % run.recipe.run.checkpoint_steps == 0:
                 checkpoints.save(run)
+            stop_if_asked(run, saved=save)
         line = end_epoch(run)
         run.console.epoch(run.epoch, run.epochs, line)
         checkpoints.save(run)
+        stop_if_asked(run, saved=True, together=True)
 
 
 def step(run: Run, batch: Batch) -> Tensor:

@@ -46,6 +46,7 @@ class Run:
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
     device, rank, processes: this process's place; main: whether it is the one that writes. accelerator: Accelerate's.
     plugins: every plugin of the training, by name.
+    saved: whether this session wrote a checkpoint. stopping: whether a signal asked to stop after the step at work.
     console: `console.say(text)` tells the user something. folder: the run's folder (`hookflat.RunFolder`).
     """
 
@@ -71,6 +72,7 @@ class Run:
         self.measures = {stage: Hooks(measures) for stage, measures in recipe.measures.items()}
         self.epochs = recipe.run.total_epochs
         self.step = self.epoch = 0
+        self.saved = self.stopping = False
         self.lr = 0.0
         self.finite = Finite(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
@@ -277,6 +279,12 @@ class Run:
     def best_epoch(self) -> int | None:
         """After which `keep_best` was last called; None where it was not."""
         return self.folder.load_network("best")[1]["epoch"] if self.folder.network("best") else None
+
+    def close(self) -> None:
+        """End the live display and the trackers."""
+        self.console.close()
+        if self.trackers:
+            self.trackers.close()
 
     def blame(self, error: BaseException) -> TrainingFailed | None:
         """The plugin and hook that `error` came out of, as told to a user."""

@@ -1,0 +1,73 @@
+"""How work on a run ends before its end: in one message that says what is kept and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+
+from torch.distributed import DistError
+
+from hookflat.errors import TrainingFailed, UserError
+from hookflat.records.disk import refused
+from hookflat.training.run import Run
+
+_LOST = re.compile(r"gloo/transport|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+@contextmanager
+def ending(run: Run) -> Generator[None]:
+    """Inside, what a disk, another process or a plugin does to the work is raised as TrainingFailed.
+
+    Of several processes, one tells the user.
+    """
+    try:
+        try:
+            yield
+        finally:
+            run.close()
+    except KeyboardInterrupt:
+        if _speaks(run):
+            run.console.say(
+                f"stopped{f' after step {run.step}' if run.step else ''}; the same command goes on{_kept(run)}"
+            )
+        raise
+    except Exception as error:
+        told = error if isinstance(error, UserError | TrainingFailed) else _told(run, error)
+        if told is None:
+            raise
+        told.said = not _speaks(run)
+        raise told from (None if told is error else error)
+
+
+def _speaks(run: Run) -> bool:
+    return run.processes == 1 or run.folder.first_to_say()
+
+
+def _told(run: Run, error: Exception) -> TrainingFailed | None:
+    """A failure in the words for it; None for a bug of hookflat's."""
+    again = f"the same command goes on{_kept(run)}"
+    if told := refused(error):
+        return TrainingFailed(f"{told}; {again}")
+    if run.processes > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
+        return TrainingFailed(
+            f"another of the {run.processes} processes ended, killed or without memory perhaps (its own output may say "
+            f"more); {again}"
+        )
+    if blamed := run.blame(error):
+        return blamed
+    if told := refused(error, run.folder.path):
+        return TrainingFailed(f"{told}; {again}")
+    if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
+        return TrainingFailed(f"a hook wrapper must yield exactly once: {error}")
+    return None
+
+
+def _kept(run: Run) -> str:
+    """From where the same command goes on."""
+    with suppress(OSError):
+        if checkpoint := run.folder.last_checkpoint():
+            return f" from {checkpoint}"
+        if run.folder.unfinished.exists():
+            return " with what is not measured yet"
+    return " from the beginning: no checkpoint was written yet"
