@@ -1,15 +1,20 @@
 """A run that is killed at any moment and started again ends as if never stopped, bit for bit."""
 
+import hashlib
 import json
+import os
 import random
+import shutil
 import time
+from dataclasses import dataclass
 
 import pytest
+import torch
 from processes import start as processes_of
 
-from hookflat import UserError
-from hookflat.testing import run_recipe, tiny_run
-from hookflat.training import checkpoints, loop
+from hookflat import TrainingFailed, UserError, hookimpl
+from hookflat.testing import TinyData, TinyModel, recipe, run_recipe, tiny_run
+from hookflat.training import checkpoints, entry, loop
 from hookflat.training.epochs import end_epoch
 
 RECIPE = """
@@ -151,3 +156,159 @@ def test_a_checkpoint_that_was_being_written_is_ignored(tmp_path):
     run_recipe({}, folder)
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run_recipe({}, tmp_path_factory.mktemp("whole") / "run").folder
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that was stopped in its last step but one, with the checkpoints of steps 3 and 4."""
+    folder, step = tmp_path_factory.mktemp("begun") / "run", loop.step
+
+    def stopping(run, batch):
+        if run.step == 4:
+            raise KeyboardInterrupt
+        return step(run, batch)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "step", stopping)
+        run_recipe({"run": {"checkpoint_steps": 2}}, folder)
+    return folder
+
+
+def copied(folder, place):
+    shutil.copytree(folder, place)
+    return place, sorted(place.glob("checkpoints/step-*"))
+
+
+def again(folder):
+    return entry.run(
+        recipe({"run": {"checkpoint_steps": 2}}), folder=folder, plugins=[TinyData, TinyModel], quiet=False
+    )
+
+
+def is_whole(folder, whole):
+    return all((folder / n).read_bytes() == (whole / n).read_bytes() for n in ("model.safetensors", "metrics.jsonl"))
+
+
+def flip(file, bit=1000):
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "metrics.jsonl", "recipe.toml", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", [flip, os.unlink], ids=["flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(begun, whole, tmp_path, capsys, name, damage):
+    folder, (older, newer) = copied(begun, tmp_path / "run")
+    damage(newer / name)
+    again(folder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{newer} cannot be used: " in said
+    assert f"going on from the one before it, {older.name}" in said
+    assert is_whole(folder, whole)
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(begun, tmp_path):
+    folder, checkpoints = copied(begun, tmp_path / "run")
+    for checkpoint in checkpoints:
+        flip(checkpoint / "training.pt")
+    before = {p: p.read_bytes() for p in (folder / "checkpoints").rglob("*") if p.is_file()}
+    with pytest.raises(UserError) as told:
+        again(folder)
+    for checkpoint in checkpoints:
+        assert f"{checkpoint} cannot be used: the checksum of training.pt is not the one in SHA256SUMS" in str(
+            told.value
+        )
+    assert "remove it to train from the beginning" in str(told.value)
+    assert before == {p: p.read_bytes() for p in (folder / "checkpoints").rglob("*") if p.is_file()}
+
+
+def test_two_checkpoints_are_kept_with_the_sums_that_sha256sum_reads(begun):
+    checkpoints = sorted(begun.glob("checkpoints/*"))
+    assert [c.name for c in checkpoints] == ["step-000000003-epoch-000001", "step-000000004-epoch-000001"]
+    for checkpoint in checkpoints:
+        sums = dict(line.split("  ")[::-1] for line in (checkpoint / "SHA256SUMS").read_text().splitlines())
+        files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in checkpoint.iterdir() if p.name in sums}
+        assert sums == files
+        assert {p.name for p in checkpoint.iterdir()} == {*sums, "SHA256SUMS"}
+
+
+def test_an_earlier_hookflat_s_checkpoint_is_refused(begun, tmp_path):
+    folder, (older, newer) = copied(begun, tmp_path / "run")
+    shutil.rmtree(older)
+    (newer / "training.pt").rename(newer / "hookflat.pt")
+    with pytest.raises(UserError, match="an earlier hookflat wrote it, which this one does not read"):
+        again(folder)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch proof",)
+
+
+def test_no_code_in_a_checkpoint_is_run(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, (_, newer) = copied(begun, tmp_path / "run")
+    torch.save({"step": Hostile()}, newer / "training.pt")
+    names = ("model.safetensors", "training.pt", "metrics.jsonl", "recipe.toml")
+    sums = [f"{hashlib.sha256((newer / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (newer / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(UserError, match=f"{newer} does not hold the state of this run"):
+        again(folder)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_state_that_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
+    @dataclass(eq=False)
+    class Keeps:
+        def state_dict(self):
+            return {"file": tmp_path}
+
+        def load_state_dict(self, state): ...
+
+        @hookimpl
+        def after_step(self): ...
+
+    with pytest.raises(TrainingFailed, match="could not be read back without running code"):
+        run_recipe({"plugins": {"keeps": {}}, "run": {"checkpoint_steps": 1}}, tmp_path / "run", [Keeps])
+    assert not list((tmp_path / "run").glob("checkpoints/step*"))
+
+
+@pytest.mark.parametrize("left", [b"", b'{"epoch": 1, "st', None, bytes(10_000)])
+def test_metrics_that_are_shorter_than_at_the_checkpoint_come_back_from_it(begun, whole, tmp_path, capsys, left):
+    folder, _ = copied(begun, tmp_path / "run")
+    if left is None:
+        (folder / "metrics.jsonl").unlink()
+    else:
+        (folder / "metrics.jsonl").write_bytes(left)
+    again(folder)
+    assert "metrics.jsonl was cut or changed: it is back as the checkpoint kept it" in capsys.readouterr().out
+    assert is_whole(folder, whole)
+
+
+@pytest.mark.parametrize("left", ["", "[run", None])
+def test_a_recipe_that_is_lost_comes_back_from_the_checkpoint_and_still_guards_the_run(begun, whole, tmp_path, left):
+    folder, _ = copied(begun, tmp_path / "run")
+    (folder / "recipe.toml").unlink()
+    if left is not None:
+        (folder / "recipe.toml").write_text(left)
+    with pytest.raises(UserError, match="holds the run of another recipe"):
+        run_recipe({"optimizer": {"lr": 0.2}, "run": {"checkpoint_steps": 2}}, folder)
+    again(folder)
+    assert (folder / "recipe.toml").read_text() == (begun / "recipe.toml").read_text()
+    assert is_whole(folder, whole)
+
+
+@pytest.mark.parametrize("left", ["", "[" * 100_000, '{"models": 3}', '{"epochs": 1' + "0" * 400 + "}"])
+def test_damaged_results_are_moved_aside_and_measured_again(whole, tmp_path, capsys, left):
+    folder, _ = copied(whole, tmp_path / "run")
+    (folder / "eval.json").write_text(left)
+    again_whole = entry.run(recipe(), folder=folder, plugins=[TinyData, TinyModel], quiet=False)
+    assert "eval.json" in capsys.readouterr().out
+    assert (folder / "eval.json.damaged").read_text() == left
+    numbers = json.loads((whole / "eval.json").read_text())["models"]["last"]["test"]
+    assert again_whole.results.models["last"].test == numbers

@@ -40,23 +40,22 @@ def synced(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_full(error: OSError) -> bool:
-    """Whether the disk has no room for what was written."""
-    return errno.errorcode.get(error.errno or 0) in FULL
+def has_failed(error: OSError) -> bool:
+    """Whether the disk is full or gone, which no other choice of a folder's name would put right."""
+    return errno.errorcode.get(error.errno or 0) in FULL | GONE
 
 
-def refused(error: BaseException, folder: Path | None = None) -> str | None:
-    """What the disk refused, and what to do, where `error` comes of that; else None.
+def refused(error: BaseException, place: Path | None = None, *, inside: bool = False) -> str | None:
+    """What the disk of `place` refused, and what to do, where `error` comes of that; else None.
 
-    Any system error about a file inside `folder` comes of it, too. Libraries wrap what the system said: the errors
-    behind an error count as well.
+    `inside`: any system error about a file inside `place` comes of it, too. Libraries wrap what the system said: the
+    errors behind an error count as well.
     """
     for cause in _chain(error):
         if number := _number(cause):
-            name, file = errno.errorcode.get(number, ""), getattr(cause, "filename", None)
-            if what := _what(name, _is_inside(file, folder)):
-                where = f" ({file})" if file else f" ({folder})" if folder else ""
-                return f"{what[0]}{where}: {os.strerror(number)}. {what[1]}"
+            file = getattr(cause, "filename", None)
+            if what := _what(errno.errorcode.get(number, ""), inside and _is_inside(file, place)):
+                return f"{what[0]}: {file or place or 'what was written'}: {os.strerror(number)}. {what[1]}"
     return None
 
 

@@ -18,7 +18,7 @@ from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.tables import differences
 from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
-from hookflat.records.disk import is_full, replacing
+from hookflat.records.disk import has_failed, replacing
 from hookflat.records.environment import environment
 from hookflat.records.results import Results
 from hookflat.records.texts import DamagedError, read_lines, read_toml
@@ -161,7 +161,7 @@ class RunFolder:
         except Timeout:
             raise
         except OSError as error:
-            if is_full(error):
+            if has_failed(error):
                 raise
             raise UserError(
                 f"{self.path}: cannot write the run's folder: {error.strerror or error} (choose another with --out)"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hookflat.errors import TrainingFailed, UserError
@@ -78,8 +79,12 @@ def resume(run: Run) -> bool:
         return False
     if not whole:
         run.console.say(f"{run.folder.metrics} was cut or changed: it is back as the checkpoint kept it")
-    run.network.load_state_dict(load_file(checkpoint / MODEL))
-    state = _read(checkpoint / STATE)
+    try:
+        weights, state = load_file(checkpoint / MODEL), _read(checkpoint / STATE)
+        run.network.load_state_dict(weights)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{checkpoint} does not hold the state of this run: {first}") from None
     run.step, run.epoch, run.lr = state["step"], state["epoch"], state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
     run.began = time.perf_counter() - state["seconds"]

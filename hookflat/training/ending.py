@@ -47,7 +47,7 @@ def _speaks(run: Run) -> bool:
 def _told(run: Run, error: Exception) -> TrainingFailed | None:
     """A failure in the words for it; None for a bug of hookflat's."""
     again = f"the same command goes on{_kept(run)}"
-    if told := refused(error):
+    if told := refused(error, run.folder.path):
         return TrainingFailed(f"{told}; {again}")
     if run.processes > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
         return TrainingFailed(
@@ -56,7 +56,7 @@ def _told(run: Run, error: Exception) -> TrainingFailed | None:
         )
     if blamed := run.blame(error):
         return blamed
-    if told := refused(error, run.folder.path):
+    if told := refused(error, run.folder.path, inside=True):
         return TrainingFailed(f"{told}; {again}")
     if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
         return TrainingFailed(f"a hook wrapper must yield exactly once: {error}")
