@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -157,8 +157,11 @@ class Unlabeled:
                 result = train(recipe, folder=folder, quiet=run.console.silent)
                 self._predict(run, recipe, result, pool, file)
             run.accelerator.wait_for_everyone()
-        with safe_open(file, framework="pt") as opened:
-            labels, about = opened.get_tensor("labels"), json.loads(opened.metadata()["hookflat"])
+        try:
+            with safe_open(file, framework="pt") as opened:
+                labels, about = opened.get_tensor("labels"), json.loads(opened.metadata()["hookflat"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} cannot be read ({error}): remove it, to have the labels predicted again") from None
         run.console.say(
             f"pseudo-labels: {len(labels)} images, by the network in {folder} "
             f"(clean error {100 * about['clean_error']:.1f} % on test images)"

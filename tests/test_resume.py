@@ -173,9 +173,10 @@ def begun(tmp_path_factory):
             raise KeyboardInterrupt
         return step(run, batch)
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "step", stopping)
-        run_recipe({"run": {"checkpoint_steps": 2}}, folder)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe({"run": {"checkpoint_steps": 2}}, folder)
     return folder
 
 

@@ -94,10 +94,13 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
     return register
 
 
-def _refused(error: Exception) -> TrainingFailed | None:
-    """A disk that failed a command that trains nothing."""
-    told = refused(error)
-    return TrainingFailed(f"{told}; then the same command again") if told else None
+def _refused(error: Exception) -> UserError | TrainingFailed | None:
+    """A disk that failed a command that trains nothing, or a file that is not to be had."""
+    if told := refused(error):
+        return TrainingFailed(f"{told}; then the same command again")
+    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
+        return UserError(f"{error.filename}: {error.strerror}")
+    return None
 
 
 def _tell(error: UserError | TrainingFailed) -> None:

@@ -16,15 +16,15 @@ from hookflat.errors import Stopped
 
 @contextmanager
 def listening() -> Generator[None]:
-    """Inside, SIGINT, SIGTERM and SIGUSR1 raise Stopped, the first of them; every further one has its own effect."""
+    """Inside, the first SIGINT, SIGTERM or SIGUSR1 raises Stopped; a SIGINT or SIGTERM after it has its own effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
+        for again in numbers:
+            signal.signal(again, signal.SIG_DFL if again in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
         raise Stopped(number)
 
     before = [(number, signal.signal(number, stop)) for number in numbers]

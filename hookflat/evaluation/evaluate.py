@@ -80,6 +80,7 @@ def _recipe(
 
 def _evaluate(source: Checkpoint, run: Run) -> Results:
     recipe, place, console = run.recipe, run.folder.path, run.console
+    run.accelerator.wait_for_everyone()  # the main process holds the folder
     if source.is_robustbench:
         run.build_data()
     else:

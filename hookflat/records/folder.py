@@ -145,11 +145,11 @@ class RunFolder:
         try:
             with self._writable():
                 self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / ".ended").unlink(missing_ok=True)
                 lock.acquire(timeout=0.5)  # somebody may be looking whether it is held
         except Timeout:
             raise UserError(f"{self.path} is in use: another process is working in it") from None
         try:
-            (self.path / ".ended").unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -186,6 +186,8 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+        except OSError:  # on a disk that is read-only nobody works
+            return False
 
     def same_recipe(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe is begun, with the recipe beside it.

@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from hookflat.errors import UserError
+from hookflat.records.disk import has_failed
 from hookflat.reporting.analysis import Analysis, analyse
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
 from hookflat.reporting.drawings import drawings
@@ -73,6 +74,8 @@ def report(
         try:
             _write(place, Contents(gathered, table, analysis, drawn, said))
         except OSError as error:
+            if has_failed(error):
+                raise
             raise UserError(
                 f"{place}: cannot write the report: {error.strerror or error} (choose another --out)"
             ) from error

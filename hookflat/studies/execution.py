@@ -128,7 +128,8 @@ class Commands:
 
     def status(self, command: list[str], log: Path, environment: dict[str, str]) -> int:
         """The exit status of a command whose output goes to the end of `log`; not begun after `stop`."""
-        quiet = ["sh", "-c", 'trap "" USR1; exec "$@"', "hookflat"] if os.name == "posix" else []  # for launchers
+        # Slurm sends a signal to every process of a job; launchers would die of it, and submitit's is not for runs
+        quiet = ["sh", "-c", 'trap "" USR1 USR2; exec "$@"', "hookflat"] if os.name == "posix" else []
         around = os.environ | {WAITS: "1"} | environment
         with log.open("a", encoding="utf-8") as file:
             if self.stopped:

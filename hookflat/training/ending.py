@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
@@ -28,19 +29,23 @@ def ending(run: Run) -> Generator[None]:
             run.close()
     except KeyboardInterrupt:
         if _speaks(run):
-            run.console.say(
-                f"stopped{f' after step {run.step}' if run.step else ''}; the same command goes on{_kept(run)}"
-            )
+            after = f" after step {run.step}" if run.step else ""
+            run.console.say(f"stopped{after}; the same command goes on{_kept(run)}")
+        raise
+    except (UserError, TrainingFailed) as error:
+        error.said = not _speaks(run) and not (run.main and isinstance(error, UserError))
         raise
     except Exception as error:
-        told = error if isinstance(error, UserError | TrainingFailed) else _told(run, error)
-        if told is None:
+        if (told := _told(run, error)) is None:
             raise
         told.said = not _speaks(run)
-        raise told from (None if told is error else error)
+        raise told from error
 
 
 def _speaks(run: Run) -> bool:
+    """The main process, unless it is the one that was lost."""
+    if not run.main:
+        time.sleep(1)
     return run.processes == 1 or run.folder.first_to_say()
 
 

@@ -62,6 +62,7 @@ def run(
 
 def _run(run: Run, files: tuple[Path, ...]) -> Results:
     recipe, path, console = run.recipe, run.folder.path, run.console
+    run.accelerator.wait_for_everyone()  # the main process holds the folder
     run.folder.prepare(recipe, files)
     run.accelerator.wait_for_everyone()
     if done := run.folder.whole_results(console.say):

@@ -27,7 +27,7 @@ def listening(run: Run) -> Generator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN if run.stopping else before or signal.SIG_DFL)  # once is enough
 
 
 def stop_if_asked(run: Run, *, saved: bool, together: bool = False) -> None:
