@@ -140,6 +140,10 @@ class Commands:
                 if self.stopped:  # while it was started
                     self._tell(process.pid, signal.SIGTERM)
                 return process.wait()
+            except KeyboardInterrupt:
+                self.stop(signal.SIGTERM)
+                process.wait()
+                raise
             finally:
                 self.running.discard(process.pid)
 
