@@ -190,26 +190,33 @@ class RunFolder:
             return False
 
     def same_recipe(self, recipe: Recipe) -> bool:
-        """Whether a run of this recipe is begun, with the recipe beside it.
+        """Whether a run of this recipe is begun, and the recipe is whole; where it is not, the checkpoint's counts.
 
         Raises UserError when the folder holds a begun run of another recipe, with the values that differ.
         """
         if self.last_checkpoint() is None:
             return False
+        damaged = None
         try:
-            tables, whole = self.read_recipe(), True
-        except UserError as damaged:
-            checkpoint, whole = self.resumable.usable()[0], False
-            if checkpoint is None:
-                raise damaged from None
-            tables = read_toml(checkpoint / RECIPE)
-        changed = differences(tables, recipe.tables)
+            changed = differences(self.read_recipe(), recipe.tables)
+        except UserError as error:
+            damaged, changed = error, ["all of it"]
+        if not changed:
+            return True
+        try:
+            kept = self.resumable.usable()[0]
+        except UserError:
+            kept = None
+        if kept is not None:  # what is beside the run may have been cut or changed
+            changed = differences(read_toml(kept / RECIPE), recipe.tables)
+        elif damaged:
+            raise damaged
         if changed:
             shown = "; ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
             raise UserError(
                 f"{self.path} holds the run of another recipe ({shown}): choose another folder with --out, or remove it"
             )
-        return whole
+        return False
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 

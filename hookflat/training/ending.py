@@ -28,7 +28,7 @@ def ending(run: Run) -> Generator[None]:
         finally:
             run.close()
     except KeyboardInterrupt:
-        if _speaks(run):
+        if run.main and _speaks(run):
             after = f" after step {run.step}" if run.step else ""
             run.console.say(f"stopped{after}; the same command goes on{_kept(run)}")
         raise
