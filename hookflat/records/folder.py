@@ -48,6 +48,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.trackers = path / "tracking"
         self.unfinished = path / ".unfinished"
+        self.undrawn = path / ".undrawn"
 
     # --- what is there ------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def _run(run: Run, files: tuple[Path, ...]) -> Results:
     if done := run.folder.whole_results(console.say):
         console.say(f"{path} is complete already; its results:")
         console.results(done)
-        if not run.folder.figures.exists():
+        if run.folder.undrawn.exists():
             draw(run)
         return done
     run.build()
@@ -80,6 +80,8 @@ def _run(run: Run, files: tuple[Path, ...]) -> Results:
     with listening(run):
         loop.train(run)
     results = finish(run)
+    if run.main:
+        run.folder.undrawn.touch()
     run.folder.save_results(results)
     draw(run)
     run.accelerator.wait_for_everyone()
@@ -103,8 +105,8 @@ def draw(run: Run) -> None:
     if not run.main:
         return
     drawn = run.hook.draw(run=run, records=run.folder.records())
-    run.folder.figures.mkdir(exist_ok=True)  # says that all is drawn
     for figures in drawn:
         run.folder.draw(figures)
         if run.trackers:
             run.trackers.draw(figures, run.step)
+    run.folder.undrawn.unlink(missing_ok=True)
