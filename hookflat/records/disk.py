@@ -11,7 +11,7 @@ from pathlib import Path
 
 FULL = {"ENOSPC", "EDQUOT"}
 READ_ONLY = {"EROFS"}
-GONE = {"EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO", "ENOLINK"}
+GONE = {"EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EREMOTEIO"}
 _WRITTEN_BY_RUST = re.compile(r"\(os error (\d+)\)")
 
 

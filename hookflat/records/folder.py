@@ -242,10 +242,13 @@ class RunFolder:
     def new_checkpoint(self, recipe: Recipe, step: int, epoch: int) -> Generator[Path]:
         """A folder to write a checkpoint in; recipe, metrics and checksums come with it. The last two are kept."""
         beside = self.resumable.begin()
-        yield beside
-        (beside / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
-        (beside / METRICS).write_bytes(self.metrics.read_bytes() if self.metrics.exists() else b"")
-        self.resumable.finish(step, epoch)
+        try:
+            yield beside
+            (beside / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+            (beside / METRICS).write_bytes(self.metrics.read_bytes() if self.metrics.exists() else b"")
+            self.resumable.finish(step, epoch)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)  # of one that failed: it takes room
 
     def snapshot(self, epoch: int) -> Path:
         """Where the weights after an epoch are kept."""

@@ -22,7 +22,10 @@ _DEEPEST = 50
 
 
 def read_json(file: Path) -> Any:
-    """Raises DamagedError for what is damaged, too large, too deep, or holds integers of more than 64 bits."""
+    """Raises DamagedError for what is damaged, too large, too deep, or holds integers of more than 64 bits.
+
+    Raises UserError where the system does not give it.
+    """
     return _read(file, json.loads)
 
 
@@ -34,7 +37,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The records of a `metrics.jsonl`, their finite numbers and words; and the numbers of the lines that are damaged.
 
-    No records where there is no file. Raises DamagedError for a file that cannot be read at all.
+    No records where there is no file. Raises UserError for a file that cannot be read at all.
     """
     records: list[dict[str, Any]] = []
     damaged: list[int] = []
@@ -70,7 +73,7 @@ def _text(file: Path, errors: str = "strict") -> str:
             raise DamagedError(f"{file} cannot be read: it has {size} bytes, more than {LARGEST}")
         return file.read_text(encoding="utf-8", errors=errors)
     except OSError as error:
-        raise DamagedError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def _sound(value: Any, depth: int = 0) -> Any:

@@ -27,7 +27,6 @@ from hookflat.recipe.options import InvalidOptions, build
 from hookflat.recipe.shipped import find_protocol, find_recipe
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import RunFolder
-from hookflat.records.texts import DamagedError
 
 CLUSTER = "slurm"
 """In a study's folder, what its jobs on a cluster say."""
@@ -143,7 +142,7 @@ class Job:
         """Damaged results are made again."""
         try:
             return RunFolder(self.results.parent).read_results() is not None
-        except DamagedError:
+        except UserError:
             return False
 
     def _begun(self) -> bool:
