@@ -62,7 +62,7 @@ def _read(file: Path, parse: Callable[[str], Any]) -> Any:
     except RecursionError:
         raise DamagedError(f"{file} cannot be read: it is nested too deeply") from None
     except ValueError as error:
-        if isinstance(error, DamagedError):
+        if isinstance(error, UserError):
             raise
         raise DamagedError(f"{file} cannot be read: {error}") from None
 
