@@ -57,7 +57,7 @@ reference_restarts = 1
 def here(monkeypatch):
     """Runs are made in this process: starting a fresh one takes seconds."""
 
-    def status(command, log, environment):
+    def status(_, command, log, environment):
         from hookflat.cli import app
 
         assert command[:3] == [sys.executable, "-m", "hookflat"]
@@ -66,7 +66,7 @@ def here(monkeypatch):
         log.write_text(said.getvalue())
         return code or 0
 
-    monkeypatch.setattr("hookflat.studies.execution._status", status)
+    monkeypatch.setattr("hookflat.studies.execution.Commands.status", status)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monke
     assert planned.hours == 0
     stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
     ran = []
-    monkeypatch.setattr("hookflat.studies.execution._status", lambda *a: ran.append(a))
+    monkeypatch.setattr("hookflat.studies.execution.Commands.status", lambda *a: ran.append(a))
     assert set(make(found).values()) == {"done"}
     assert not ran
     assert [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs] == stamps

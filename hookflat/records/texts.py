@@ -26,12 +26,12 @@ def read_json(file: Path) -> Any:
 
     Raises UserError where the system does not give it.
     """
-    return _read(file, json.loads)
+    return _read(file, json.loads, "is not what hookflat writes")
 
 
 def read_toml(file: Path) -> dict[str, Any]:
     """As `read_json`."""
-    return _read(file, tomllib.loads)
+    return _read(file, tomllib.loads, "cannot be read")
 
 
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -56,15 +56,15 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return records, damaged
 
 
-def _read(file: Path, parse: Callable[[str], Any]) -> Any:
+def _read(file: Path, parse: Callable[[str], Any], otherwise: str) -> Any:
     try:
         return _sound(parse(_text(file)))
     except RecursionError:
-        raise DamagedError(f"{file} cannot be read: it is nested too deeply") from None
+        raise DamagedError(f"{file} {otherwise}: it is nested too deeply") from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise DamagedError(f"{file} cannot be read: {error}") from None
+        raise DamagedError(f"{file} {otherwise}: {error}") from None
 
 
 def _text(file: Path, errors: str = "strict") -> str:

@@ -1,0 +1,101 @@
+"""What the disk refuses, outside of a training: one line and exit code 3, and nothing is lost."""
+
+import errno
+import os
+
+import pytest
+from commands import fails
+
+from hookflat import UserError, report
+from hookflat.records.disk import refused, replacing
+from hookflat.records.texts import LARGEST, DamagedError, read_json, read_lines, read_toml
+
+
+def error(number, file=None):
+    return OSError(number, os.strerror(number), file)
+
+
+def test_what_the_disk_refused_is_found_behind_what_libraries_say(tmp_path):
+    try:
+        try:
+            raise error(errno.ENOSPC)
+        except OSError:
+            raise RuntimeError("unexpected pos 768 vs 662")  # noqa: B904 (as torch.save does)
+    except RuntimeError as wrapped:
+        assert refused(wrapped, tmp_path) == f"disk full: {tmp_path}: No space left on device. Free some space"
+    assert refused(error(errno.EIO, "f")).startswith("the disk does not answer: f: Input/output error")
+    assert refused(error(errno.EROFS, "f")).startswith("the disk is read-only: f")
+    assert refused(error(errno.EACCES, "f")) is None
+    assert refused(ValueError("disk full")) is None
+
+
+def test_a_file_of_the_run_that_cannot_be_had_is_the_disk_s(tmp_path):
+    lost = error(errno.ENOENT, str(tmp_path / "run" / "metrics.jsonl"))
+    assert refused(lost, tmp_path / "run") is None
+    assert "metrics.jsonl: No such file" in refused(lost, tmp_path / "run", inside=True)
+    assert refused(lost, tmp_path / "other", inside=True) is None
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "new" / "file"
+    with replacing(file) as beside:
+        beside.write_text("one")
+    with pytest.raises(ZeroDivisionError), replacing(file) as beside:  # noqa: PT012
+        beside.write_text("tw")
+        raise ZeroDivisionError
+    assert file.read_text() == "one"
+    assert [p.name for p in file.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 60 + b"1" + b"}" * 60,
+        b"[" + b"9" * 400 + b"]",
+        b'["\\ud800"]',
+        b"nul",
+    ],
+)
+def test_damaged_json_is_named(tmp_path, content):
+    (tmp_path / "f.json").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"f\.json is not what hookflat writes: "):
+        read_json(tmp_path / "f.json")
+
+
+@pytest.mark.parametrize("content", [b"[run", b"\xff", b"a = " + b"[" * 5000, b"a = " + b"9" * 30])
+def test_damaged_toml_is_named(tmp_path, content):
+    (tmp_path / "f.toml").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"f\.toml cannot be read: "):
+        read_toml(tmp_path / "f.toml")
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "f.json").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(DamagedError, match="more than"):
+        read_json(tmp_path / "f.json")
+    with pytest.raises(UserError, match="No such file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_damaged_lines_are_counted_and_the_others_kept(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"epoch": 1, "rloss": 0.5}\n\x00\x00\n[]\n{"epoch": 2, "rloss": 1e999}\n{"epoch": 3, "rl')
+    assert read_lines(file) == ([{"epoch": 1, "rloss": 0.5}, {"epoch": 2}], [2, 3, 5])
+
+
+def test_commands_that_train_nothing_say_it_too(monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise error(errno.ENOSPC, "report.html")
+
+    monkeypatch.setattr("hookflat.reporting.writing.report", full)
+    assert "disk full: report.html: No space left" in fails(3, "report", tmp_path)
+    monkeypatch.setattr("hookflat.reporting.writing.report", lambda *_, **__: (tmp_path / "d").write_text(""))
+    (tmp_path / "d").mkdir()
+    assert "Is a directory" in fails(2, "report", tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError):
+        report([tmp_path])
