@@ -16,13 +16,12 @@ def error(number, file=None):
 
 
 def test_what_the_disk_refused_is_found_behind_what_libraries_say(tmp_path):
-    try:
+    with pytest.raises(RuntimeError) as told:  # noqa: PT012 (as torch.save does)
         try:
             raise error(errno.ENOSPC)
         except OSError:
-            raise RuntimeError("unexpected pos 768 vs 662")  # noqa: B904 (as torch.save does)
-    except RuntimeError as wrapped:
-        assert refused(wrapped, tmp_path) == f"disk full: {tmp_path}: No space left on device. Free some space"
+            raise RuntimeError("unexpected pos 768 vs 662")  # noqa: B904
+    assert refused(told.value, tmp_path) == f"disk full: {tmp_path}: No space left on device. Free some space"
     assert refused(error(errno.EIO, "f")).startswith("the disk does not answer: f: Input/output error")
     assert refused(error(errno.EROFS, "f")).startswith("the disk is read-only: f")
     assert refused(error(errno.EACCES, "f")) is None
@@ -47,18 +46,10 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert [p.name for p in file.parent.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"a":' * 60 + b"1" + b"}" * 60,
-        b"[" + b"9" * 400 + b"]",
-        b'["\\ud800"]',
-        b"nul",
-    ],
-)
+DEEP, LONG = b'{"a":' * 60 + b"1" + b"}" * 60, b"[" + b"9" * 400 + b"]"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, DEEP, LONG, b'["\\ud800"]', b"nul"])
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(DamagedError, match=r"f\.json is not what hookflat writes: "):

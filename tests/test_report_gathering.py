@@ -214,7 +214,7 @@ def test_trouble_in_one_folder_is_that_folder_s(tmp_path):
     assert {row.title for row in written.table.rows} == {"at", "null", "none"} - {"at"} | {"AT (baseline)"}
     assert why["text-0"].startswith("recipe.toml is no recipe")
     assert why["dir-0"] == "metrics.jsonl cannot be read: Is a directory"
-    assert why["null-0, 4 lines, 1 the first, of metrics.jsonl"] == "damaged"
+    assert why["null-0, 3 lines, 1 the first, of metrics.jsonl"] == "damaged"
     assert why["none-0, last test third"] == "not a finite number"
 
 
