@@ -320,7 +320,11 @@ def test_the_commands(study, tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "recipe.toml").write_text("")
     (tmp_path / "torn" / "eval.json").write_text('{"models": ')
-    assert "torn/eval.json is not what hookflat writes" in fails(2, "compare", runs[0], tmp_path / "torn")
+    assert "torn/recipe.toml cannot be read: it is empty" in fails(2, "compare", runs[0], tmp_path / "torn")
+    (tmp_path / "torn" / "recipe.toml").write_text((runs[0] / "recipe.toml").read_text())
+    done = hookflat("compare", runs[0], tmp_path / "torn")
+    assert (done.returncode, "recipe: the same" in done.stdout) == (0, True)
+    assert "torn/eval.json is not what hookflat writes" in done.stderr
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 1", "epochs = 2"))
     told = hookflat("study", study, cwd=tmp_path)
     assert "run.epochs: 1 in the folder, 2 now" in told.stdout

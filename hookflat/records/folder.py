@@ -66,7 +66,9 @@ class RunFolder:
         """The resolved tables. Raises UserError where there are none, or none that can be read."""
         if not self.recipe.is_file():
             raise UserError(f"{self.path} is no run folder: it has no {self.recipe.name}")
-        return read_toml(self.recipe)
+        if tables := read_toml(self.recipe):
+            return tables
+        raise DamagedError(f"{self.recipe} cannot be read: it is empty")
 
     def read_results(self) -> Results | None:
         """The results, where the run is complete. Raises UserError where they cannot be read."""
