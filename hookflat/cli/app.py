@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
-import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
-from rich.console import Console
 
 import hookflat
 from hookflat.errors import TrainingFailed, UserError
+from hookflat.recipe.tables import as_json
+from hookflat.terminal import Terminal, clipped, printable
 
 app = typer.Typer(
     help="Adversarial training as composable plugins, and the flatness of the robust loss.",
@@ -23,7 +26,11 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_show_locals=False,
 )
-out = Console(highlight=False, soft_wrap=True)
+BUG = (
+    f"hookflat: this is an error in hookflat {hookflat.__version__} itself. Please report it as an issue of the "
+    "project (form: Bug), with the command and the lines above."
+)
+out = Terminal(highlight=False, soft_wrap=True)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)
@@ -58,7 +65,7 @@ def common(
 def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command of the application, with the option --debug; what the user can put right ends in a line.
 
-    Exit code 2 for errors of the user's, 3 for a training that failed.
+    Exit code 2 for errors of the user's, 3 for a training that failed, 1 and a traceback for hookflat's own.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -66,12 +73,20 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
         def run(*, debug: bool = False, **options: Any) -> None:
             try:
                 function(**options)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise
             except (UserError, TrainingFailed) as error:
                 if debug:
-                    raise
+                    _warn(traceback.format_exc())
                 if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, TrainingFailed):
-                    print(f"hookflat: {error}", file=sys.stderr)
+                    _warn(f"hookflat: {error}")
                 raise typer.Exit(3 if isinstance(error, TrainingFailed) else 2) from None
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                    _warn(f"hookflat: {clipped(str(error.filename))}: no file has so long a name")
+                    raise typer.Exit(2) from None
+                _warn(f"{traceback.format_exc()}\n{BUG}")
+                raise typer.Exit(1) from None
 
         own = inspect.signature(function, eval_str=True)
         extra = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
@@ -83,16 +98,20 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
     return register
 
 
+def _warn(text: str) -> None:
+    print(printable(text), file=sys.stderr)
+
+
 def say(line: str) -> None:
     """One line, as it is."""
     out.print(line, markup=False)
 
 
-def wide() -> Console:
+def wide() -> Terminal:
     """A console that does not wrap tables where the output is a file."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    return Terminal(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def print_json(facts: Any) -> None:
     """Facts for scripts."""
-    print(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+    print(as_json(facts, indent=2))

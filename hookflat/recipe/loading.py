@@ -14,10 +14,11 @@ from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
 from hookflat.recipe.merging import Merged, assignment
 from hookflat.recipe.nearest import nearest
-from hookflat.recipe.options import InvalidOptions, as_table, build
+from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
 from hookflat.recipe.tables import Place
+from hookflat.terminal import clipped, shortened
 
 
 def load_recipe(
@@ -87,15 +88,17 @@ class _Checker:
         return Recipe(name, *parts, self.origins, resolved, self.catalogue)
 
     def _fault(self, path: Place, message: str) -> None:
-        where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")
-        self.faults.append(": ".join(part for part in (where, ".".join(path), message) if part))
+        where = next((self.origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.origins), "recipe")
+        self.faults.append(": ".join(part for part in (where, ".".join(path), clipped(message, 1000)) if part))
+        if len(self.faults) == MOST_FAULTS:
+            raise UserError("\n".join([*self.faults, "and perhaps more"]))
 
     def _table(self, *path: str) -> dict[str, Any]:
         table: Any = self.tables
         for part in path:
             table = table.get(part, {})
         if not isinstance(table, dict):
-            self._fault(path, f"should be a table [{'.'.join(path)}], not {table!r}")
+            self._fault(path, f"should be a table [{'.'.join(path)}], not {shortened(table)}")
             return {}
         return table
 
@@ -119,7 +122,7 @@ class _Checker:
         if kind != fits:
             places = {"measure": "[eval.STAGE.NAME]", "plugin": "[plugins.NAME]"}
             what = "no slot's and no measure" if kind == "plugin" else f"a {kind}"
-            self._fault(path, f"plugin {name!r} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
+            self._fault(path, f"plugin {shortened(name)} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
             return None
         return cls
 
@@ -138,7 +141,7 @@ class _Checker:
         """Take `enabled` out of a table."""
         enabled = table.pop("enabled", True)
         if not isinstance(enabled, bool):
-            self._fault((*path, "enabled"), f"should be true or false, not {enabled!r}")
+            self._fault((*path, "enabled"), f"should be true or false, not {shortened(enabled)}")
         return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
@@ -187,5 +190,5 @@ class _Checker:
                 excludes = getattr(self.catalogue.find(name).load(), "excludes", {})
             except UserError:
                 continue
-            for other in excludes.keys() & places.keys():
+            for other in set(excludes) & places.keys() if isinstance(excludes, dict) else ():
                 self._fault(place, f"{name!r} does not go with {other!r}: {excludes[other]}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
-from hookflat.recipe.tables import differences
+from hookflat.recipe.tables import as_json, differences
 from hookflat.records.environment import environment
 from hookflat.records.results import Results
 
@@ -184,7 +184,7 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         if self.main:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(as_json(record) + "\n")
 
     def written(self) -> int:
         """The length of metrics.jsonl in bytes."""
@@ -251,7 +251,7 @@ class RunFolder:
             from pyarrow import parquet
 
             table = pa.table({column: values.cpu().numpy() for column, values in what.items()})
-            table = table.replace_schema_metadata({"hookflat": json.dumps(about or {})})
+            table = table.replace_schema_metadata({"hookflat": as_json(about or {})})
             parquet.write_table(table, _inside(self.table(name)))
         else:
             what.savefig(_inside(self.figures / f"{name}.png"))
@@ -279,7 +279,7 @@ def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(".writing")
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
+    save_file(tensors, beside, metadata={"hookflat": as_json(about)})  # one key: several have no fixed order
     beside.replace(file)
 
 
