@@ -35,7 +35,10 @@ def clipped(text: str, longest: int = LONGEST) -> str:
 
 
 class Terminal(Console):
-    """Rich's console, to which no text brings control characters of its own."""
+    """Rich's console, to which no text brings control characters, colours or pictures of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """What printing a text, or a cell of a table, goes through."""

@@ -30,7 +30,7 @@ BUG = (
     f"hookflat: this is an error in hookflat {hookflat.__version__} itself. Please report it as an issue of the "
     "project (form: Bug), with the command and the lines above."
 )
-out = Terminal(highlight=False, soft_wrap=True)
+out = Terminal(soft_wrap=True)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)
@@ -77,15 +77,15 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
                 raise
             except (UserError, TrainingFailed) as error:
                 if debug:
-                    _warn(traceback.format_exc())
+                    warn(traceback.format_exc())
                 if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, TrainingFailed):
-                    _warn(f"hookflat: {error}")
+                    warn(f"hookflat: {error}")
                 raise typer.Exit(3 if isinstance(error, TrainingFailed) else 2) from None
             except Exception as error:
                 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-                    _warn(f"hookflat: {clipped(str(error.filename))}: no file has so long a name")
+                    warn(f"hookflat: {clipped(str(error.filename))}: no file has so long a name")
                     raise typer.Exit(2) from None
-                _warn(f"{traceback.format_exc()}\n{BUG}")
+                warn(f"{traceback.format_exc()}\n{BUG}")
                 raise typer.Exit(1) from None
 
         own = inspect.signature(function, eval_str=True)
@@ -98,18 +98,19 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
     return register
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """To standard error."""
     print(printable(text), file=sys.stderr)
 
 
 def say(line: str) -> None:
     """One line, as it is."""
-    out.print(line, markup=False)
+    out.print(line)
 
 
 def wide() -> Terminal:
     """A console that does not wrap tables where the output is a file."""
-    return Terminal(highlight=False, width=None if sys.stdout.isatty() else 240)
+    return Terminal(width=None if sys.stdout.isatty() else 240)
 
 
 def print_json(facts: Any) -> None:
