@@ -131,17 +131,24 @@ class _Checker:
         for slot in [s for s in SLOTS if s in self.needs or s in self.tables]:
             table = dict(self._table(slot))
             name = table.pop("name", None)
-            if name is None:
+            if name is None and (meant := [key for key in table if nearest(key, ["name"]).startswith(" (did")]):
+                self._fault((slot, meant[0]), f"unknown option{nearest(meant[0], ['name'])}")
+            elif name is None:
                 self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
             elif cls := self._load((slot, "name"), name, slot):
                 slots[slot], names[slot] = self._options((slot,), cls, table, str(name)), str(name)
         return slots, names
 
-    def _enabled(self, path: Place, table: dict[str, Any]) -> bool:
-        """Take `enabled` out of a table."""
+    def _enabled(self, path: Place, table: dict[str, Any], plugin: str | None = None) -> bool:
+        """Take `enabled` out of a table; what is switched off has to be a plugin's name all the same."""
         enabled = table.pop("enabled", True)
         if not isinstance(enabled, bool):
             self._fault((*path, "enabled"), f"should be true or false, not {shortened(enabled)}")
+        if not enabled and plugin is not None:
+            try:
+                self.catalogue.find(plugin)
+            except UserError as error:
+                self._fault(path, str(error))
         return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
@@ -149,7 +156,7 @@ class _Checker:
         for name in self._table("plugins"):
             table = dict(self._table("plugins", name))
             path = ("plugins", name)
-            if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
+            if self._enabled(path, table, name) and (cls := self._load(path, name, "plugin")):
                 found[name] = self._options(path, cls, table, name)
         return found
 
@@ -167,7 +174,7 @@ class _Checker:
                 self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
             for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
                 path, inner = ("eval", stage, name), dict(table[stage][name])
-                if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):
+                if self._enabled(path, inner, name) and (cls := self._load(path, name, "measure")):
                     measures[stage][name] = self._options(path, cls, inner, name)
         self._measured_twice(stages, measures)
         return options, stages, measures
