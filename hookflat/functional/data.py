@@ -266,9 +266,7 @@ def check_labels(y: Tensor, classes: int) -> None:
         raise ValueError(f"labels should be integers (n,), not {tuple(y.shape)} {y.dtype}")
     low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
     if low < 0 or high >= classes:
-        raise ValueError(
-            f"labels should lie in 0..{classes - 1}, as the network has {classes} logits: not {low}..{high}"
-        )
+        raise ValueError(f"labels should lie in 0..{classes - 1} for {classes} logits, not in {low}..{high}")
 
 
 def check_images(x: Tensor) -> None:

@@ -23,8 +23,6 @@ class Hooks:
                 self.manager.register(plugin, name)
             except pluggy.PluginValidationError as error:
                 raise UserError(_told(name, error)) from error
-            except Exception as error:  # pluggy looks at every attribute
-                raise UserError(f"plugin {name!r} cannot be looked at: {type(error).__name__}: {error}") from error
         self.manager.add_hookcall_monitoring(lambda *_: None, self._exits)
         try:
             self.manager.check_pending()
