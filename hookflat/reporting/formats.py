@@ -60,5 +60,5 @@ _ESCAPES |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "−": "$-$", "�
 
 
 def _latex(text: str) -> str:
-    text = re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)  # a minus, not a hyphen
+    text = re.sub(r"(?<![\w.])-(?=[\d.])", "−", printable(text))  # a minus, not a hyphen
     return "".join(_ESCAPES.get(character, character) for character in text)
