@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 import hookflat
@@ -73,7 +72,7 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
         def run(*, debug: bool = False, **options: Any) -> None:
             try:
                 function(**options)
-            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except (UserError, TrainingFailed) as error:
                 if debug:
