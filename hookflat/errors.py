@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import signal
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -26,3 +28,19 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def thrown(error: BaseException) -> bool:
+    """Whether code of a plugin's raised it; not so a KeyboardInterrupt that came with a key, between two instructions.
+
+    A SystemExit or KeyboardInterrupt that hookflat raises is its own answer to a signal.
+    """
+    if isinstance(error, Exception):
+        return True
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None or Path(innermost.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+        return False
+    at = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
+    return isinstance(error, SystemExit) or dis.opname[at] == "RAISE_VARARGS"

@@ -15,7 +15,7 @@ from hookflat.recipe.catalogue import Catalogue, hooks_of
 ROOT = Path(__file__).parents[1]
 LAYERS = ("functional", "reading", "recipe", "records", "training", "evaluation", "studies", "reporting", "cli")
 """Each imports only what stands before it, and the modules below all of them."""
-BELOW = {"errors", "threads", "hookspecs"}
+BELOW = {"errors", "threads", "hookspecs", "terminal"}
 
 
 def imports(file, *, annotations=False):

@@ -131,3 +131,37 @@ def test_other_files_are_told(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(UserError, match=r"holds no weights \(it has epoch\)"):
         read_weights(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w: w.to_sparse(), "0.weight' is sparse or nested"),
+        (lambda w: w.to("meta"), "0.weight' is without values, on the meta device"),
+        (lambda w: w.to(torch.complex64), "0.weight' is complex"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "0.weight' is quantised"),
+        (lambda w: (9 * w).to(torch.int8), "0.weight holds torch.int8, not floats"),
+        (lambda w: w > 0, "0.weight holds torch.bool, not floats"),
+        (lambda w: w.log(), "0.weight' is not finite in [0-9]+ of its 36 values"),
+        (lambda w: w.double() * 1e300, "0.weight' is not finite in 36 of its 36 values"),
+        (lambda w: torch.zeros(()).expand(10**6, 10**6), r"0.weight \(1000000, 1000000\) in the file"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named_and_nothing_is_loaded(tmp_path, net, other, change, told):
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    torch.save(net.state_dict() | {"0.weight": change(net[0].weight.detach())}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=told):
+        load_into(other, read_weights(tmp_path / "w.pt"), "w.pt")
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+def test_weights_are_called_by_names(tmp_path, net):
+    torch.save(dict(enumerate(net.state_dict().values())), tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds no weights by name: it calls one 0"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_half_precision_doubles_and_counters_of_any_type_are_weights(net, other):
+    for dtype in (torch.float16, torch.float64):
+        load_into(other, {k: v.to(dtype) for k, v in net.state_dict().items()}, "w")
+        assert torch.allclose(net[0].weight, other[0].weight, atol=1e-3)

@@ -5,6 +5,8 @@ import sys
 import pytest
 from commands import fails, fresh, hookflat
 
+import hookflat as library
+from hookflat.cli import app
 from hookflat.recipe.shipped import find_recipe
 
 SMALL = {
@@ -144,6 +146,93 @@ def test_a_failed_training_is_exit_code_3_and_debug_shows_the_traceback(tmp_path
     assert "Traceback" in debug.stderr
 
 
+# --- how a command ends -----------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    **{"show": ["at"], "plugins": [], "recipes": [], "run": ["at"], "eval": ["x"], "rescale": ["x", "2"]},
+    **{"study": ["table1"], "report": ["x"], "compare": ["x", "y"]},
+}
+
+
+def test_these_are_all_commands():
+    assert {c.name or c.callback.__name__ for c in app.registered_commands} <= COMMANDS.keys() | {"new"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_with_the_same_codes(name, monkeypatch):
+    def ends_with(error, *more):
+        def raising(**_):
+            raise error
+
+        monkeypatch.setattr(cell, "cell_contents", raising)
+        return hookflat(name, *COMMANDS[name], *more)
+
+    callback = next(c.callback for c in app.registered_commands if (c.name or c.callback.__name__) == name)
+    cell = next(c for c in callback.__closure__ if c.cell_contents is callback.__wrapped__)
+    for error, code in ((library.UserError("mine\x1b[31m"), 2), (library.TrainingFailed("mine\x1b[31m"), 3)):
+        done = ends_with(error)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "hookflat: mine\\x1b[31m\n")
+        debug = ends_with(error, "--debug")
+        assert (debug.returncode, "Traceback" in debug.stderr) == (code, True)
+        assert "\x1b" not in debug.stderr
+    for bug in (ZeroDivisionError("oh\x1b"), EOFError("oh\x1b"), OSError(5, "oh\x1b")):
+        done = ends_with(bug)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("Traceback")
+        assert f"{type(bug).__name__}: " in done.stderr
+        assert "Please report it as an issue of the project" in done.stderr.splitlines()[-1]
+        assert "\x1b" not in done.stderr
+    assert hookflat(name, *COMMANDS[name], "--no-such-option").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["eval", "rescale", "report", "compare", "study", "run", "show", "recipes", "plugins"])
+def test_names_that_no_file_can_have(name):
+    more = {"rescale": ["2"], "compare": ["y"]}.get(name, [])
+    for strange in ("x" * 5000, "a\0b"):
+        assert len(fails(2, name, strange, *more)) < 1500
+
+
+@pytest.mark.parametrize("which", ["../../elsewhere", "/tmp/x", "..", "", "²", "last/..", "1" * 500, "-1", "best\n"])
+def test_which_takes_names_and_epochs_and_no_paths(which, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("[run]\nepochs = 1\n")
+    for command in (("eval", "run", f"--which={which}"), ("rescale", "run", "2", f"--which={which}")):
+        assert "should be last, best, live or the number of an epoch" in fails(2, *command, cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["recipe.toml", "run"]
+
+
+def test_json_has_no_nan_and_no_control_characters(capsys):
+    from hookflat.cli.app import print_json
+
+    print_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": "\x9b\x7f\u202e±"})
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert json.loads(said, parse_constant=pytest.fail) == {"a": None, "b": [None, 0.5], "c": "\x9b\x7f\u202e±"}
+
+
+def test_no_file_of_a_run_has_nan(tmp_path):
+    from hookflat.records.folder import RunFolder, about_weights, save_weights
+
+    folder = RunFolder(tmp_path)
+    folder.append({"epoch": 1, "loss": float("nan")})
+    assert folder.metrics.read_text() == '{"epoch": 1, "loss": null}\n'
+    import torch
+
+    save_weights(tmp_path / "w.safetensors", torch.nn.Linear(1, 1), rerr=float("inf"))
+    assert about_weights(tmp_path / "w.safetensors") == {"rerr": None}
+
+
+def test_names_of_folders_reach_the_terminal_as_text(tmp_path):
+    for name in ("a\x1b[2J", "b[red]"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").write_text(f"[run]\nseed = {len(name)}\n")
+    done = hookflat("compare", "a\x1b[2J", "b[red]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a\\x1b[2J" in done.stdout
+    assert "b[red]" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
 def test_help_is_fast_to_import():
     """The command line does not import torch until a command needs it."""
     code = "import sys, hookflat.cli; sys.exit('torch' in sys.modules)"
@@ -160,8 +249,6 @@ def facts(*arguments, **kwargs):
 
 
 def test_the_same_facts_as_json(tmp_path):
-    import hookflat as library
-
     assert library.__version__ in hookflat("--version").stdout
     shown = facts("show", "at_awp", "--set", "plugins.awp.xi=0.5")
     assert shown["tables"]["plugins"]["awp"]["xi"] == 0.5

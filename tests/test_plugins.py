@@ -151,3 +151,144 @@ def test_wrappers_may_change_what_is_built():
 
     with tiny_run({"plugins": {"halves": {}}}, [Halves]) as run:
         assert len(run.data.train) == 18
+
+
+# --- plugins of others ------------------------------------------------------------------------------------------------
+
+ENDS = [
+    "raise SystemExit('bye')",
+    "import sys; sys.exit(0)",
+    "raise KeyboardInterrupt",
+    "raise ZeroDivisionError('oh')",
+]
+HOOK = "    @hookimpl\n    def after_step(self): {0}\n"
+
+
+def mine(folder, *, top="", fields="", hook="pass", after=""):
+    file = folder / "mine.py"
+    file.write_text(
+        f"from __future__ import annotations\nfrom dataclasses import dataclass\nfrom hookflat import hookimpl\n{top}\n"
+        f"@dataclass(eq=False)\nclass Mine:\n{fields}{HOOK.format(hook)}{after}\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_plugin_that_ends_the_program_is_named_wherever_it_does(end, tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    with pytest.raises(UserError, match=r"mine.py: cannot be imported: \w+"):
+        Catalogue([mine(tmp_path, top=end)])
+    used = {"plugins": {"mine": {}}}
+    with pytest.raises(UserError, match=r"plugins.mine: Mine cannot be made: \w+"):
+        run_recipe(used, tmp_path / "a", [mine(tmp_path, after=f"    def __post_init__(self): {end}")])
+    with pytest.raises(TrainingFailed, match=r"plugin 'mine' failed in hook 'after_step': \w+.* \(.*mine.py:\d+"):
+        run_recipe(used, tmp_path / "b", [mine(tmp_path, hook=end)])
+
+
+def test_a_key_that_is_pressed_is_nobodys_fault(tmp_path):
+    from hookflat.testing import run_recipe
+
+    source = "    def wait(self):\n        while True: pass\n"
+    file = mine(tmp_path, top="import _thread", hook="_thread.interrupt_main(); self.wait()", after=source)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("    x: Nothing = None\n", r"the types of its options cannot be resolved: NameError: .*Nothing"),
+        (
+            "    x: Path = None\n    y: object.__class__.mro = 1\n",
+            r"its option 'y' is of a type that no recipe can write",
+        ),
+        ("    x: torch.Tensor = None\n", r"its option 'x' is of a type that no recipe can write, Tensor"),
+        ("    x: Path = Path('a')\n", r"options hold numbers, text, .* not PosixPath\('a'\)"),
+        ("    x: float = float('nan')\n", r"options hold finite numbers only"),
+    ],
+)
+def test_an_option_of_a_strange_type_is_told_in_a_line(fields, told, tmp_path):
+    from hookflat.testing import run_recipe
+
+    file = mine(tmp_path, top="from pathlib import Path\nimport torch", fields=fields)
+    with pytest.raises(UserError, match=rf"plugins.mine: .*{told}") as caught:
+        run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_plugin_s_other_methods_are_named_too(tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    file = mine(tmp_path, after="    def state_dict(self): raise ValueError('oh')")
+    with pytest.raises(TrainingFailed, match=r"plugin 'mine' failed in method 'state_dict': ValueError: oh"):
+        run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+
+
+BROKEN = {
+    "exits": "gone = broken_exits:Gone",
+    "no module": "gone = no_such_module:Gone",
+    "no value": "gone =",
+    "no name": "= a:B",
+    "no equals sign": "gone",
+    "nonsense": "gone = ::: ] [",
+    "strange recipes": "gone = a:B\n[hookflat.recipes]\nx = ..\ny = \nz = a b c",
+}
+
+
+@pytest.mark.parametrize("how", [*BROKEN, "no text", "no metadata"])
+def test_one_bad_entry_point_breaks_nothing_but_its_users(how, tmp_path, monkeypatch):
+    from hookflat.recipe import catalogue, shipped
+
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "broken_exits.py").write_text("raise SystemExit\n")
+    if how != "no metadata":
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    text = f"[hookflat]\n{BROKEN.get(how, BROKEN['exits'])}\n".encode()
+    (info / "entry_points.txt").write_bytes(b"\xff\xfe" + text if how == "no text" else text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (catalogue._installed, catalogue.catalogue_of, shipped.recipe_folders):
+        cached.cache_clear()
+    try:
+        found = Catalogue()
+        assert found.find("awp").load()
+        assert shipped.find_recipe("trades")
+        if how in ("exits", "no module", "no metadata"):
+            with pytest.raises(UserError, match=r"plugin 'gone' of .* cannot be imported: (SystemExit|ModuleNotFound)"):
+                found.find("gone").load()
+    finally:
+        monkeypatch.undo()
+        for cached in (catalogue._installed, catalogue.catalogue_of, shipped.recipe_folders):
+            cached.cache_clear()
+
+
+def test_a_plugin_class_that_cannot_be_looked_at(tmp_path):
+    top = "class Bad:\n    def __get__(self, *_): raise RuntimeError('oh')\n"
+    file = mine(tmp_path, top=top, after="    bad = Bad()")
+    with pytest.raises(UserError, match="plugin 'mine' cannot be looked at: RuntimeError: oh"):
+        Catalogue([file]).find("mine").load()
+
+
+@pytest.mark.parametrize("culprit", ["one", "other", "loss"])
+def test_a_loss_that_is_not_finite_blames_the_plugin_that_gave_it(culprit, tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    def extra(name):
+        def extra_loss(self):
+            return float("nan" if name == culprit else 0.5)
+
+        return type(name.title(), (), {"extra_loss": hookimpl(extra_loss), "__module__": __name__})
+
+    def loss(self, run, batch, x_adv):
+        return run.model(x_adv).square().mean() * float("nan" if culprit == "loss" else 1)
+
+    classes = [dataclass(eq=False)(cls) for cls in (extra("one"), extra("other"))]
+    classes.append(dataclass(eq=False)(type("MyLoss", (), {"loss": hookimpl(loss), "__module__": __name__})))
+    tables = {"plugins": {"one": {}, "other": {}}, "loss": {"name": "my_loss"}}
+    hook, name = ("loss", "my_loss") if culprit == "loss" else ("extra_loss", culprit)
+    with pytest.raises(TrainingFailed, match=rf"the result of hook '{hook}' \(plugin '{name}'\) in step 1"):
+        run_recipe(tables, tmp_path / "run", classes)

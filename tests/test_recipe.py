@@ -154,13 +154,40 @@ WRONG = {
 }
 
 
+WRONG |= {
+    "an exponent without end": ('[optimizer]\nlr = "1e999999999"\n', ":3: optimizer.lr: should be a finite number"),
+    "a long exponent": ('[optimizer]\nlr = "1e9999999"\n', ":3: optimizer.lr: should be a finite number"),
+    "5000 digits": (
+        f"[optimizer]\nlr = {'1' * 5000}\n",
+        "a number of thousands of digits (lr, at line 3)",
+    ),
+    "more than 64 bits": ("[run]\nseed = 0xfffffffffffffffff\n", ":3: run.seed: should have at most 64 bits, not 69"),
+    "lists in lists": (f"[loss]\nfraction = {'[' * 500}{']' * 500}\n", "nested too deep (fraction, at line 3)"),
+    "20 lists in lists": (
+        f"[loss]\nfraction = {'[' * 20}{']' * 20}\n",
+        ":3: loss.fraction: is nested more than 16",
+    ),
+    "tables in tables": (f"[{'.'.join(500 * 'a')}]\n", "a.a.a.....a: tables are nested more than 16 deep"),
+    "100,000 tables in tables": (f"[{'.'.join(100_000 * 'a')}]\n", "more than 500 dots"),
+    "a long text": (f'[loss]\nname = "{"x" * 5000}"\n', ":3: loss.name: should be text of at most 4000 characters"),
+    "control characters": (
+        '[loss]\nname = "\\u001b[31m"\n',
+        ":3: loss.name: should be text without control",
+    ),
+    "misspelt name": ('[loss]\nnmae = "at"\n', ":3: loss.nmae: unknown option of 'at'"),
+    "switched off, but misspelt": ("[plugins.apw]\nenabled = false\n", ":2: plugins.apw: no plugin is called 'apw'"),
+    "20,000 faults": ("[run]\n" + "".join(f"x{i} = 1\n" for i in range(20_000)), ":3: run.x0: unknown option"),
+}
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_recipes_name_file_line_key_and_the_nearest_right_spelling(tmp_path, case):
     text, message = WRONG[case]
     path = write(tmp_path, "r.toml", f'extends = "{find_recipe("at")}"\n{text}')
     said = fails(message, path)
     assert str(path) in said
-    assert len(said.splitlines()) <= 2
+    assert len(said.splitlines()) <= (21 if case == "20,000 faults" else 2)
+    assert max(map(len, said.splitlines())) < 1200
 
 
 def test_an_empty_recipe_and_a_wrong_extends_are_told_in_one_line(tmp_path):
@@ -221,3 +248,52 @@ def test_the_same_measure_twice_on_a_split_at_the_end_is_found_early():
         tables,
         catalogue=Catalogue([TinyData, TinyModel]),
     )
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_no_recipes_are_named_with_their_line(tmp_path):
+    file = tmp_path / "r.toml"
+    for content, told in (
+        (b"", f"{file}:1: names no plugin"),
+        (b'extends = "at"\n[loss', f"{file}:2: not valid TOML"),
+        (b'extends = "at"\n[loss]\nname = "', f"{file}:3: not valid TOML"),
+        (b'extends = "at"\n# \xff\n', f"{file}:2: cannot be read: byte 0xff is no UTF-8 text"),
+        (b"#" * 300_000, f"{file}: cannot be read: it has 300000 bytes"),
+        (b'extends = "' + b"y" * 3000 + b'"\n', f"{file}:1: extends 'yyy"),
+    ):
+        file.write_bytes(content)
+        assert len(fails(told, file)) < 1200
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ('optimizer.lr="1e999999999"', "--set optimizer.lr: optimizer.lr: should be a finite number"),
+        ("optimizer.lr=" + "1" * 5000, "--set optimizer.lr: a number of thousands of digits"),
+        ("optimizer.lr=" + 500 * "[" + 500 * "]", "--set optimizer.lr: lists or tables are nested too deep"),
+        (".".join(5000 * "a") + "=1", "tables are nested more than 16 deep"),
+        ("run.seed=1\nx=2", "takes one value, in one line"),
+        ("run.seed=1\n[loss]\nname='x'", "takes one value, in one line"),
+        ("run.seed=1\r[loss]", "takes one value, in one line"),
+        ('data.path="\\u0000"', "without control characters"),
+    ],
+)
+def test_overrides_are_read_in_the_same_bounds(override, told):
+    assert len(fails(told, "at", overrides=[override])) < 300
+
+
+def test_values_from_python_too():
+    fails("optimizer.lr: should have at most 64 bits", "at", overrides={"optimizer.lr": 10**5000})
+    fails("run.3: no table and no option is called so", recipe({"run": {3: 4}}))
+
+
+def test_fractions_are_the_nearest_numbers():
+    from fractions import Fraction
+
+    for above, below in ((8, 255), (1, 3), (2, 255), (1, 16), (335, 10_000)):
+        loaded = load_recipe("at", overrides={"attack.eps": f"{above} / {below}"})
+        assert loaded.slots["attack"].eps == float(Fraction(above, below))
+    fails("attack.eps: should be a finite number", "at", overrides={"attack.eps": "nan"})
+    fails("neither a number nor a fraction", "at", overrides={"attack.eps": "8/"})

@@ -65,3 +65,21 @@ def test_adaptive_sharpness_does_not_see_the_scale_of_a_network_whose_convolutio
             hookflat.sharpness(copied, digits_pair, adaptive=True, **options).sharpness, rel=1e-3
         )
         assert plain != pytest.approx(hookflat.sharpness(copied, digits_pair, **options).sharpness, rel=0.1)
+
+
+@pytest.mark.parametrize("factor", [1e-320, 1e-36, 1e-20, 1e20, 1e39, 1e200, float("inf"), float("nan"), 0.0, -1.0])
+def test_a_factor_that_leaves_the_range_of_float32_is_refused_and_changes_nothing(factor):
+    net = trained_statistics(NETWORKS["rebn"]())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"takes weights out of the range of torch.float32|should be positive"):
+        hookflat.rescale(net, factor)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("factor", [1e-10, 1e10])
+def test_far_factors_inside_the_range_are_the_same_function(factor):
+    net = trained_statistics(NETWORKS["batch, mish"]())
+    scaled = copy.deepcopy(net)
+    hookflat.rescale(scaled, factor)
+    x = torch.rand(4, 1, 16, 16)
+    assert torch.allclose(scaled(x), net(x), rtol=1e-3, atol=1e-3)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
-import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import hookflat
 from hookflat.cli.signals import listening, requeue
 from hookflat.errors import TrainingFailed, UserError
+from hookflat.recipe.tables import as_json
 from hookflat.records.disk import refused
+from hookflat.terminal import Terminal, clipped, printable
 
 app = typer.Typer(
     help="Adversarial training as composable plugins, and the flatness of the robust loss.",
@@ -27,7 +29,11 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_show_locals=False,
 )
-out = Console(highlight=False, soft_wrap=True)
+BUG = (
+    f"hookflat: this is an error in hookflat {hookflat.__version__} itself. Please report it as an issue of the "
+    "project (form: Bug), with the command and the lines above."
+)
+out = Terminal(soft_wrap=True)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)
@@ -62,7 +68,8 @@ def common(
 def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command of the application, with the option --debug; what the user can put right ends in a line.
 
-    Exit code 2 for errors of the user's, 3 for a training or a disk that failed, 128 and its number for a signal.
+    Exit code 2 for errors of the user's, 3 for a training or a disk that failed, 128 and its number for a signal, 1 and
+    a traceback for hookflat's own.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -71,6 +78,8 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
             try:
                 with listening():
                     function(**options)
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise
             except KeyboardInterrupt as stopped:
                 number = getattr(stopped, "number", signal.SIGINT)
                 if signal.Signals(number).name == "SIGUSR1":
@@ -78,8 +87,11 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
                 raise typer.Exit(128 + number) from None
             except Exception as error:
                 told = error if isinstance(error, UserError | TrainingFailed) else _refused(error)
-                if debug or told is None:
-                    raise
+                if told is None:
+                    warn(f"{traceback.format_exc()}\n{BUG}")
+                    raise typer.Exit(1) from None
+                if debug:
+                    warn(traceback.format_exc())
                 if not (os.environ.get("RANK", "0") != "0" if told.said is None else told.said):
                     _tell(told)
                 raise typer.Exit(3 if isinstance(told, TrainingFailed) else 2) from None
@@ -98,7 +110,11 @@ def _refused(error: Exception) -> UserError | TrainingFailed | None:
     """A disk that failed a command that trains nothing, or a file that is not to be had."""
     if told := refused(error):
         return TrainingFailed(f"{told}; then the same command again")
-    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{clipped(str(error.filename))}: no file has so long a name")
+    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
         return UserError(f"{error.filename}: {error.strerror}")
     return None
 
@@ -106,23 +122,28 @@ def _refused(error: Exception) -> UserError | TrainingFailed | None:
 def _tell(error: UserError | TrainingFailed) -> None:
     """On standard error, which may be a file on the disk that is full."""
     with suppress(OSError):
-        print(f"hookflat: {error}", file=sys.stderr)
+        warn(f"hookflat: {error}")
     try:
         sys.stdout.flush()
     except OSError:  # Python would try again at its end, and take an exit code of its own
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def warn(text: str) -> None:
+    """To standard error."""
+    print(printable(text), file=sys.stderr)
+
+
 def say(line: str) -> None:
     """One line, as it is."""
-    out.print(line, markup=False)
+    out.print(line)
 
 
-def wide() -> Console:
+def wide() -> Terminal:
     """A console that does not wrap tables where the output is a file."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    return Terminal(width=None if sys.stdout.isatty() else 240)
 
 
 def print_json(facts: Any) -> None:
     """Facts for scripts."""
-    print(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+    print(as_json(facts, indent=2))

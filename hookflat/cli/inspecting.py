@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json as json_text
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, wide
+from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, warn, wide
 from hookflat.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def show(
         print_json(facts | {"hooks": order, "measures": measures})
         return
     for path, table in _sections(loaded.tables):
-        out.print(f"\n[{'.'.join(path)}]", markup=False, style="bold")
+        out.print(f"\n[{'.'.join(path)}]", style="bold")
         for key, value in table.items():
             line = f"{key} = {json_text.dumps(value, ensure_ascii=False)}"
             say(f"{line:<44} # {loaded.origin((*path, key))}")
@@ -85,7 +84,7 @@ def plugins(
             table.add_row(*(facts[key] for key in ("name", "kind", "summary", "paper", "package")))
         wide().print(table)
     for message in broken:
-        print(f"hookflat: left out: {message}", file=sys.stderr)
+        warn(f"hookflat: left out: {message}")
 
 
 def _facts(source: PluginSource, cls: type) -> dict[str, Any]:

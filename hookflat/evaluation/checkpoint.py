@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import nn
 
 from hookflat.errors import UserError
 from hookflat.functional.layers import Normalized
-from hookflat.reading.weights import load_into, read_weights
+from hookflat.reading.weights import check_finite, load_into, read_weights
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.records.folder import RunFolder
+from hookflat.records.folder import NETWORKS, RunFolder
+from hookflat.terminal import shortened
 from hookflat.training.run import Run
 
 
@@ -53,6 +55,9 @@ class Checkpoint:
 
     def tables(self) -> dict[str, Any]:
         """The recipe's tables, without stages of measures. Raises UserError when something is not said or not there."""
+        for which in self.which:
+            if which not in NETWORKS and not re.fullmatch(r"[0-9]{1,9}", which):
+                raise UserError(f"--which {shortened(which)}: should be last, best, live or the number of an epoch")
         if self.is_run:
             if self.arch or self.data or self.key:
                 raise UserError(f"{self.model} is a run folder: its recipe names data and network (no --arch, --data)")
@@ -85,7 +90,9 @@ class Checkpoint:
         """(label, what is known about it, network) of everything asked for; `run` has data and, but for RobustBench,
         a network to load into."""
         if self.is_robustbench:
-            yield "last", {}, _from_robustbench(self.model).to(run.device)
+            network = _from_robustbench(self.model).to(run.device)
+            check_finite(network.state_dict(), self.model)
+            yield "last", {}, network
             return
         if not self.is_run:
             _load_unwrapped(run, read_weights(Path(self.model), self.key), self.model, self.normalize)

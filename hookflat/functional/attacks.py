@@ -6,7 +6,7 @@ Definitions: protocol of Stutz, Hein, Schiele (2021), section 2; Madry et al. (2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Unpack
+from typing import Literal, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import check_images
+from hookflat.functional.data import check_images, check_labels, check_pairs
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions, Ball
 
@@ -48,20 +48,21 @@ def pgd(
     `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
     every restart, the start included; `"last"` the last iterate of the last restart. `mode="train"` normalises by
     batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
-    position in the batch). The paper's start may lie arbitrarily near `x`; an
-    objective divided by the distance needs `start="uniform"`. The model's weights, buffers, mode and flags are left
-    as found; in evaluation mode its attack view is attacked (`attack_view`), the same function up to rounding.
+    position in the batch). The paper's start may lie arbitrarily near `x`; an objective divided by the distance needs
+    `start="uniform"`. Raises ValueError for images outside [0, 1] and for labels that the network has no logit for,
+    unless `keys` are given. The model's weights, buffers, mode and flags are left as found; in evaluation mode its
+    attack view is attacked (`attack_view`), the same function up to rounding.
     """
-    if objective is None:
-        if y is None:
-            raise ValueError("pgd needs the labels y, or an objective")
-        objective = _cross_entropy_with(y)
+    if objective is None and y is None:
+        raise ValueError("pgd needs the labels y, or an objective")
     attack = attack.but(**options)
     if attack.restarts < 1:
         raise ValueError("pgd needs restarts >= 1")
-    if keys is None:  # keys come with examples that were looked at already; looking makes a device wait
+    checked = keys is None  # keys come with examples that were looked at already; looking makes a device wait
+    if keys is None:
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
+    objective = objective or _cross_entropy_with(cast(Tensor, y), x, checked=checked)
     x = x.detach()
     ball = attack.threat.ball(x)
     x_adv = best_x = x
@@ -115,7 +116,8 @@ def pgd_tau(
     repository). `noise`: standard deviation of a Gaussian added to each step. The other arguments are those of `pgd`;
     there is one start, uniform in the ball where nothing is said, and 10 steps.
     """
-    objective = objective or _cross_entropy_with(y)
+    checked = keys is None
+    objective = objective or _cross_entropy_with(y, x, checked=checked)
     if keys is None:
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
@@ -130,7 +132,10 @@ def pgd_tau(
             x_adv.requires_grad_()
             value = objective(observed, x_adv)
             (gradient,) = torch.autograd.grad(value.sum(), x_adv)
-            wrong = observed.logits_of(x_adv).argmax(dim=1) != y
+            logits = observed.logits_of(x_adv)
+            if checked and step == 0:
+                check_labels(y, logits.shape[1])
+            wrong = logits.argmax(dim=1) != y
             moving = moving & ~(wrong & (left == 0))
             left = left - (wrong & moving).long()
             change = attack.step_size * ball.ascent(gradient)
@@ -174,8 +179,21 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
     return of
 
 
-def _cross_entropy_with(y: Tensor) -> Objective:
-    return lambda model, x_adv: cross_entropy(model(x_adv), y)
+def _cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
+    """Cross-entropy with the labels of `x`; `checked`: labels that the network has no logit for raise ValueError."""
+    if checked:
+        check_pairs(x, y)
+    checked = checked and len(y) > 0 and y.dim() == 1  # there may be distributions over classes
+    low, high = (y.min().item(), y.max().item()) if checked else (0, 0)
+    y = y if y.is_floating_point() else y.long()
+
+    def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
+        logits = model(x_adv)
+        if (checked and not (low >= 0 and high < logits.shape[1])) or (y.is_floating_point() and checked):
+            check_labels(y, logits.shape[1])
+        return cross_entropy(logits, y)
+
+    return objective
 
 
 def better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

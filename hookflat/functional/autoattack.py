@@ -68,7 +68,7 @@ def autoattack(
     log: list[str] = []
     with frozen(model):
         device = next(model.parameters()).device
-        x, y, spread = _whole(loader, device)
+        x, y, spread = _whole(loader, model, device)
         clean = [_predicted(model, part) for part in x.split(batch_size)]
         classes, wrong = clean[0].shape[1], torch.cat([c.argmax(dim=1) for c in clean]) != y
         broken_by = torch.where(wrong, 0, -1)
@@ -174,9 +174,9 @@ class _Observed(nn.Module):
         return self.model(x.to(self.dtype)).float()
 
 
-def _whole(loader: Loader, device: torch.device) -> tuple[Tensor, Tensor, Set]:
+def _whole(loader: Loader, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, Set]:
     """All images and labels of a set, on every process: batches are formed over the whole set."""
-    spread = set_of(loader, device)
+    spread = set_of(loader, model)
     if isinstance(loader, Examples):
         x, y = loader.images.__getitems__(torch.arange(len(loader)))
         return x.to(device), y.to(device), spread

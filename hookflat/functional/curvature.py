@@ -199,7 +199,7 @@ class _Points:
     def __init__(self, model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> None:
         self.model, self.attack, self.seed, self.work = model, attack, seeds.derive_seed(seed, "points"), work
         self.device = next(model.parameters()).device
-        self.set: Set = set_of(loader, self.device)
+        self.set: Set = set_of(loader, model)
         self.clean = list(self.set)
         self.total = float(self.set.sum(torch.tensor(float(sum(len(y) for _, y, _ in self.clean)))))
         self.find()

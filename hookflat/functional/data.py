@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from hookflat.functional.brackets import frozen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -193,20 +195,25 @@ class Pairs(Set):
 
     processes, rank, batch_size = 1, 0, 0
 
-    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], model: nn.Module) -> None:
         match loader:
             case (Tensor() as x, Tensor() as y):
                 self.batch_size = 250
+                check_pairs(x, y)
                 self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(250), y.split(250), strict=True))
             case _:
                 self.batches = loader
-        self.device = device
+        self.model, self.device = model, _device_of(model)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        seen = 0
+        seen = classes = 0
         for x, y in self.batches:
             check_images(x)
-            yield x.to(self.device), y.to(self.device), torch.arange(seen, seen + len(y), device=self.device)
+            classes = classes or classes_of(self.model, x)
+            check_labels(y, classes)
+            check_pairs(x, y)
+            keys = torch.arange(seen, seen + len(y), device=self.device)
+            yield x.to(self.device), y.to(self.device, torch.int64), keys
             seen += len(y)
         if not seen:
             raise ValueError("no examples to measure on: the loader gave no batch (it must be iterable more than once)")
@@ -221,12 +228,45 @@ class Pairs(Set):
 
 
 Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Examples
-"""Batches (x, y), one pair of tensors (split into batches of 250), or `Examples`."""
+"""Batches (x, y), one pair of tensors (split into batches of 250), or `Examples`.
+
+Images that are not floats in [0, 1], and labels that are not integers from 0 to the network's outputs minus 1, raise
+ValueError.
+"""
 
 
-def set_of(loader: Loader, device: torch.device) -> Set:
-    """What a measure iterates over; the images of a foreign loader are checked and moved to `device`."""
-    return loader if isinstance(loader, Examples) else Pairs(loader, device)
+def set_of(loader: Loader, model: nn.Module) -> Set:
+    """What a measure of `model` iterates over, images and labels checked and moved to its device."""
+    if not isinstance(loader, Examples):
+        return Pairs(loader, model)
+    if len(loader):
+        check_labels(loader.images.y, classes_of(model, loader.images.__getitems__(torch.tensor([0]))[0]))
+    return loader
+
+
+def classes_of(model: nn.Module, x: Tensor) -> int:
+    """How many logits `model` has for the first of the images `x`; it is left as found."""
+    with frozen(model), torch.no_grad():
+        return model(x[:1].to(_device_of(model))).shape[-1]
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def check_pairs(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError where there are not as many labels as images."""
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images have {len(y)} labels")
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raises ValueError for labels that are not integers (n,) from 0 to `classes` - 1."""
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels should be integers (n,), not {tuple(y.shape)} {y.dtype}")
+    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels should lie in 0..{classes - 1} for {classes} logits, not in {low}..{high}")
 
 
 def check_images(x: Tensor) -> None:

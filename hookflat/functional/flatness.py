@@ -117,7 +117,7 @@ def worst_flatness(
     weights = list(layers(model).values())
     losses = []
     with frozen(model):
-        examples = _Held(set_of(loader, weights[0].device), batch_size)
+        examples = _Held(set_of(loader, model), batch_size)
         for attempt in range(attempts):
             generator = seeds.generator(seed, "worst_flatness", attempt)
             draw = seeds.derive_seed(seed, "inputs at perturbed weights", attempt)
@@ -151,7 +151,7 @@ def adversarial_direction(
     """
     weights = list(layers(model).values())
     with frozen(model):
-        held, view = _Held(set_of(loader, weights[0].device), batch_size), attack_view(model)
+        held, view = _Held(set_of(loader, model), batch_size), attack_view(model)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat(
             [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]

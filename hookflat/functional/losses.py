@@ -6,11 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hookflat.functional.data import check_labels
+
+_NO_LABEL = -(2**31)
+"""Torch leaves -100 out of the loss in silence; nobody means this one."""
+
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(n,) cross-entropy of (n, K) logits with labels (n,) int64 or distributions (n, K), not in half precision."""
+    """(n,) cross-entropy of (n, K) logits with labels (n,) int64 or distributions (n, K), not in half precision.
+
+    Raises ValueError for labels outside 0..K-1 (on a GPU the device fails).
+    """
     precise = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return F.cross_entropy(precise, target, reduction="none")
+    try:
+        return F.cross_entropy(precise, target, reduction="none", ignore_index=_NO_LABEL)
+    except IndexError:
+        check_labels(target, logits.shape[1])
+        raise
 
 
 def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def robust_error(
     adversarial example. This process's share of the examples is held in memory.
     """
     work, attack = work or Work(), attack.but(**options)
-    examples = set_of(loader, next(model.parameters()).device)
+    examples = set_of(loader, model)
     with frozen(model):
         found = work.once(
             "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result()

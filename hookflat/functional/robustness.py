@@ -81,7 +81,7 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
 
     `model` is frozen already.
     """
-    examples, views = set_of(loader, next(model.parameters()).device), searched_views(model, attack)
+    examples, views = set_of(loader, model), searched_views(model, attack)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         clean_loss, clean_wrong = scores(model, x, y)
@@ -106,7 +106,7 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
 
 def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
     """The largest cross-entropy of each example, (N,), and nothing else of `attacked`; `model` is frozen already."""
-    examples, view = set_of(loader, next(model.parameters()).device), attack_view(model, attack.precision)
+    examples, view = set_of(loader, model), attack_view(model, attack.precision)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         worst = _worst(view, x, y, keys, attack, seed, rows)[0] if attack.restarts else x

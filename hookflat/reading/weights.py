@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.functional.layers import Normalized
+from hookflat.terminal import clipped, shortened
 
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
 """What DataParallel, torch.compile and training scripts put in front of every key."""
@@ -48,24 +50,55 @@ def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
         raise UserError(f"{file}: no such file")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{file} is no file of weights: {_first_line(error)}") from error
+            return _dense(load_file(file), file)
+        with warnings.catch_warnings(action="ignore"):  # of formats; what cannot be read is told
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} was not loaded: it holds more than tensors, and reading that could run code "
             f"({_reason(error)}). If you trust it, save its state_dict alone: "
             f"torch.save(torch.load(FILE, weights_only=False)[...], NEW)"
         ) from error
-    return _unnested(held, file, key)
+    except Exception as error:  # a file of others', read by parsers that raise what they like
+        raise UserError(f"{file} is no file of weights: {_first_line(error)}") from error
+    return _dense(_unnested(held, file, key), file)
+
+
+def _dense(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The weights, of which each has a name and holds real numbers of its own. Raises UserError for the first other."""
+    for name, tensor in weights.items():
+        if not isinstance(name, str):
+            raise UserError(f"{file} holds no weights by name: it calls one {shortened(name)}")
+        if tensor.is_quantized:
+            kind = "quantised"
+        elif tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "sparse or nested"
+        elif tensor.is_meta:
+            kind = "without values, on the meta device"
+        elif tensor.is_complex():
+            kind = "complex"
+        else:
+            continue
+        raise UserError(f"{file}: {shortened(name)} is {kind}: save ordinary tensors of floats")
+    return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for weights that are not finite as float32: every number measured of them would mean nothing."""
+    for name, tensor in weights.items():
+        wrong = int((~tensor.detach().float().isfinite()).sum()) if tensor.is_floating_point() else 0
+        if wrong:
+            raise UserError(f"{source}: {shortened(name)} is not finite in {wrong} of its {tensor.numel()} values")
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Load `weights` into `network`, or into the network inside its normalisation where they are of that.
 
     Prefixes that wrappers put in front of every key are taken off. Returns the module that the weights fitted. Raises
-    UserError with every key that is missing, left over or of another shape; nothing is loaded then.
+    UserError with every key that is missing, left over or of another shape, and for weights that are not floats or not
+    finite; nothing is loaded then.
     """
     inner = [network.net] if isinstance(network, Normalized) else []
     faults = []
@@ -74,6 +107,12 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
         for candidate in (renamed for unwrapped in _unwrapped(weights) for renamed in _renamed(unwrapped)):
             missing, left, other = _differences(expected, candidate)
             if not (missing or left or other):
+                if not_floats := [
+                    k for k, v in expected.items() if v.is_floating_point() > candidate[k].is_floating_point()
+                ]:
+                    name = not_floats[0]
+                    raise UserError(f"{source}: {name} holds {candidate[name].dtype}, not floats")
+                check_finite(candidate, source)
                 target.load_state_dict(candidate)
                 return target
             faults.append((len(missing) + len(left) + len(other), missing, left, other))
@@ -146,15 +185,16 @@ def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
 
 
 def _listed(names: Any) -> str:
-    names = list(names)
+    names = [clipped(str(name)) for name in names]
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _reason(error: Exception) -> str:
     """Torch's own words for what it refused."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])[:200]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")[:200]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines() if isinstance(error, SafetensorError | OSError | RuntimeError | ValueError) else []
+    return clipped(lines[0], 200) if lines else f"{type(error).__name__}: {clipped(str(error), 200)}"

@@ -11,16 +11,19 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from hookflat import hookspecs
-from hookflat.errors import UserError
+from hookflat.errors import UserError, thrown
+from hookflat.recipe.entry_points import installed
 from hookflat.recipe.nearest import nearest
+from hookflat.terminal import shortened
 
 HOOKS = tuple(name for name, member in vars(hookspecs).items() if hasattr(member, "hookflat_spec"))
 """The names of all hooks, in the order of the loop."""
@@ -36,6 +39,17 @@ SLOTS = {
 """Recipe table to the hook that its plugin must answer."""
 
 
+@contextmanager
+def _imported(what: str) -> Generator[None]:
+    """Whatever the import of a plugin raises is told as the plugin's fault, an exit too, but no Ctrl-C of a user's."""
+    try:
+        yield
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if not thrown(error):
+            raise
+        raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True)
 class PluginSource:
     """Where a plugin comes from: an entry point of an installed package, or a class of a file."""
@@ -48,12 +62,8 @@ class PluginSource:
         """The plugin's class, checked. Raises UserError when it cannot be imported or is no plugin."""
         cls = self.target
         if isinstance(cls, EntryPoint):
-            try:
+            with _imported(f"plugin {self.name!r} of {self.package}"):
                 cls = cls.load()
-            except Exception as error:
-                raise UserError(
-                    f"plugin {self.name!r} of {self.package} cannot be imported: {type(error).__name__}: {error}"
-                ) from error
         return _checked(cls, self.name)
 
 
@@ -87,7 +97,7 @@ class Catalogue:
         """Raises UserError for an unknown name, and for one that two packages claim."""
         sources = self._sources.get(name, [])
         if not sources:
-            raise UserError(f"no plugin is called {name!r}{nearest(name, self.names())}")
+            raise UserError(f"no plugin is called {shortened(name)}{nearest(name, self.names())}")
         if len(sources) > 1:
             packages = " and ".join(s.package for s in sources)
             raise UserError(f"plugin {name!r} is claimed by {packages}: uninstall one of them")
@@ -97,9 +107,7 @@ class Catalogue:
 @cache
 def _installed() -> tuple[PluginSource, ...]:
     """What entry points name, looked up once: reading the metadata of every package takes a tenth of a second."""
-    points = entry_points(group="hookflat")
-    packages = [f"{point.dist.name} {point.dist.version}" if point.dist else "?" for point in points]
-    return tuple(PluginSource(p.name, package, p) for p, package in zip(points, packages, strict=True))
+    return tuple(PluginSource(point.name, package, point) for point, package in installed("hookflat"))
 
 
 @cache
@@ -135,6 +143,15 @@ def kind_of(cls: type) -> str:
 
 
 def _checked(cls: Any, name: str) -> type:
+    try:
+        return _plugin_class(cls, name)
+    except UserError:
+        raise
+    except Exception as error:  # a metaclass, a property of the class
+        raise UserError(f"plugin {name!r} cannot be looked at: {type(error).__name__}: {error}") from error
+
+
+def _plugin_class(cls: Any, name: str) -> type:
     if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
         raise UserError(f"plugin {name!r} is not a dataclass: mark its class with @dataclass(eq=False)")
     if cls.__eq__ is not object.__eq__:
@@ -172,10 +189,8 @@ def _classes_of(file: Path) -> dict[str, type]:
         raise UserError(f"--plugin {file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
+    with _imported(f"--plugin {file}:"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--plugin {file}: cannot be imported: {type(error).__name__}: {error}") from error
     classes = {
         _name(cls): cls
         for cls in vars(module).values()

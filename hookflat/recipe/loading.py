@@ -14,10 +14,11 @@ from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
 from hookflat.recipe.merging import Merged, assignment
 from hookflat.recipe.nearest import nearest
-from hookflat.recipe.options import InvalidOptions, as_table, build
+from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
 from hookflat.recipe.tables import Place
+from hookflat.terminal import clipped, shortened
 
 
 def load_recipe(
@@ -87,15 +88,17 @@ class _Checker:
         return Recipe(name, *parts, self.origins, resolved, self.catalogue)
 
     def _fault(self, path: Place, message: str) -> None:
-        where = next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), "recipe")
-        self.faults.append(": ".join(part for part in (where, ".".join(path), message) if part))
+        where = next((self.origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.origins), "recipe")
+        self.faults.append(": ".join(part for part in (where, ".".join(path), clipped(message, 1000)) if part))
+        if len(self.faults) == MOST_FAULTS:
+            raise UserError("\n".join([*self.faults, "and perhaps more"]))
 
     def _table(self, *path: str) -> dict[str, Any]:
         table: Any = self.tables
         for part in path:
             table = table.get(part, {})
         if not isinstance(table, dict):
-            self._fault(path, f"should be a table [{'.'.join(path)}], not {table!r}")
+            self._fault(path, f"should be a table [{'.'.join(path)}], not {shortened(table)}")
             return {}
         return table
 
@@ -119,7 +122,7 @@ class _Checker:
         if kind != fits:
             places = {"measure": "[eval.STAGE.NAME]", "plugin": "[plugins.NAME]"}
             what = "no slot's and no measure" if kind == "plugin" else f"a {kind}"
-            self._fault(path, f"plugin {name!r} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
+            self._fault(path, f"plugin {shortened(name)} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
             return None
         return cls
 
@@ -128,17 +131,24 @@ class _Checker:
         for slot in [s for s in SLOTS if s in self.needs or s in self.tables]:
             table = dict(self._table(slot))
             name = table.pop("name", None)
-            if name is None:
+            if name is None and (meant := [key for key in table if nearest(key, ["name"]).startswith(" (did")]):
+                self._fault((slot, meant[0]), f"unknown option{nearest(meant[0], ['name'])}")
+            elif name is None:
                 self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
             elif cls := self._load((slot, "name"), name, slot):
                 slots[slot], names[slot] = self._options((slot,), cls, table, str(name)), str(name)
         return slots, names
 
-    def _enabled(self, path: Place, table: dict[str, Any]) -> bool:
-        """Take `enabled` out of a table."""
+    def _enabled(self, path: Place, table: dict[str, Any], plugin: str | None = None) -> bool:
+        """Take `enabled` out of a table; what is switched off has to be a plugin's name all the same."""
         enabled = table.pop("enabled", True)
         if not isinstance(enabled, bool):
-            self._fault((*path, "enabled"), f"should be true or false, not {enabled!r}")
+            self._fault((*path, "enabled"), f"should be true or false, not {shortened(enabled)}")
+        if not enabled and plugin is not None:
+            try:
+                self.catalogue.find(plugin)
+            except UserError as error:
+                self._fault(path, str(error))
         return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
@@ -146,7 +156,7 @@ class _Checker:
         for name in self._table("plugins"):
             table = dict(self._table("plugins", name))
             path = ("plugins", name)
-            if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
+            if self._enabled(path, table, name) and (cls := self._load(path, name, "plugin")):
                 found[name] = self._options(path, cls, table, name)
         return found
 
@@ -164,7 +174,7 @@ class _Checker:
                 self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
             for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
                 path, inner = ("eval", stage, name), dict(table[stage][name])
-                if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):
+                if self._enabled(path, inner, name) and (cls := self._load(path, name, "measure")):
                     measures[stage][name] = self._options(path, cls, inner, name)
         self._measured_twice(stages, measures)
         return options, stages, measures
@@ -187,5 +197,5 @@ class _Checker:
                 excludes = getattr(self.catalogue.find(name).load(), "excludes", {})
             except UserError:
                 continue
-            for other in excludes.keys() & places.keys():
+            for other in set(excludes) & places.keys() if isinstance(excludes, dict) else ():
                 self._fault(place, f"{name!r} does not go with {other!r}: {excludes[other]}")

@@ -9,8 +9,10 @@ from typing import Any
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
-from hookflat.recipe.shipped import find_shipped
+from hookflat.recipe.shipped import find_shipped, is_file
 from hookflat.recipe.tables import Place
+from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
+from hookflat.terminal import clipped, shortened
 
 
 class Merged:
@@ -25,15 +27,7 @@ class Merged:
         if file.resolve() in ancestors:
             chain = " -> ".join(p.name for p in (*ancestors, file))
             raise UserError(f"{file}: recipes extend each other in a circle: {chain}")
-        try:
-            text = file.read_text(encoding="utf-8")
-            tables = tomllib.loads(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            line = re.search(r"at line (\d+)", str(error))
-            place = f"{file}:{line[1]}" if line else str(file)
-            raise UserError(f"{place}: not valid TOML (is text in quotes?): {error}") from error
+        tables, text = read_toml(file)
         lines = _lines(text)
         bases = tables.pop("extends", [])
         if not isinstance(bases, str) and not (isinstance(bases, list) and all(isinstance(b, str) for b in bases)):
@@ -43,10 +37,13 @@ class Merged:
         for base in [bases] if isinstance(bases, str) else bases:
             try:
                 below = file.parent / base
-                self.add_file(below if below.is_file() else find_shipped(base), (*ancestors, file.resolve()))
+                self.add_file(below if is_file(below) else find_shipped(base), (*ancestors, file.resolve()))
             except LookupError as error:
-                raise UserError(f"{file}:{lines.get(('extends',), 1)}: extends {base!r}, which is {error}") from None
+                told = f"extends {shortened(base)}, which is {error}"
+                raise UserError(f"{file}:{lines.get(('extends',), 1)}: {told}") from None
         self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
+        if not ancestors:
+            self.origins.setdefault((), f"{file}:1")  # of what is nowhere
 
     def add_tables(self, tables: dict[str, Any]) -> None:
         """Tables that come from no file."""
@@ -58,14 +55,21 @@ class Merged:
         table: Any = value
         for part in reversed(path):
             table = {part: table}
-        self._merge(table, (), lambda _: f"--set {key}")
+        self._merge(table, (), lambda _: f"--set {clipped(key)}")
 
     def _merge(self, new: dict[str, Any], at: Place, origin: Any) -> None:
+        """Every value of a recipe comes through here."""
+        if len(at) > DEEPEST:
+            raise UserError(f"{origin(at)}: {_name(at)}: tables are nested more than {DEEPEST} deep")
         table = self.tables
         for part in at:
             table = table[part]
         for key, value in new.items():
             path = (*at, key)
+            if not isinstance(key, str) or len(key) > LONGEST_NAME or not key.isprintable():
+                raise UserError(f"{origin(path)}: {_name(path)}: no table and no option is called so")
+            if not isinstance(value, dict) and (why := out_of_bounds(value)):
+                raise UserError(f"{origin(path)}: {_name(path)}: {why}")
             if isinstance(value, dict):
                 inner = {k: v for k, v in value.items() if k != "if_used"}
                 if value.get("if_used") is True and key not in table:
@@ -83,24 +87,28 @@ class Merged:
         renamed = path[0] in SLOTS and len(path) == 1 and isinstance(old, dict) and "name" in new
         if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
             table[path[-1]] = {}
-            self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
+            if old:
+                self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
 
 
-_HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}")
 _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
 
 def _lines(text: str) -> dict[Place, int]:
-    """Path of every table and key to its line."""
+    """Path of every table and key to its line; [a.b] is where `a` begins, unless there is an [a]."""
     found: dict[Place, int] = {}
+    implied: dict[Place, int] = {}
     table: Place = ()
     for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _parts(header[1])
+        inner, closed, _ = line.strip().lstrip("[").partition("]")
+        if line.lstrip().startswith("[") and closed and inner:
+            table = _parts(inner)
             found.setdefault(table, number)
+            for length in range(1, min(len(table), DEEPEST + 2)):
+                implied.setdefault(table[:length], number)
         elif key := _KEY.match(line):
             found.setdefault((*table, *_parts(key[1])), number)
-    return found
+    return implied | found
 
 
 def _parts(dotted: str) -> Place:
@@ -112,12 +120,22 @@ def _line_of(path: Place, lines: dict[Place, int]) -> int:
     return next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
 
 
+def _name(path: Place) -> str:
+    """A key as a message shows it."""
+    parts = [clipped(str(part), 40) for part in path]
+    return ".".join([*parts[:3], "...", parts[-1]] if len(parts) > 5 else parts)
+
+
 def assignment(text: str) -> tuple[str, Any]:
-    """Key and value of a `--set`; what is not TOML is a string. Raises UserError where there is no "="."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write it as table.key=value, for example loss.beta=3")
+    """Key and value of a `--set`; what is not TOML is a string. Raises UserError for what is no one line with "="."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise UserError(f"--set {clipped(text)}: write it as table.key=value, for example loss.beta=3")
+    if len(value.splitlines()) > 1 or not key.isprintable():
+        raise UserError(f"--set {shortened(text)}: takes one value, in one line")
     try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+        return key, parsed(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return key, value
+    except ValueError as error:
+        raise UserError(f"--set {clipped(key)}: {str(error).partition(' (')[0]}") from None

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from dataclasses import MISSING, dataclass, fields
-from fractions import Fraction
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,16 +13,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from hookflat.errors import UserError, thrown
 from hookflat.recipe.nearest import nearest
+from hookflat.terminal import shortened
 
 
 def _number(value: Any) -> Any:
     """Numbers, and fractions written as strings: "8/255"."""
     if isinstance(value, str):
+        above, slash, below = value.partition("/")
         try:
-            return float(Fraction(value.replace(" ", "")))
+            return float(above) / float(below) if slash else float(above)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f'{value!r} is neither a number nor a fraction like "8/255"') from None
+            raise ValueError(f'{shortened(value)} is neither a number nor a fraction like "8/255"') from None
     return value
 
 
@@ -55,6 +57,10 @@ def period_in_epochs(period: float, epochs: int) -> int:
     return max(1, round(period * epochs if period < 1 else period))
 
 
+MOST_FAULTS = 20
+"""That are told at once."""
+
+
 class InvalidOptions(Exception):  # noqa: N818
     """What is wrong with a table: a list of (path inside the table, message)."""
 
@@ -66,18 +72,39 @@ class InvalidOptions(Exception):  # noqa: N818
 def build(cls: Any, table: dict[str, Any]) -> Any:
     """An instance of the dataclass `cls` from a recipe table: every key known, every value of its type and range.
 
-    Raises InvalidOptions with all faults at once.
+    Raises InvalidOptions with all faults at once (of many, the first), also for a class that cannot be built.
     """
-    model = _model(cls)
+    try:
+        model = _model(cls)
+    except Exception as error:
+        raise InvalidOptions([((), f"{cls.__name__}: {_strange_type(cls, error)}")]) from error
     try:
         values = model.model_validate_json(json.dumps(table, default=str))
-        return cls(**{name: getattr(values, name) for name in model.model_fields})
+        made = cls(**{name: getattr(values, name) for name in model.model_fields})
+        as_table(made)
+        return made
     except ValidationError as error:
-        raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)]) from None
+        raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)[:MOST_FAULTS]]) from None
     except ValueError as error:
         raise InvalidOptions([((), str(error))]) from None
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if not thrown(error):
+            raise
         raise InvalidOptions([((), f"{cls.__name__} cannot be made: {type(error).__name__}: {error}")]) from error
+
+
+def _strange_type(cls: Any, error: Exception) -> str:
+    """Which option of a plugin is of a type that no recipe can write."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception as unresolved:
+        return f"the types of its options cannot be resolved: {type(unresolved).__name__}: {unresolved}"
+    for field in (field for field in fields(cls) if field.init):
+        try:
+            create_model("One", value=(hints[field.name], ...))
+        except Exception:
+            return f"its option {field.name!r} is of a type that no recipe can write, {_type(hints[field.name])}"
+    return f"its options cannot be read: {type(error).__name__}: {error}"
 
 
 @cache
@@ -103,7 +130,7 @@ def _explain(cls: Any, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         return path, "required, but not set"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = error["msg"].startswith("Input should be ")
-    return path, f"should be {message}, not {error['input']!r}" if expected else message
+    return path, f"should be {message}, not {shortened(error['input'])}" if expected else message
 
 
 @dataclass(frozen=True)
@@ -118,9 +145,12 @@ class Option:
 
 
 def describe(cls: Any) -> list[Option]:
-    """The options of a plugin class, in their order."""
-    hints = get_type_hints(cls, include_extras=True)
-    return [_describe(f.name, hints[f.name], f) for f in fields(cls) if f.init]
+    """The options of a plugin class, in their order. Raises UserError for a class that cannot be read."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+        return [_describe(f.name, hints[f.name], f) for f in fields(cls) if f.init]
+    except Exception as error:
+        raise UserError(f"{cls.__name__}: its options cannot be shown: {type(error).__name__}: {error}") from error
 
 
 def _describe(name: str, hint: Any, field: Any) -> Option:
@@ -158,13 +188,17 @@ def _type(hint: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A field's value as TOML and JSON can hold it (tuples as lists, no None)."""
+    """A field's value as TOML and JSON can hold it (tuples as lists, no None). Raises ValueError where they cannot."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("options hold finite numbers only")
+    if not isinstance(value, bool | int | float | str | None):
+        raise ValueError(
+            f"options hold numbers, text, true or false, and lists and tables of them, not {shortened(value)}"
+        )
     return value
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
-import tomllib
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
+from hookflat.recipe.entry_points import installed
 from hookflat.recipe.nearest import nearest
+from hookflat.recipe.toml import read_toml
+from hookflat.terminal import clipped, shortened
 
 
 def recipes_folder() -> Path:
@@ -24,37 +25,50 @@ def recipes_folder() -> Path:
 def recipe_folders() -> tuple[tuple[str, Path], ...]:
     """(package, folder) of shipped recipes: hookflat's, and those of the entry points `hookflat.recipes`.
 
-    Such an entry point names a package (a folder) whose TOML files are the recipes; it is looked up, not imported.
+    Such an entry point names a package (a folder) whose TOML files are the recipes; it is looked up, not imported. One
+    that names none has no recipes.
     """
     folders = [("hookflat", recipes_folder())]
-    for point in entry_points(group="hookflat.recipes"):
+    for point, package in installed("hookflat.recipes"):
         top, *inner = point.value.split(".")
-        spec = importlib.util.find_spec(top)
+        try:
+            spec = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            continue
         for place in (spec.submodule_search_locations if spec else None) or []:
-            folders.append((point.dist.name if point.dist else point.name, Path(place, *inner)))
+            folders.append((package.partition(" ")[0], Path(place, *inner)))
     return tuple(folders)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, a NUL
+        return False
 
 
 def title(recipe: Path) -> str:
     """The first line of a recipe, which says what it is."""
-    return recipe.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    first, _, _ = recipe.read_text(encoding="utf-8", errors="replace").partition("\n")
+    return first.lstrip("# ")
 
 
 def recipes_naming(plugin: str) -> list[Path]:
     """Shipped recipes whose own tables name a plugin, scales aside."""
-    return [
-        path
-        for _, folder in recipe_folders()
-        for path in sorted(folder.glob("*.toml"))
-        if plugin in _named(tomllib.loads(path.read_text(encoding="utf-8")))
-    ]
+    return [path for _, folder in recipe_folders() for path in sorted(folder.glob("*.toml")) if plugin in _named(path)]
 
 
-def _named(tables: dict[str, Any]) -> set[str]:
-    """Every plugin that tables name: of slots, of `[plugins]` and of evaluation stages."""
+def _named(recipe: Path) -> set[str]:
+    """Every plugin that a recipe names: of slots, of `[plugins]` and of evaluation stages; none where it is damaged."""
+    try:
+        tables, _ = read_toml(recipe)
+    except UserError:
+        return set()
     found = {t["name"] for t in tables.values() if isinstance(t, dict) and isinstance(t.get("name"), str)}
-    stages = [stage for stage in tables.get("eval", {}).values() if isinstance(stage, dict)]
-    return found.union(tables.get("plugins", {}), *stages)
+    inner: dict[str, dict[str, Any]] = {k: v for k, v in tables.items() if isinstance(v, dict)}
+    stages = [stage for stage in inner.get("eval", {}).values() if isinstance(stage, dict)]
+    return found.union(inner.get("plugins", {}), *stages)
 
 
 def find_shipped(name: str) -> Path:
@@ -63,36 +77,39 @@ def find_shipped(name: str) -> Path:
     folders = recipe_folders()
     for inside in (given, given.removeprefix("recipes/")):
         for _, folder in folders:
-            if (folder / inside).is_file():
+            if is_file(folder / inside):
                 return folder / inside
     known = [str(p.relative_to(f).with_suffix("")) for _, f in folders for p in f.rglob("*.toml")]
-    raise LookupError(f"neither a file nor a shipped recipe{nearest(given.removeprefix('recipes/')[:-5], known)}")
+    given = clipped(given.removeprefix("recipes/")[:-5])
+    raise LookupError(f"neither a file nor a shipped recipe{nearest(given, known)}")
 
 
 def find_recipe(name: str | Path) -> Path:
     """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
-    if Path(name).is_file():
+    if is_file(Path(name)):
         return Path(name)
     try:
         return find_shipped(str(name))
     except LookupError as error:
-        raise UserError(f"no recipe {name}: {error}") from None
+        raise UserError(f"no recipe {clipped(str(name))}: {error}") from None
 
 
 def find_protocol(name: str | Path) -> Path:
     """A TOML file, or a shipped protocol by its name. Raises UserError where there is none."""
-    if Path(name).suffix == ".toml" and Path(name).is_file():
+    if Path(name).suffix == ".toml" and is_file(Path(name)):
         return Path(name)
     try:
         return find_recipe(f"protocols/{name}")
     except UserError:
         known = sorted({p.stem for _, folder in recipe_folders() for p in (folder / "protocols").glob("*.toml")})
-        raise UserError(f"no protocol {str(name)!r}: there are {', '.join(known)}, or give a TOML file") from None
+        raise UserError(
+            f"no protocol {shortened(str(name))}: there are {', '.join(known)}, or give a TOML file"
+        ) from None
 
 
 def with_bases(recipe: Path) -> list[Path]:
     """A recipe's file, and the files beside it that it extends; shipped ones are found by their names."""
-    bases = tomllib.loads(recipe.read_text(encoding="utf-8")).get("extends", [])
+    bases = read_toml(recipe)[0].get("extends", [])
     found = [recipe]
     for base in [bases] if isinstance(bases, str) else bases:
         beside = recipe.parent / base

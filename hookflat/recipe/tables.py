@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,3 +28,17 @@ def flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from flat(value, (*at, key))
         else:
             yield (*at, key), value
+
+
+def finite(value: Any) -> Any:
+    """A value without what JSON has not: a number that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes, in ASCII."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False, default=str)

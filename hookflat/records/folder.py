@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
-from hookflat.recipe.tables import differences
+from hookflat.recipe.tables import as_json, differences
 from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
 from hookflat.records.disk import has_failed, replacing
 from hookflat.records.environment import environment
@@ -227,7 +227,7 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         if self.main:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(as_json(record) + "\n")
 
     def rewind(self, checkpoint: Path | None) -> bool:
         """Take metrics.jsonl back to where it was at a checkpoint; whether it still held all that it held then."""
@@ -290,7 +290,7 @@ class RunFolder:
             from pyarrow import parquet
 
             table = pa.table({column: values.cpu().numpy() for column, values in what.items()})
-            table = table.replace_schema_metadata({"hookflat": json.dumps(about or {})})
+            table = table.replace_schema_metadata({"hookflat": as_json(about or {})})
             with replacing(self.table(name)) as beside:
                 parquet.write_table(table, beside)
         else:
@@ -319,7 +319,7 @@ def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
     """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     with replacing(file) as beside:
-        save_file(tensors, beside, metadata={"hookflat": json.dumps(about)})  # one key: several have no fixed order
+        save_file(tensors, beside, metadata={"hookflat": as_json(about)})  # one key: several have no fixed order
 
 
 def about_weights(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hookflat.errors import UserError
+from hookflat.recipe.tables import as_json
 from hookflat.records.quantities import Quantity
 from hookflat.records.texts import DamagedError, read_json
 
@@ -102,13 +102,4 @@ class Results(_Kept):
 
     def to_json(self) -> str:
         """The content of the file, without what is not known."""
-        return json.dumps(_finite(self.model_dump(exclude_none=True, by_alias=True)), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return as_json(self.model_dump(exclude_none=True, by_alias=True), indent=2)

@@ -7,20 +7,41 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
+from hookflat.terminal import printable
+
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠].")
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
+_MARKUP = re.compile(r"[\\`*~$]|\](?=[\[(:])|<(?=[a-zA-Z/!?])|&(?=[\w#]+;)|(?<![^\W_])_|_(?![^\W_])|^>")
+
 
 def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """Comma-separated, with a line of headings."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(lines)
+    writer.writerow([_no_formula(head) for head in heads])
+    writer.writerows([_no_formula(cell) for cell in line] for line in lines)
     return out.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    """A text that a spreadsheet would compute, behind an apostrophe, and without control characters."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    cells = [heads, ["---"] * len(heads), *lines]
-    return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in cells)
+    cells = [[literal(str(c)).replace("|", "\\|") for c in line] for line in (heads, *lines)]
+    cells.insert(1, ["---"] * len(heads))
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def literal(text: str) -> str:
+    """A text in one line of Markdown that is shown as it is: no markup, no link, no element of HTML."""
+    line = printable(" ".join(text.split()))
+    return re.sub(r"^([#+-]|\d+[.)])(?= )", r"\\\1", _MARKUP.sub(r"\\\g<0>", line))
 
 
 def latex(heads: Sequence[str], lines: Sequence[Sequence[str]], breaks: Sequence[int] = ()) -> str:
@@ -39,5 +60,5 @@ _ESCAPES |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "−": "$-$", "�
 
 
 def _latex(text: str) -> str:
-    text = re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)  # a minus, not a hyphen
+    text = re.sub(r"(?<![\w.])-(?=[\d.])", "−", printable(text))  # a minus, not a hyphen
     return "".join(_ESCAPES.get(character, character) for character in text)

@@ -19,7 +19,7 @@ from hookflat.records.disk import has_failed
 from hookflat.reporting.analysis import Analysis, analyse
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
 from hookflat.reporting.drawings import drawings
-from hookflat.reporting.formats import csv_text, latex, markdown
+from hookflat.reporting.formats import csv_text, latex, literal, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
 from hookflat.reporting.page import Contents, page
 from hookflat.reporting.statistics import RESAMPLES
@@ -204,14 +204,18 @@ def _models_csv(gathered: Gathered) -> str:
 
 def _markdown(contents: Contents) -> str:
     gathered, table, analysis = contents.gathered, contents.table, contents.analysis
-    parts = ["# Report", *contents.said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
+    parts = ["# Report", *map(literal, contents.said), "## Table 1", literal(about_table(table))]
+    parts += [markdown(*table.texts()), "## Figures"]
     for drawing in contents.drawn:
-        picture = f"![{drawing.title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
-        parts.append(f"### {drawing.title}\n\n{picture}{drawing.caption}")
-    parts += ["## Statistics", ABOUT_STATISTICS, markdown(*statistics_lines(analysis))]
+        title = literal(drawing.title)
+        picture = f"![{title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
+        parts.append(f"### {title}\n\n{picture}{literal(drawing.caption)}")
+    parts += ["## Statistics", literal(ABOUT_STATISTICS), markdown(*statistics_lines(analysis))]
     heads, lines = within_lines(analysis, method_titles(table))
     parts += ["### Within methods", markdown(heads, lines)] if lines else []
-    parts += ["## How it was measured", "".join(f"- {text}\n" for text in protocol_lines(gathered, table.attack))]
+    protocol = (f"- {literal(text)}\n" for text in protocol_lines(gathered, table.attack))
+    parts += ["## How it was measured", "".join(protocol)]
     if gathered.left_out:
-        parts += ["## Left out", "".join(f"- {name}: {why}\n" for name, why in gathered.left_out)]
+        left_out = (f"- {literal(f'{name}: {why}')}\n" for name, why in gathered.left_out)
+        parts += ["## Left out", "".join(left_out)]
     return "\n\n".join(part.strip() for part in parts) + "\n"

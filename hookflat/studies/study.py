@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +23,11 @@ from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.merging import assignment
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import InvalidOptions, build
-from hookflat.recipe.shipped import find_protocol, find_recipe
+from hookflat.recipe.shipped import find_protocol, find_recipe, is_file
 from hookflat.recipe.tables import differences, flat
+from hookflat.recipe.toml import out_of_bounds, read_toml
 from hookflat.records.folder import RunFolder
+from hookflat.terminal import clipped, shortened
 
 CLUSTER = "slurm"
 """In a study's folder, what its jobs on a cluster say."""
@@ -245,25 +246,28 @@ def _written(folder: Path) -> dict[str, Any] | None:
 
 
 def _found(study: str | Path) -> Path:
-    if Path(study).is_file():
+    if is_file(Path(study)):
         return Path(study)
     try:
         return find_recipe(f"studies/{str(study).removeprefix('recipes/').removeprefix('studies/')}")
     except UserError as error:
         raise UserError(
-            f"no study {study}: give a TOML file, or one of table1, hyperparameters, ...: {error}"
+            f"no study {clipped(str(study))}: give a TOML file, or one of table1, hyperparameters, ...: {error}"
         ) from None
 
 
 def _tables(path: Path) -> tuple[StudyOptions, list[Grid]]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    tables, _ = read_toml(path)
     for name in tables.keys() - {"study"}:
-        raise UserError(f"{path}: unknown table [{name}]{nearest(name, ['study'])}")
-    options = dict(tables.get("study", {}))
+        raise UserError(f"{path}: unknown table [{clipped(name)}]{nearest(name, ['study'])}")
+    options = tables.get("study", {})
+    if why := out_of_bounds(options):
+        raise UserError(f"{path}: study: {why}")
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: study: should be a table [study], not {shortened(options)}")
     grids = options.pop("grid", [])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise UserError(f"{path}: study.grid: should be tables [[study.grid]], not {shortened(grids)}")
     return _built(StudyOptions, options, f"{path}: study"), [_built(Grid, g, f"{path}: study.grid") for g in grids]
 
 

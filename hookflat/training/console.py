@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +20,7 @@ from rich.table import Table
 from hookflat.functional.work import Tally
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.records.results import Results
+from hookflat.terminal import Terminal
 from hookflat.training.measuring import Planned
 
 
@@ -29,7 +29,7 @@ class Console:
 
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
         self.silent = quiet or not main
-        self.rich = RichConsole(quiet=self.silent, highlight=False, soft_wrap=True)
+        self.rich = Terminal(quiet=self.silent, soft_wrap=True)
         self._bar = self._new_bar(MofNCompleteColumn())
         self._live = self.rich.is_terminal and not self.silent
         self._task: Any = None
@@ -42,7 +42,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.rich.print(text, markup=False)
+        self.rich.print(text)
 
     def training(self, total: int, done: int) -> None:
         """The training begins, `done` of `total` steps are made already."""

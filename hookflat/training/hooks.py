@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pluggy
 
 from hookflat import hookspecs
-from hookflat.errors import TrainingFailed, UserError
+from hookflat.errors import TrainingFailed, UserError, thrown
 from hookflat.recipe.catalogue import HOOKS
 
 
@@ -22,6 +23,7 @@ class Hooks:
                 self.manager.register(plugin, name)
             except pluggy.PluginValidationError as error:
                 raise UserError(_told(name, error)) from error
+        self.manager.add_hookcall_monitoring(lambda *_: None, self._exits)
         try:
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:
@@ -45,10 +47,26 @@ class Hooks:
             found[hook] = [f"{i.plugin_name} (around)" if i.wrapper else i.plugin_name for i in ordered]
         return {hook: names for hook, names in found.items() if names}
 
+    def behind(self, hook: str, answers: Sequence[Any]) -> list[str]:
+        """The plugin behind each answer of a hook that all may answer; all of them, where one had none to give."""
+        names = [i.plugin_name for i in reversed(getattr(self.call, hook).get_hookimpls()) if not i.wrapper]
+        return names if len(names) == len(answers) else [" or ".join(names)] * len(answers)
+
+    def _exits(self, outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any, /) -> None:
+        """A plugin that would end the whole program has failed."""
+        error = outcome.exception
+        if isinstance(error, SystemExit | KeyboardInterrupt) and thrown(error) and (told := self.blame(error)):
+            raise told from error
+
     def blame(self, error: BaseException) -> TrainingFailed | None:
         """The failure as told to a user, when `error` came out of a plugin's hook: names plugin, hook and place."""
         owners = {
-            getattr(impl.function, "__code__", None): (impl.plugin_name, caller.name)
+            getattr(function, "__code__", None): (name, f"method {method!r}")
+            for name, plugin in self.manager.list_name_plugin()
+            for method, function in vars(type(plugin)).items()
+        }
+        owners |= {
+            getattr(impl.function, "__code__", None): (impl.plugin_name, f"hook {caller.name!r}")
             for plugin in self.manager.get_plugins()
             for caller in self.manager.get_hookcallers(plugin) or []
             for impl in caller.get_hookimpls()
@@ -57,16 +75,16 @@ class Hooks:
         culprit, place, frame = None, "", error.__traceback__
         while frame is not None:
             code = frame.tb_frame.f_code
-            culprit = owners.get(code, culprit)
-            if owners.get(code):
+            if owner := owners.get(code):
+                inside = culprit is not None and owner[0] == culprit[0]  # a plugin's own methods inside its hook
+                culprit = culprit if inside else owner
                 place = f"{code.co_filename}:{frame.tb_lineno}"
             frame = frame.tb_next
         if culprit is None:
             return None
-        name, hook = culprit
+        name, where = culprit
         return TrainingFailed(
-            f"plugin {name!r} failed in hook {hook!r}: {type(error).__name__}: {error} "
-            f"({place}; --debug shows the traceback)"
+            f"plugin {name!r} failed in {where}: {type(error).__name__}: {error} ({place}; --debug shows the traceback)"
         )
 
 

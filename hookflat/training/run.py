@@ -178,9 +178,11 @@ class Run:
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
         loss = self.hook.loss(run=self, batch=batch, x_adv=x_adv)
-        for extra in self.hook.extra_loss(run=self, batch=batch, x_adv=x_adv):
-            loss = loss + extra
         self.finite.see("loss", loss)
+        extras = self.hook.extra_loss(run=self, batch=batch, x_adv=x_adv)
+        for plugin, extra in zip(self.hooks.behind("extra_loss", extras), extras, strict=True):
+            loss = loss + extra
+            self.finite.see("extra_loss", loss, plugin=plugin)
         return loss
 
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -234,9 +236,10 @@ class Run:
     def check(self) -> None:
         """Raises TrainingFailed when a value was not finite since the last check, on any process."""
         if found := self.finite.first(self.accelerator):
-            step, hook = found
-            name = {"craft": "attack", "loss": "loss"}.get(hook)
-            culprit = f" (plugin {self.recipe.slot_names[name]!r})" if name else ""
+            step, hook, plugin = found
+            slot = {"craft": "attack", "loss": "loss"}.get(hook)
+            plugin = self.recipe.slot_names[slot] if slot else plugin
+            culprit = f" (plugin {plugin!r})" if plugin else ""
             raise TrainingFailed(
                 f"not finite: the result of hook {hook!r}{culprit} in step {step + 1} of {self.total_steps} "
                 f"(epoch {step // self.steps_per_epoch + 1})"

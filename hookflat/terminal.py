@@ -1,0 +1,45 @@
+"""Text on its way to a terminal: names and values come from files of others, and terminals obey control characters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+LONGEST = 80
+"""Characters of a value in a message."""
+
+
+def printable(text: str) -> str:
+    """`text` with every control character (but for line breaks and tabs), direction mark and half character spelt out.
+
+    What is left is shown, and never obeyed: an escape becomes the four characters of its code.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def shortened(value: Any) -> str:
+    """A value as Python writes it, cut in the middle where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list of a thousand levels
+        text = f"a {type(value).__name__} too large to write"
+    return clipped(text)
+
+
+def clipped(text: str, longest: int = LONGEST) -> str:
+    """A text, cut in the middle where it is long."""
+    half = longest // 2 - 3
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
+class Terminal(Console):
+    """Rich's console, to which no text brings control characters, colours or pictures of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What printing a text, or a cell of a table, goes through."""
+        return super().render_str(printable(text), **options)
