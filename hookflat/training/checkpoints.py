@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 import torch
+from torch import nn
 
+from hookflat.errors import UserError
 from hookflat.training.run import Run
 
 
@@ -30,6 +32,8 @@ def _state(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "epoch": run.epoch,
+        "processes": run.processes,
+        "cancelled": run.loss_scale.cancelled if run.loss_scale else 0,
         "loss_sum": run.loss_sum.cpu(),
         "lr": run.lr,
         "metrics": run.folder.written(),
@@ -38,17 +42,38 @@ def _state(run: Run) -> dict[str, Any]:
     }
 
 
+def check_processes(run: Run, state: dict[str, Any]) -> None:
+    """Raises UserError where the training cannot go on, on this number of processes, as the one that it was.
+
+    Batches, attacks and averages are the same on any number, but batch norm normalises by each process's part.
+    """
+    before = state.get("processes", run.processes)
+    if before == run.processes or state["step"] == run.total_steps:
+        return
+    norm = next((n for n, m in run.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
+    if norm is not None:
+        size = run.recipe.run.batch_size
+        raise UserError(
+            f"{run.folder.path} was begun on {before} processes, this is {run.processes}: batch norm (layer {norm!r}) "
+            f"normalises by each process's part of the batch, {size // before} examples there and "
+            f"{size // run.processes} here, which is another training. Start it on {before}, or choose another --out"
+        )
+
+
 def resume(run: Run) -> bool:
     """Go on from the last checkpoint, if there is one."""
     checkpoint = run.folder.last_checkpoint()
     if checkpoint is None:
         run.folder.rewind(0)
         return False
-    run.accelerator.load_state(str(checkpoint))
     state = torch.load(checkpoint / "hookflat.pt", map_location="cpu", weights_only=True)
+    check_processes(run, state)
+    run.accelerator.load_state(str(checkpoint))
     run.step, run.epoch = state["step"], state["epoch"]
     run.loss_sum.copy_(state["loss_sum"])
     run.lr = state["lr"]
+    if run.loss_scale:
+        run.loss_scale.cancelled = state["cancelled"]
     run.folder.rewind(state["metrics"])
     run.began = time.perf_counter() - state["seconds"]
     for name, plugin_state in state["plugins"].items():

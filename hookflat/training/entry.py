@@ -22,6 +22,7 @@ from hookflat.training.heading import say_training
 from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
 from hookflat.training.trackers import Trackers
+from hookflat.training.trial import FirstLook
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,21 @@ def run(
         files = tuple(p for p in extra if isinstance(p, Path))
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
         with run.folder.held():
-            return _run(run, files)
+            finished = _run(run, files)
+            assert finished is not None
+            return finished
 
 
-def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
+def first_steps(recipe: Recipe, steps: int, *, plugins: Iterable[Path] = (), folder: Path | None = None) -> None:
+    """The training of a recipe up to step `steps`, a line for each, and a checkpoint from which `run` goes on."""
+    with global_generators_restored():
+        run = Run(recipe, folder or recipe.folder, quiet=False)
+        with run.folder.held():
+            _run(run, tuple(plugins), steps)
+
+
+def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> FinishedRun | None:
+    """None where `max_steps` ended it."""
     recipe, path, console = run.recipe, run.folder.path, run.console
     try:
         run.folder.prepare(recipe, files)
@@ -74,7 +86,9 @@ def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
         say_training(run, resumed=resumed)
         console.training(run.total_steps, run.step)
         run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
-        loop.train(run)
+        if not loop.train(run, max_steps, FirstLook(run) if max_steps else None):
+            console.say(f"stopped after step {run.step} of {run.total_steps}; without --max-steps the command goes on")
+            return None
         results = finish(run)
         run.folder.save_results(results)
         draw(run)

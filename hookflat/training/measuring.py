@@ -76,10 +76,13 @@ class Measurements:
         return len(self.data.taken(split, stage.examples, stage.take))
 
     def stage(self, name: str, subjects: Mapping[str, Subject], done: Done | None = None) -> dict[str, dict[str, Any]]:
-        """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure."""
+        """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure.
+
+        On the splits of `subjects`.
+        """
         measures = self.recipe.measures[name]
         found: dict[str, dict[str, Any]] = {}
-        for split in self.recipe.stages[name].splits:
+        for split in subjects:
             values: dict[str, Any] = {}
             seconds: dict[str, float] = {}
             for measure, plugin in measures.items():
