@@ -322,7 +322,14 @@ class Run:
 
         It always is after the last one. `first`: it begins with the first epoch, not with the first whole period.
         """
-        return self.epoch == self.epochs or (self.epoch - first) % period_in_epochs(period, self.epochs) == 0
+        return self._due_after(self.epoch, period, first)
+
+    def times_due(self, period: float, *, first: bool = False) -> int:
+        """After how many epochs of the whole training `is_due` says yes."""
+        return sum(self._due_after(epoch, period, first) for epoch in range(1, self.epochs + 1))
+
+    def _due_after(self, epoch: int, period: float, first: bool) -> bool:
+        return epoch == self.epochs or (epoch - first) % period_in_epochs(period, self.epochs) == 0
 
     def record(self, stage: str, split: str, **numbers: float) -> None:
         """One line for metrics.jsonl, after this step and epoch, and its numbers for the trackers."""
