@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from commands import fails
 from processes import finished
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import hookflat
 from hookflat import Examples, Images, UserError, Work
 from hookflat.recipe.recipe import RunOptions
-from hookflat.testing import TinyData
+from hookflat.testing import TinyData, tiny_run
+from hookflat.training import loop
 from hookflat.training.launch import check_launch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hookflat"]
@@ -319,3 +322,55 @@ def test_a_launcher_may_ask_for_what_the_recipe_has(monkeypatch):
     check_launch(RunOptions(precision="bf16"))
     with pytest.raises(UserError):
         check_launch(RunOptions(precision="fp16"))
+
+
+METHODS = {
+    "AT": ({}, 1),
+    "TRADES": ({"loss": {"name": "trades"}}, 1),
+    "AWP": ({"plugins": {"awp": {}}}, 2),
+    "AWP in parts": ({"plugins": {"awp": {}}, "run": {"accumulation": 2}}, 2),
+    "SAM": ({"plugins": {"sam": {}}}, 2),
+    "AMP": ({"plugins": {"amp": {"steps": 2}}}, 3),
+    "random weights": ({"plugins": {"random_weights": {"population": 2}}}, 2),
+    "weight attack": ({"plugins": {"weight_attack": {"population": 2, "steps": 3}}}, 8),
+    "Entropy-SGD": ({"optimizer": {"name": "entropy_sgd", "langevin_steps": 3}}, 1),
+}
+"""Recipe, and how often a step sends all gradients. docs/scaling.md has this table."""
+
+
+def sent():
+    """What the second step of each method exchanges: gradients over parameters, others over running statistics."""
+    found = {}
+    for name, (tables, _) in METHODS.items():
+        with tiny_run(tables) as run:
+            counts = {"gradients": 0, "statistics": 0, "single": 0}
+
+            def gradients(state, bucket, counts=counts):
+                counts["gradients"] += bucket.buffer().numel()
+                return allreduce_hook(None, bucket)
+
+            def others(tensor, *args, counts=counts, plain=torch.distributed.all_reduce, **options):
+                counts["single" if tensor.numel() == 1 else "statistics"] += tensor.numel()
+                return plain(tensor, *args, **options)
+
+            run.model.register_comm_hook(None, gradients)
+            batches = list(run.batches())
+            loop.step(run, batches[0])
+            counts |= dict.fromkeys(counts, 0)
+            with patch("torch.distributed.all_reduce", others):
+                loop.step(run, batches[1])
+            parameters = sum(p.numel() for p in run.network.parameters())
+            buffers = sum(b.numel() for b in run.network.buffers() if b.is_floating_point())
+            found[name] = [counts["gradients"] / parameters, counts["statistics"] / buffers, counts["single"]]
+    if run.main:
+        print("SENT", json.dumps(found))
+
+
+def test_a_step_sends_its_gradients_once_for_each_backward_pass(tmp_path):
+    done = finished(tmp_path / "said", processes=2, call=sent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("SENT")]
+    for name, (gradients, statistics, single) in json.loads(line.removeprefix("SENT ")).items():
+        assert gradients == METHODS[name][1], name
+        assert statistics == 1, name
+        assert single == (name in ("random weights", "weight attack")), name  # the loss that their curriculum asks for
