@@ -6,10 +6,9 @@ is kept. Measures that stop early on broken examples (AutoAttack, early stopping
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from hookflat.functional.brackets import full_float32, global_generators_restored
-from hookflat.functional.data import Examples, Images
+from hookflat.functional.data import Batch, Examples, Images
 from hookflat.functional.robustness import RobustLoss
 from hookflat.recipe.recipe import Recipe, Stage
 from hookflat.training import checkpoints, loop
@@ -224,6 +223,13 @@ class _Measuring:
         return _Asked(self.model, split, batch, *(getattr(whole, name) for name in _SETTINGS))
 
 
+def _batches(run: Run) -> Iterator[Batch]:
+    """Of this epoch and all that follow."""
+    while True:
+        run.epoch = run.step // run.steps_per_epoch
+        yield from run.batches()
+
+
 _SETTINGS = ("num_classes", "threat", "step_size", "seed", "precision")
 
 
@@ -236,7 +242,7 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
         flops = forward_flops(run.network, run.data.test.x[:1].to(run.device).float() / 255)
         run.epoch = run.epochs // 2  # what begins with a part of the training has begun
         run.step = run.epoch * run.steps_per_epoch
-        steps = itertools.chain.from_iterable(run.batches() for _ in itertools.count())
+        steps = _batches(run)
         with counted() as step:
             loop.step(run, next(steps))
         took: list[float] = []
