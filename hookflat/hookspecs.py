@@ -103,8 +103,8 @@ def craft(run: Run, batch: Batch, objective: Objective) -> Tensor | None:
 
 @hookspec(firstresult=True)
 def gradients(run: Run, batch: Batch, x_adv: Tensor) -> Tensor | None:
-    """First; the core answers. Fill the gradients of the weights by `run.backward(run.loss(batch, x_adv))`; return
-    that loss.
+    """First; the core answers. Fill the gradients of the weights by `run.loss_and_gradients(batch, x_adv)`; return that
+    loss.
 
     Wrap it to compute them at other weights: perturb, `yield`, restore in `finally` (`hookflat.restored`,
     `hookflat.moved`). Perturbations that follow gradients get them from `run.gradients_at`, averaged over
@@ -144,7 +144,11 @@ def after_step(run: Run) -> None:
 
 @hookspec
 def epoch_end(run: Run) -> None:
-    """All. An epoch is over, `run.epoch` counts it already. Every process calls it."""
+    """All. An epoch is over, `run.epoch` counts it already. Every process calls it.
+
+    A plain method `passes(run)` of the plugin says how many examples it sends through the network in the whole
+    training, for `hookflat show --cost`.
+    """
 
 
 @hookspec(firstresult=True)

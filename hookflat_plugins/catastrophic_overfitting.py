@@ -42,6 +42,10 @@ class CatastrophicOverfitting:
             )
         self._lowest = min(self._lowest, error)
 
+    def passes(self, run: Run) -> int:
+        """Examples through the network, all through the training."""
+        return run.epochs * self.examples * (self.steps + 1)
+
     def state_dict(self) -> dict[str, Any]:
         return {"lowest": self._lowest, "warned": self._warned}
 

@@ -55,6 +55,11 @@ class EarlyStopping:
             self.best = values[self.by]
             run.keep_best(holdout=values)
 
+    def passes(self, run: Run) -> int:
+        """Held-out examples through the network, all through the training; a third is right and stays so to the end."""
+        whole = (self.steps + 1) * self.restarts
+        return run.times_due(self.every, first=True) * self.holdout * (whole // 3 if self.by == "rerr_pgd" else whole)
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 

@@ -28,6 +28,17 @@ class UnsupervisedAdversarialTraining:
     targets: Annotated[Literal["ft", "ot", "++"], Field(description="fixed, online, or both")] = "++"
     weight: Annotated[Number, Field(ge=0, description="of the KL term (lambda)")] = 5.0
 
+    def __post_init__(self) -> None:
+        self._labeled: Tensor | None = None
+        self._rows = 0
+
+    @hookimpl
+    def transform_batch(self, run: Run, batch: Batch) -> None:
+        """Count labelled images: processes, and parts of a batch, may hold more or fewer."""
+        if self.targets == "ot":
+            self._labeled = run.accelerator.reduce(batch.labeled.sum().float(), "mean").clamp_min(1)
+            self._rows = len(batch.row)
+
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective | None:
         if self.targets != "ot":
@@ -43,6 +54,8 @@ class UnsupervisedAdversarialTraining:
         smoothness = self.weight * kl_divergence(logits.detach(), logits_adv).mean()
         if self.targets == "++":
             return run.criterion(logits_adv, batch.target).mean() + smoothness
-        # processes may hold more or fewer labelled images
-        counted = run.accelerator.reduce(batch.labeled.sum().float(), "mean").clamp_min(1)
+        if self._labeled is None:
+            self.transform_batch(run, batch)
+        assert self._labeled is not None
+        counted = self._labeled * (len(batch.row) / self._rows)  # of a part of the batch, its share
         return (run.criterion(logits, batch.target) * batch.labeled).sum() / counted + smoothness

@@ -92,7 +92,8 @@ class Unlabeled:
             assert self._pool is not None
             if len(self._pool) == 0:
                 raise UserError("plugins.unlabeled: the pool is empty: set path, or share above 0")
-            labels = self._pseudo_labels(run, self._pool)
+            trial = torch.zeros(len(self._pool), dtype=torch.int64)
+            labels = trial if run.trial else self._pseudo_labels(run, self._pool)
             self._images = Images(self._pool.to(run.device), labels.to(run.device))
         return (yield)
 

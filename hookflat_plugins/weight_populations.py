@@ -45,13 +45,11 @@ class RandomWeights:
             return None
         perturb = self._due(run)
         with torch.set_grad_enabled(not perturb):
-            loss = run.loss(batch, x_adv)
-        self._last_loss = run.accelerator.reduce(loss.detach(), "mean")
+            loss = run.loss_and_gradients(batch, x_adv)
+        self._last_loss = run.accelerator.reduce(loss, "mean")
         if perturb:
             self._perturbed(run, batch, x_adv)
-        else:
-            run.backward(loss)
-        return loss.detach()
+        return loss
 
     def _due(self, run: Run) -> bool:
         if self.curriculum == "simple":

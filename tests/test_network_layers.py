@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from hookflat.functional.layers import Bfloat16, RecenteredBatchNorm2d
+from hookflat.functional.layers import Autocast, RecenteredBatchNorm2d
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])
@@ -35,5 +35,5 @@ def test_bfloat16_runs_low_and_answers_in_float32():
     net = nn.Linear(8, 3)
     seen = []
     net.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    assert Bfloat16(net)(torch.rand(2, 8)).dtype == torch.float32
+    assert Autocast(net)(torch.rand(2, 8)).dtype == torch.float32
     assert seen == [torch.bfloat16]

@@ -4,17 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate import Accelerator
+from commands import fails
 from processes import finished
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import hookflat
-from hookflat import Examples, Images, Work
-from hookflat.testing import TinyData
+from hookflat import Examples, Images, UserError, Work
+from hookflat.recipe.recipe import RunOptions
+from hookflat.testing import TinyData, tiny_run
+from hookflat.training import loop
+from hookflat.training.launch import check_launch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hookflat"]
 ACCELERATE = [
@@ -239,3 +245,132 @@ def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
     one, two = (r["models"]["last"]["test"] for r in results)
     for name, value in one.items():
         assert two[name] == pytest.approx(value, abs=1e-3), name
+
+
+@pytest.mark.parametrize("begun", [1, 4])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, begun):
+    """Without batch norm: the weights and lines of a run that one process made, in four parts at a time or at once."""
+    recipe = write(tmp_path, plugins="[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n")
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert start(1, recipe, whole).returncode == 0
+    first = start(begun, recipe, moved, "--max-steps", 4)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "stopped after step 4 of 6" in first.stdout
+    assert not (moved / "eval.json").exists()
+    done = start(2 if begun == 4 else 4, recipe, moved)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed after step 4" in done.stdout
+    one, other = (load_file(f / "model.safetensors") for f in (whole, moved))
+    for name in one:
+        assert torch.allclose(one[name], other[name], atol=2e-5), name
+    lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, moved)]
+    assert [sorted(line) for line in lines[0]] == [sorted(line) for line in lines[1]]
+    for a, b in zip(*lines, strict=True):
+        assert all(b[k] == (v if isinstance(v, str) else pytest.approx(v, abs=1e-4, rel=1e-4)) for k, v in a.items())
+
+
+def test_batch_norm_does_not_go_on_with_another_number_of_processes(tmp_path):
+    recipe = write(tmp_path)
+    recipe.write_text(recipe.read_text().replace('norm = "group"', 'norm = "rebn"'))
+    assert start(2, recipe, tmp_path / "run", "--max-steps", 1).returncode == 0
+    before = (tmp_path / "run" / "metrics.jsonl").exists()
+    done = start(1, recipe, tmp_path / "run")
+    assert done.returncode == 2
+    assert "was begun on 2 processes, this is 1: batch norm (layer 'net.bn1')" in done.stderr
+    assert "8 examples there and 16 here" in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").exists() == before
+
+
+def test_four_processes_take_parts_of_their_batches_in_low_precision_alike(tmp_path):
+    """Two parts on each of two processes are four examples at a time, as on four: the same steps in float16."""
+    recipe = write(tmp_path, "trades", plugins="[plugins.awp]\n")
+    results = []
+    for processes, parts in ((2, 2), (4, 1)):
+        options = ("--set", "run.precision=fp16", "--set", f"run.accumulation={parts}", "--set", "run.max_grad_norm=1")
+        folder = tmp_path / str(processes)
+        done = start(processes, recipe, folder, *options, "--max-steps", 3)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (checkpoint,) = (folder / "checkpoints").glob("step-*")
+        results.append(load_file(checkpoint / "model.safetensors"))
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "accelerate was asked for FSDP: weight perturbations need whole layers"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed: its engine owns the backward pass"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism config"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "--mixed_precision bf16, the recipe has run.precision = fp32"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "run.accumulation = 1: the recipe decides"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "Set run.compile = true there"),
+    ],
+)
+def test_what_a_launcher_is_asked_for_and_would_not_get_is_refused(tmp_path, monkeypatch, environment, told):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert told in fails(2, "run", write(tmp_path), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_may_ask_for_what_the_recipe_has(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    check_launch(RunOptions(precision="bf16"))
+    with pytest.raises(UserError):
+        check_launch(RunOptions(precision="fp16"))
+
+
+METHODS = {
+    "AT": ({}, 1),
+    "TRADES": ({"loss": {"name": "trades"}}, 1),
+    "AWP": ({"plugins": {"awp": {}}}, 2),
+    "AWP in parts": ({"plugins": {"awp": {}}, "run": {"accumulation": 2}}, 2),
+    "SAM": ({"plugins": {"sam": {}}}, 2),
+    "AMP": ({"plugins": {"amp": {"steps": 2}}}, 3),
+    "random weights": ({"plugins": {"random_weights": {"population": 2}}}, 2),
+    "weight attack": ({"plugins": {"weight_attack": {"population": 2, "steps": 3}}}, 8),
+    "Entropy-SGD": ({"optimizer": {"name": "entropy_sgd", "langevin_steps": 3}}, 1),
+}
+"""Recipe, and how often a step sends all gradients. docs/scaling.md has this table."""
+
+
+def sent():
+    """What the second step of each method exchanges: gradients over parameters, others over running statistics."""
+    found = {}
+    for name, (tables, _) in METHODS.items():
+        with tiny_run(tables) as run:
+            counts = {"gradients": 0, "statistics": 0, "single": 0}
+
+            def gradients(state, bucket, counts=counts):
+                counts["gradients"] += bucket.buffer().numel()
+                return allreduce_hook(None, bucket)
+
+            def others(tensor, *args, counts=counts, plain=torch.distributed.all_reduce, **options):
+                counts["single" if tensor.numel() == 1 else "statistics"] += tensor.numel()
+                return plain(tensor, *args, **options)
+
+            run.model.register_comm_hook(None, gradients)
+            batches = list(run.batches())
+            loop.step(run, batches[0])
+            counts |= dict.fromkeys(counts, 0)
+            with patch("torch.distributed.all_reduce", others):
+                loop.step(run, batches[1])
+            parameters = sum(p.numel() for p in run.network.parameters())
+            buffers = sum(b.numel() for b in run.network.buffers() if b.is_floating_point())
+            found[name] = [counts["gradients"] / parameters, counts["statistics"] / buffers, counts["single"]]
+    if run.main:
+        print("SENT", json.dumps(found))
+
+
+def test_a_step_sends_its_gradients_once_for_each_backward_pass(tmp_path):
+    done = finished(tmp_path / "said", processes=2, call=sent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("SENT")]
+    for name, (gradients, statistics, single) in json.loads(line.removeprefix("SENT ")).items():
+        assert gradients == METHODS[name][1], name
+        assert statistics == 1, name
+        assert single == (name in ("random weights", "weight attack")), name  # the loss that their curriculum asks for

@@ -10,7 +10,7 @@ from torch import nn
 
 from hookflat import threads
 from hookflat.testing import tiny_run
-from hookflat.training.launch import WORK_OF_A_THREAD, fitting_threads
+from hookflat.training.fitting import WORK_OF_A_THREAD, fitting_threads
 
 
 def python(code, **environment):

@@ -18,6 +18,7 @@ from hookflat.errors import UserError
 
 if TYPE_CHECKING:
     from hookflat.recipe.catalogue import PluginSource
+    from hookflat.training.cost import Cost
 
 
 @command()
@@ -26,9 +27,10 @@ def show(
     with_: With = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
+    cost: Annotated[bool, typer.Option("--cost", help="What a run costs here instead: a few steps are timed.")] = False,
     json: Json = False,
 ) -> None:
-    """Print a resolved recipe, where each value came from, and the hooks in call order."""
+    """Print a resolved recipe, where each value came from, and the hooks in call order; or what a run of it costs."""
     from hookflat.recipe.catalogue import Catalogue
     from hookflat.recipe.loading import load_recipe
     from hookflat.recipe.tables import flat
@@ -36,6 +38,15 @@ def show(
     from hookflat.training.hooks import Hooks
 
     loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    if cost:
+        from hookflat.training.cost import cost_of
+
+        found = cost_of(loaded)
+        if json:
+            print_json(asdict(found) | {"hours": found.hours})
+        else:
+            say_cost(loaded.name, found)
+        return
     order = Hooks(loaded.registered() | {"core": Core()}).order()
     if json:
         origins = {".".join(path): loaded.origin(path) for path, _ in flat(loaded.tables)}
@@ -157,6 +168,26 @@ def recipes(
                 f"{target} cannot be written: {error.strerror} (choose another folder with --to)"
             ) from error
         say(str(target))
+
+
+def say_cost(name: str, cost: Cost) -> None:
+    """What a run costs, part by part."""
+    from hookflat.training.trial import gigabytes
+
+    step, steps = cost.step, next(part for part in cost.parts if part.name == "training steps")
+    out.print(f"{name}: {_hours(3600 * cost.hours)} on {cost.device}, one process", style="bold")
+    table = Table("part", "times", "examples", "passes each", "hours", "PFLOP", box=None, pad_edge=False)
+    for part in cost.parts:
+        counts = (f"{n:,}" if n else "" for n in (part.times, part.examples, part.passes))
+        table.add_row(part.name, *counts, f"{part.seconds / 3600:.3f}", f"{part.flops / 1e15:.3g}")
+    wide().print(table)
+    say(f"a step: {steps.seconds / steps.times:.3g} s; of the network's examples {step.images} go back to the images, "
+        f"{step.weights} back to the weights, {step.forward} forward alone")  # fmt: skip
+    say(f"memory: {gigabytes(cost.memory)} at most; disk: {gigabytes(cost.disk)}; {cost.parameters:,} parameters")
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _sections(tables: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

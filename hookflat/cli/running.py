@@ -35,6 +35,13 @@ def run(
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this step, with a checkpoint and no measures.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build everything, one step, each measure on a few examples; keep nothing."),
+    ] = False,
 ) -> None:
     """Train a recipe and measure the result. The same command again resumes it."""
     _quiet_libraries()
@@ -42,9 +49,16 @@ def run(
     from hookflat.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    from hookflat.training.entry import first_steps
     from hookflat.training.entry import run as run_recipe
+    from hookflat.training.trial import dry_run as run_dry
 
-    run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
+    if dry_run:
+        run_dry(loaded, plugins=plugin)
+    elif max_steps is not None:
+        first_steps(loaded, max_steps, plugins=plugin, folder=out)
+    else:
+        run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
 
 
 @command("eval")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, wide
 from hookflat.errors import UserError
+
+if TYPE_CHECKING:
+    from hookflat.studies.costing import JobCost
 
 
 @command()
@@ -26,6 +31,7 @@ def study(
     launcher: Annotated[Literal["here", "slurm"], typer.Option(help="Slurm through submitit.")] = "here",
     slurm: Annotated[list[str], typer.Option(help="timeout_min=600, slurm_partition=gpu ... Repeatable.")] = [],  # noqa: B006
     plan: Annotated[bool, typer.Option("--plan", help="Only show what there is and what is left.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="With --plan: try each recipe here, say what it costs.")] = False,
     redo: Annotated[
         bool, typer.Option("--redo", help="Make runs of a changed recipe anew, the old ones aside.")
     ] = False,
@@ -33,21 +39,42 @@ def study(
 ) -> None:
     """Train and measure everything of a study that is missing. The same command again goes on."""
     from hookflat.studies.command import carry_out, say_plan
+    from hookflat.studies.costing import costs_of
     from hookflat.studies.execution import Plan
     from hookflat.studies.study import read_study
 
     if json and not plan:
         raise UserError("--json goes with --plan")
+    if cost and not plan:
+        raise UserError("--cost goes with --plan")
     found = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
     planned = Plan.of(found)
+    costs = costs_of(planned, lambda name: None if json else say(f"trying   {name}")) if cost else []
     if json:
-        print_json(planned.facts())
+        each = [asdict(found) | {"hours": found.hours} for found in costs]
+        print_json(planned.facts() | ({"costs": each} if cost else {}))
         return
     say_plan(planned, jobs=jobs, redo=redo, every=plan, say=say)
+    if cost:
+        _say_costs(costs, jobs)
+        return
     if not plan:
         carry_out(
             found, jobs=jobs, processes=processes, redo=redo, slurm=slurm if launcher == "slurm" else None, say=say
         )
+
+
+def _say_costs(costs: Sequence[JobCost], jobs: int) -> None:
+    """A line for each recipe, and the whole."""
+    table = Table("run", "runs", "hours each", "hours", "memory", "disk each", box=None, pad_edge=False)
+    from hookflat.training.trial import gigabytes
+
+    for found in costs:
+        hours = f"{found.cost.hours:.2f}", f"{found.hours:.2f}"
+        table.add_row(found.name, str(found.count), *hours, *map(gigabytes, (found.cost.memory, found.cost.disk)))
+    wide().print(table)
+    hours, disk = sum(found.hours for found in costs), sum(found.count * found.cost.disk for found in costs)
+    say(f"the whole: {hours / jobs:.1f} hours with {jobs} run(s) at once on this device, {gigabytes(disk)} of disk")
 
 
 @command()

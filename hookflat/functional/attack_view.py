@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from hookflat.functional.layers import AuxiliaryHead, Bfloat16, RecenteredBatchNorm2d
+from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d
 from hookflat.functional.threats import Precision
 from hookflat.functional.winograd import WinogradConv2d, pays
 
@@ -53,7 +53,7 @@ class AttackView(nn.Module):
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
         self._plain = plain if fast is not plain else None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(device))
+        self._precision = "bf16" if precision == "auto" and bf16_pays(device) else precision
         self._compile = compile
         self._use(fast)
         self.refresh()
@@ -64,7 +64,9 @@ class AttackView(nn.Module):
         super().train(False)
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
-        return Bfloat16(net) if self._bf16 else net
+        if self._precision == "fp16":
+            return Autocast(net, torch.float16, scaled=True)
+        return Autocast(net) if self._precision == "bf16" else net
 
     def train(self, mode: bool = True) -> AttackView:
         """Always in evaluation mode."""
@@ -110,7 +112,7 @@ class AttackView(nn.Module):
         plain, self._plain = self._plain, None
         assert plain is not None
         expected, got = self._wrapped(plain).eval()(x), self.view(x)
-        tolerance = 0.1 if self._bf16 else 1e-3
+        tolerance = 0.1 if self._precision in ("bf16", "fp16") else 1e-3
         if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
             self._folds = []
             self._use(plain)

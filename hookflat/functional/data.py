@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -126,6 +127,15 @@ class Batch:
     def interleaved(self, count: int) -> Tensor:
         """(n,) bool: whether an example is one of `count` that are spread evenly over the rows of the global batch."""
         return (self.row + 1) * count // self.global_size > self.row * count // self.global_size
+
+    def parts(self, count: int) -> list[tuple[slice, Batch]]:
+        """`count` pieces of nearly one size, each with its place among the n examples; rows stay the global batch's."""
+        if count == 1:
+            return [(slice(None), self)]
+        edges = [len(self.row) * i // count for i in range(count + 1)]
+        places = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+        names = ("x", "y", "target", "index", "labeled", "row")
+        return [(p, replace(self, **{name: getattr(self, name)[p] for name in names})) for p in places]
 
 
 class Set(Protocol):

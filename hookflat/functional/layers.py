@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,15 +98,58 @@ class RecenteredBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-class Bfloat16(nn.Module):
-    """`net` under bfloat16 autocast, logits in float32. Parameters stay float32."""
+class Autocast(nn.Module):
+    """`net` under autocast to bfloat16 or float16, logits in float32. Parameters stay float32.
 
-    def __init__(self, net: nn.Module) -> None:
+    `scaled`: with float16, every example's gradient goes back through `net` at a size that float16 holds, and leaves it
+    at its own, zero where it overflowed. For networks that treat examples one by one, as in evaluation mode, and for
+    the gradients of images: those of parameters would mix sizes.
+    """
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype = torch.bfloat16, *, scaled: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.dtype, self.scaled = net, dtype, scaled
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits in float32."""
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        scale = x.new_ones(len(x)) if self.scaled else None
+        x = _Unscaled.apply(x, scale) if scale is not None else x
+        with torch.autocast(x.device.type, dtype=self.dtype):
             logits = self.net(x)
-        return logits.float()
+        return logits.float() if scale is None else _Scaled.apply(logits.float(), scale)
+
+
+_LARGEST = 2.0**8
+"""Of an example's gradient by its logits inside a scaled `Autocast`: float16 holds 2^-14 to 2^16 well."""
+
+
+class _Scaled(torch.autograd.Function):
+    """Identity; backward, each example's gradient times the power of two that brings it near `_LARGEST`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, scale: Tensor) -> Tensor:
+        ctx.scale = scale
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        largest = gradient.abs().flatten(1).amax(dim=1)
+        scale = torch.exp2(torch.floor(torch.log2(_LARGEST / largest.clamp_min(1e-30))))
+        ctx.scale.copy_(scale)
+        return gradient * scale.view(-1, *[1] * (gradient.dim() - 1)), None
+
+
+class _Unscaled(torch.autograd.Function):
+    """Identity; backward, what `_Scaled` multiplied by is divided out again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+        return gradient / ctx.scale.view(-1, *[1] * (gradient.dim() - 1)), None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hookflat.functional.balls import BALLS, Ball, Norm, Start
 
-Precision = Literal["fp32", "bf16", "auto"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ class RunOptions:
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 80
     epochs_factor: Annotated[Number, Field(gt=0, description="multiplies epochs, at every scale")] = 1.0
     batch_size: Annotated[int, Field(ge=2, description="examples a step, over all processes")] = 128
-    precision: Annotated[Literal["fp32", "bf16"], Field(description="of the training passes")] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="of the training passes")] = "fp32"
+    accumulation: Annotated[int, Field(ge=1, description="parts of a process's batch, one after another")] = 1
+    max_grad_norm: Annotated[Number, Field(ge=0, description="L2 norm that gradients are clipped to; 0: none")] = 0.0
+    compile: Annotated[bool, Field(description="torch.compile the network in training")] = False
     threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: as the network needs")] = 0
     checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
     folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"

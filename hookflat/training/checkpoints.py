@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.records.checkpoints import MODEL, STATE
@@ -41,6 +42,8 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "step": run.step,
         "epoch": run.epoch,
+        "processes": run.processes,
+        "cancelled": run.loss_scale.cancelled if run.loss_scale else 0,
         "loss_sum": run.loss_sum.cpu(),
         "lr": run.lr,
         "seconds": time.perf_counter() - run.began,
@@ -68,6 +71,24 @@ def _check_readable(file: Path) -> None:
         ) from None
 
 
+def check_processes(run: Run, state: dict[str, Any]) -> None:
+    """Raises UserError where the training cannot go on, on this number of processes, as the one that it was.
+
+    Batches, attacks and averages are the same on any number, but batch norm normalises by each process's part.
+    """
+    before = state.get("processes", run.processes)
+    if before == run.processes or state["step"] == run.total_steps:
+        return
+    norm = next((n for n, m in run.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
+    if norm is not None:
+        size = run.recipe.run.batch_size
+        raise UserError(
+            f"{run.folder.path} was begun on {before} processes, this is {run.processes}: batch norm (layer {norm!r}) "
+            f"normalises by each process's part of the batch, {size // before} examples there and "
+            f"{size // run.processes} here, which is another training. Start it on {before}, or choose another --out"
+        )
+
+
 def resume(run: Run) -> bool:
     """Go on from the newest checkpoint that is as it was written, if there is one; says what is damaged.
 
@@ -81,12 +102,15 @@ def resume(run: Run) -> bool:
         run.console.say(f"{run.folder.metrics} was cut or changed: it is back as the checkpoint kept it")
     try:
         weights, state = load_file(checkpoint / MODEL), _read(checkpoint / STATE)
+        check_processes(run, state)
         run.network.load_state_dict(weights)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{checkpoint} does not hold the state of this run: {first}") from None
     run.step, run.epoch, run.lr = state["step"], state["epoch"], state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
+    if run.loss_scale:
+        run.loss_scale.cancelled = state["cancelled"]
     run.began = time.perf_counter() - state["seconds"]
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])

@@ -64,6 +64,8 @@ class Console:
             if found.headline and (key in train or key in test):
                 shown = [f"{found.text(s[key])} {n}" for n, s in (("train", train), ("test", test)) if key in s]
                 parts.append(f"{found.label} {', '.join(shown)}")
+        if line.get("cancelled_steps"):
+            parts.append(f"{line['cancelled_steps']} step(s) cancelled, loss scale now {line['loss_scale']:g}")
         self.say("  ".join(parts))
 
     def measuring(self, plan: dict[str, list[Planned]], tally: Tally, *, lines: bool = False) -> None:

@@ -18,9 +18,7 @@ class Step(Protocol):
 
     network: nn.Module
 
-    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor: ...
-
-    def backward(self, loss: Tensor) -> None: ...
+    def loss_and_gradients(self, batch: Batch, x_adv: Tensor) -> Tensor: ...
 
 
 @dataclass(eq=False)
@@ -33,9 +31,7 @@ class Core:
 
     @hookimpl
     def gradients(self, run: Step, batch: Batch, x_adv: Tensor) -> Tensor:
-        loss = run.loss(batch, x_adv)
-        run.backward(loss)
-        return loss.detach()
+        return run.loss_and_gradients(batch, x_adv)
 
     @hookimpl
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
 from hookflat.training.stopping import listening
 from hookflat.training.trackers import Trackers
+from hookflat.training.trial import FirstLook
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,20 @@ def run(
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
         with ending(run), run.folder.held():
             results = _run(run, files)
+            assert results is not None
     return FinishedRun(run.folder.path, results)
 
 
-def _run(run: Run, files: tuple[Path, ...]) -> Results:
+def first_steps(recipe: Recipe, steps: int, *, plugins: Iterable[Path] = (), folder: Path | None = None) -> None:
+    """The training of a recipe up to step `steps`, a line for each, and a checkpoint from which `run` goes on."""
+    with global_generators_restored():
+        run = Run(recipe, folder or recipe.folder, quiet=False)
+        with ending(run), run.folder.held():
+            _run(run, tuple(plugins), steps)
+
+
+def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Results | None:
+    """None where `max_steps` ended it."""
     recipe, path, console = run.recipe, run.folder.path, run.console
     run.accelerator.wait_for_everyone()  # the main process holds the folder
     run.folder.prepare(recipe, files)
@@ -78,7 +89,10 @@ def _run(run: Run, files: tuple[Path, ...]) -> Results:
     console.training(run.total_steps, run.step)
     run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
     with listening(run):
-        loop.train(run)
+        trained = loop.train(run, max_steps, FirstLook(run) if max_steps else None)
+    if not trained:
+        console.say(f"stopped after step {run.step} of {run.total_steps}; without --max-steps the command goes on")
+        return None
     results = finish(run)
     if run.main:
         run.folder.undrawn.touch()

@@ -17,9 +17,13 @@ def end_epoch(run: Run) -> dict[str, Any]:
     """Record the epoch's training loss, run the measures that are due; returns what an epoch's line shows."""
     run.check()
     run.epoch += 1
-    loss = run.accelerator.reduce(run.loss_sum / run.steps_per_epoch, "mean")
+    cancelled = run.loss_scale.cancelled if run.loss_scale else 0
+    loss = run.accelerator.reduce(run.loss_sum / max(1, run.steps_per_epoch - cancelled), "mean")
     run.loss_sum.zero_()
     line: dict[str, Any] = {"lr": run.lr, "loss": float(loss)}
+    if run.loss_scale:
+        line |= {"cancelled_steps": cancelled, "loss_scale": run.loss_scale.scale}
+        run.loss_scale.cancelled = 0
     run.record("training", "train", **line)
     due = {n: s for n, s in run.measurements.during().items() if s.every and run.is_due(s.every)}
     if due:

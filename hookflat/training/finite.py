@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _NEVER = 2**62
 _MOST = 64
@@ -30,3 +34,44 @@ class Finite:
         """The first bad (step, hook, plugin) on any process."""
         code = int(accelerator.gather(self._first[None]).min())
         return None if code == _NEVER else (code // _MOST, *list(self._places)[code % _MOST])
+
+
+def first_layer(network: nn.Module, compute: Callable[[], Any]) -> str | None:
+    """The layer of `network` where `compute()` first turns finite values into others, told to a user.
+
+    Forward: the first whose output is not finite while its inputs are. Else backward: the one nearest the loss that
+    gets a gradient which is not. None where everything is finite, or where what goes in is not.
+    """
+    order: list[str] = []
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            order.append(name)
+            if not found and _finite(args) and not _finite(output):
+                found.append(f"the output of layer {name!r} ({type(module).__name__})")
+
+        return hook
+
+    handles: list[RemovableHandle] = [m.register_forward_hook(look(n)) for n, m in network.named_modules() if n]
+    before = {n: p.grad for n, p in network.named_parameters()}
+    try:
+        network.zero_grad(set_to_none=True)
+        compute()
+        modules = dict(network.named_modules())
+        for name in reversed(order) if not found else ():
+            for kind, p in modules[name].named_parameters(recurse=False):
+                if p.grad is not None and not _finite(p.grad):
+                    return f"the gradient of {kind!r} in layer {name!r} ({type(modules[name]).__name__})"
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, p in network.named_parameters():
+            p.grad = before[name]
+    return found[0] if found else None
+
+
+def _finite(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return bool(values.isfinite().all()) if values.is_floating_point() else True
+    return all(map(_finite, values)) if isinstance(values, (tuple, list)) else True

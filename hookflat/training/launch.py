@@ -1,4 +1,4 @@
-"""The processes of this launch, and their threads."""
+"""The processes of this launch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,45 @@ import os
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from hookflat import threads
 from hookflat.errors import UserError
-from hookflat.functional.brackets import frozen
+from hookflat.recipe.recipe import RunOptions
 
-WORK_OF_A_THREAD = 60e6
-"""Floating-point operations of a forward pass on a batch that are worth another thread."""
+_UNFIT = {
+    "ACCELERATE_USE_FSDP": "FSDP: weight perturbations need whole layers, and flatness the gradients of whole weights; "
+    "with sharded ones autograd.grad fails and functional calls answer with the wrong weights",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed: its engine owns the backward pass and the step, and a method makes several "
+    "backward passes at other weights before one step",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM: it splits layers over processes, and perturbations need whole ones",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config: it splits layers over processes, and perturbations "
+    "need whole ones",
+}
+"""What accelerate launch can be asked for and no method here survives, with the reason."""
+
+_IN_THE_RECIPE = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "--mixed_precision", "precision", {"no": "fp32"}),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--gradient_accumulation_steps", "accumulation", {}),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--dynamo_backend", "compile", {"inductor": "true"}),
+}
+"""What it can be asked for and the recipe says: its default, its flag, the key of [run], the names of values there."""
+
+
+def check_launch(options: RunOptions) -> None:
+    """Raises UserError for what accelerate launch was asked for and would not get."""
+    for variable, why in _UNFIT.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate was asked for {why}. Each GPU has to hold the network: choose MULTI_GPU (plain data "
+                "parallelism) in accelerate config, and run.accumulation where memory is short"
+            )
+    for variable, (default, flag, key, names) in _IN_THE_RECIPE.items():
+        asked = os.environ.get(variable, default).lower()
+        here = str(getattr(options, key)).lower()
+        if asked not in (default, here) and names.get(asked, asked) != here:
+            raise UserError(
+                f"accelerate was asked for {flag} {asked}, the recipe has run.{key} = {here}: the recipe decides. "
+                f"Set run.{key} = {names.get(asked, asked)} there, or {flag} {default}"
+            )
 
 
 def accelerator() -> Accelerator:
@@ -33,12 +64,3 @@ def accelerator() -> Accelerator:
         f"the launcher was asked for {wanted} processes, but started one: without GPUs, use "
         "ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone --nproc-per-node N -m hookflat run ..."
     )
-
-
-def fitting_threads(network: nn.Module, images: Tensor) -> int:
-    """The threads that passes of `network` over a batch of `images` (n, C, H, W) are worth."""
-    from torch.utils.flop_counter import FlopCounterMode  # takes half a second to import
-
-    with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counted:
-        network(images[:1])
-    return max(1, min(threads.limit(), round(len(images) * counted.get_total_flops() / WORK_OF_A_THREAD)))

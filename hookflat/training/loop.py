@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 
 from hookflat.errors import TrainingFailed
@@ -15,40 +17,52 @@ from hookflat.training.run import Run
 from hookflat.training.stopping import stop_if_asked
 
 CHECK_EVERY = 25
-"""Steps between looks at whether all values were finite: looking makes the device wait."""
+"""Steps between looks at whether all values were finite: looking makes a GPU wait."""
 
 
-def train(run: Run) -> None:
-    """Train to the end, from wherever `run` stands."""
+def train(run: Run, max_steps: int | None = None, look: Callable[[Tensor], None] | None = None) -> bool:
+    """Train to the end, from wherever `run` stands; whether it got there, or only to step `max_steps`.
+
+    `look`: given the loss of each step.
+    """
     first = True
     while run.epoch < run.epochs:
         for batch in run.batches():
             with watched(run.network, run.hooks) if first else nullcontext():  # wrong results are told at once
-                step(run, batch)
+                loss = step(run, batch)
             first = False
+            if look:
+                look(loss)
             run.console.stepped(run.step)
-            if run.step % CHECK_EVERY == 0:
+            if run.step % CHECK_EVERY == 0 or run.device.type == "cpu":
                 run.check()
-            if save := run.step % run.recipe.run.checkpoint_steps == 0:
+            if save := run.step % run.recipe.run.checkpoint_steps == 0 or run.step == max_steps:
                 checkpoints.save(run)
             stop_if_asked(run, saved=save)
+            if max_steps is not None and max_steps <= run.step < run.total_steps:
+                return False
         line = end_epoch(run)
         run.console.epoch(run.epoch, run.epochs, line)
         checkpoints.save(run)
         stop_if_asked(run, saved=True, together=True)
+    return True
 
 
 def step(run: Run, batch: Batch) -> Tensor:
     """One training step; its loss."""
     hook, finite = run.hook, run.finite
-    finite.step = run.step
+    run.begin()
 
     hook.transform_batch(run=run, batch=batch)  # augmentation, label noise: all, in recipe order
     finite.see("transform_batch", batch.x)
 
-    objective = hook.attack_objective(run=run, batch=batch)  # what to maximise: the first answer
-    x_adv = hook.craft(run=run, batch=batch, objective=objective)  # the inner maximisation: the [attack] slot
+    crafted = []
+    for _, part in run.parts(batch):  # the whole batch, unless [run] accumulation says otherwise
+        objective = hook.attack_objective(run=run, batch=part)  # what to maximise: the first answer
+        crafted.append(hook.craft(run=run, batch=part, objective=objective))  # the inner maximisation: [attack]
+    x_adv = torch.cat(crafted) if len(crafted) > 1 else crafted[0]
     finite.see("craft", x_adv)
+    run.last = batch, x_adv
 
     loss = hook.gradients(run=run, batch=batch, x_adv=x_adv)  # loss and backward; weight perturbations wrap it
     if loss is None:

@@ -76,10 +76,13 @@ class Measurements:
         return len(self.data.taken(split, stage.examples, stage.take))
 
     def stage(self, name: str, subjects: Mapping[str, Subject], done: Done | None = None) -> dict[str, dict[str, Any]]:
-        """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure."""
+        """Values of every measure of a stage, by split; the key "seconds" holds the wall time of each measure.
+
+        On the splits of `subjects`.
+        """
         measures = self.recipe.measures[name]
         found: dict[str, dict[str, Any]] = {}
-        for split in self.recipe.stages[name].splits:
+        for split in subjects:
             values: dict[str, Any] = {}
             seconds: dict[str, float] = {}
             for measure, plugin in measures.items():
@@ -105,7 +108,7 @@ class Measurements:
         took: dict[str, float] = {}
         shared: dict[tuple[str, int, Take], Subject] = {}
         unfinished = self._unfinished(model, label)
-        for name, stage in self._wanted(label).items():
+        for name, stage in self.wanted(label).items():
             subjects: dict[str, Subject] = {}
             for split in stage.splits:
                 key = (split, stage.examples, stage.take)
@@ -142,7 +145,7 @@ class Measurements:
     def planned(self, label: str) -> list[Planned]:
         """Everything `end` will do for a network, with the passes that the measures expect (their `passes()`)."""
         plan: list[Planned] = []
-        for name, stage in self._wanted(label).items():
+        for name, stage in self.wanted(label).items():
             for split in stage.splits:
                 examples = self._size(split, stage)
                 for measure, plugin in self.recipe.measures[name].items():
@@ -153,7 +156,7 @@ class Measurements:
     def _final(self) -> dict[str, Stage]:
         return {n: s for n, s in self.recipe.stages.items() if s.every is None}
 
-    def _wanted(self, label: str) -> dict[str, Stage]:
+    def wanted(self, label: str) -> dict[str, Stage]:
         """The final stages for a network; those that are neither the last nor the best have all."""
         return {n: s for n, s in self._final().items() if label in s.models or label not in ("last", "best")}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from hookflat.functional.attack_view import AttackView
 from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
 from hookflat.functional.data import Batch, Data
-from hookflat.functional.layers import Bfloat16
 from hookflat.functional.threats import Precision
 from hookflat.recipe.options import period_in_epochs
 from hookflat.recipe.recipe import Recipe
@@ -28,9 +28,12 @@ from hookflat.training.batches import Batches
 from hookflat.training.console import Console
 from hookflat.training.core import Core
 from hookflat.training.finite import Finite
+from hookflat.training.fitting import check_fit, fitting_threads
 from hookflat.training.hooks import Hooks
-from hookflat.training.launch import accelerator, fitting_threads
+from hookflat.training.launch import accelerator, check_launch
 from hookflat.training.measuring import Measurements
+from hookflat.training.not_finite import first_place, not_finite
+from hookflat.training.passes import Compiled, LossScale, in_precision
 from hookflat.training.subject import Subject
 from hookflat.training.trackers import Trackers
 
@@ -48,6 +51,7 @@ class Run:
     plugins: every plugin of the training, by name.
     saved: whether this session wrote a checkpoint. stopping: whether a signal asked to stop after the step at work.
     console: `console.say(text)` tells the user something. folder: the run's folder (`hookflat.RunFolder`).
+    trial: whether nothing of it is kept and no number looked at (`hookflat show --cost`, `hookflat run --dry-run`).
     """
 
     data: Data
@@ -57,8 +61,9 @@ class Run:
     schedule: Any
     measurements: Measurements
 
-    def __init__(self, recipe: Recipe, folder: Path, *, quiet: bool = True) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, folder: Path, *, quiet: bool = True, trial: bool = False) -> None:
+        self.recipe, self.trial = recipe, trial
+        check_launch(recipe.run)
         self.accelerator = accelerator()
         self.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -75,6 +80,8 @@ class Run:
         self.saved = self.stopping = False
         self.lr = 0.0
         self.finite = Finite(self.device)
+        self.loss_scale: LossScale | None = None
+        self.last: tuple[Batch, Tensor] | None = None
         self.loss_sum = torch.zeros((), device=self.device)
         self.began = time.perf_counter()
         self._generators: dict[str, tuple[int, torch.Generator]] = {}
@@ -93,6 +100,7 @@ class Run:
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        check_fit(self.network, self.recipe.slot_names["model"], self.data)
         if self.device.type == "cpu":
             torch.set_num_threads(self._threads())
 
@@ -107,6 +115,11 @@ class Run:
         options = self.recipe.run
         if options.batch_size % self.processes:
             raise UserError(f"run.batch_size = {options.batch_size} does not divide by the {self.processes} processes")
+        if options.batch_size < 2 * self.processes * options.accumulation:
+            raise UserError(
+                f"run.accumulation = {options.accumulation}: a batch of {options.batch_size} on {self.processes} "
+                "process(es) has less than two examples for each part"
+            )
         self.build_network()
         self._batches = Batches(
             self.data.train, options.batch_size, options.seed, self.rank, self.processes, self.device
@@ -121,10 +134,16 @@ class Run:
             run=self, parameters=[p for p in self.network.parameters() if p.requires_grad]
         )
         schedule = self.hook.build_schedule(run=self, optimizer=optimizer)
-        precise = options.precision == "fp32"
-        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
-            self.network if precise else Bfloat16(self.network), optimizer, schedule
-        )
+        if options.precision == "fp16":
+            self.loss_scale = LossScale(self.accelerator, self.network.parameters())
+        model = in_precision(self.network, options)
+        if isinstance(model, Compiled):
+            share = max(2, options.batch_size // self.processes // options.accumulation)
+            if failed := model.try_on(
+                torch.zeros(share, *self.data.train.x.shape[1:], device=self.device), self.accelerator
+            ):
+                self.console.say(f"run.compile: torch.compile failed, the network trains uncompiled: {failed}")
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
         if isinstance(self.model, DistributedDataParallel):
             self.model.broadcast_buffers = False  # else the main process's statistics replace the others' at every pass
 
@@ -152,6 +171,10 @@ class Run:
         """This process's part of the batches that are left in the current epoch."""
         return self._batches.of_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
 
+    def parts(self, batch: Batch) -> list[tuple[slice, Batch]]:
+        """The batch in `[run] accumulation` parts, as many on every process; fewer where it is small."""
+        return batch.parts(min(self.recipe.run.accumulation, max(1, batch.global_size // self.processes // 2)))
+
     def transform(self, batch: Batch, *, without: Any) -> None:
         """Another batch through `transform_batch` of every plugin but one (the caller)."""
         self.hooks.without("transform_batch", without)(run=self, batch=batch)
@@ -178,11 +201,11 @@ class Run:
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
         loss = self.hook.loss(run=self, batch=batch, x_adv=x_adv)
-        self.finite.see("loss", loss)
+        self._see("loss", loss)
         extras = self.hook.extra_loss(run=self, batch=batch, x_adv=x_adv)
         for plugin, extra in zip(self.hooks.behind("extra_loss", extras), extras, strict=True):
             loss = loss + extra
-            self.finite.see("extra_loss", loss, plugin=plugin)
+            self._see("extra_loss", loss, plugin)
         return loss
 
     def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -191,7 +214,22 @@ class Run:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, averaged over processes, to the parameters' `.grad`."""
-        self.accelerator.backward(loss)
+        (self.loss_scale or self.accelerator).backward(loss)
+
+    def loss_and_gradients(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The whole training loss, detached; its gradients, averaged over processes, are added to `.grad`.
+
+        In `[run] accumulation` parts one after another: processes exchange the sum of their gradients. No gradients
+        inside `torch.no_grad`.
+        """
+        total, parts = torch.zeros((), device=self.device), self.parts(batch)
+        for number, (place, part) in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
+                loss = self.loss(part, x_adv[place]) * (len(part.row) / len(batch.row))
+                if torch.is_grad_enabled():
+                    self.backward(loss)
+            total = total + loss.detach()
+        return total
 
     def gradients_at(self, batch: Batch, x_adv: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the whole training loss for `weights` (zeros where none flow), averaged over processes.
@@ -199,26 +237,61 @@ class Run:
         For weight perturbations that follow gradients: running statistics stay, and `.grad` is empty again after it.
         """
         with restored(self.network.buffers()):
-            self.backward(self.loss(batch, x_adv))
+            self.loss_and_gradients(batch, x_adv)
         found = [w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights]
+        self._see("gradients", torch.nn.utils.get_total_norm(found))
         self.zero_grad()
         return found
+
+    def _see(self, hook: str, value: Tensor, plugin: str = "") -> None:
+        """In float16 what is not finite cancels the step; else it ends the training."""
+        if self.loss_scale:
+            self.loss_scale.see(value)
+        else:
+            self.finite.see(hook, value, plugin=plugin)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self.optimizer.zero_grad()
 
+    def begin(self) -> None:
+        """A step begins."""
+        self.finite.step = self.step
+        if self.loss_scale:
+            self.loss_scale.begin(self.network)
+
     def update(self, loss: Tensor) -> None:
-        """One step of the optimizer and of the schedule; `loss` and running statistics are averaged over processes."""
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        self.finite.see("gradients", torch.nn.utils.get_total_norm(gradients))
-        self.loss_sum += loss
+        """One step of the optimizer and of the schedule; `loss` and running statistics are averaged over processes.
+
+        In float16 a step with an overflow ends here with weights, running statistics and optimizer as they were before;
+        schedule and step count go on.
+        """
+        self._see("gradients", self._clipped())
         self.lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        cancelled = self.loss_scale.step(self.optimizer) if self.loss_scale else self.optimizer.step()
+        if self.loss_scale and self.loss_scale.exhausted:
+            place = first_place(self, "loss")
+            raise TrainingFailed(f"not finite in float16 at any scale of the loss; first {place or 'the loss itself'}")
         self.optimizer.zero_grad()
         self.schedule.step()
-        self._average_buffers()
+        if not cancelled:
+            self.loss_sum += loss
+            self._average_buffers()
         self.step += 1
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradients where `[run]` says so; their norm before. What is not finite moves no weight.
+
+        It ends the training at the next `check`, which names the layer: for that, the weights must be as they were.
+        """
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if limit := self.recipe.run.max_grad_norm:
+            norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
+        else:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients if not self.loss_scale else ():
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+        return norm
 
     def _average_buffers(self) -> None:
         """Running statistics, each process's own part of the batch's, become the same everywhere; one reduction."""
@@ -236,15 +309,7 @@ class Run:
     def check(self) -> None:
         """Raises TrainingFailed when a value was not finite since the last check, on any process."""
         if found := self.finite.first(self.accelerator):
-            step, hook, plugin = found
-            slot = {"craft": "attack", "loss": "loss"}.get(hook)
-            plugin = self.recipe.slot_names[slot] if slot else plugin
-            culprit = f" (plugin {plugin!r})" if plugin else ""
-            raise TrainingFailed(
-                f"not finite: the result of hook {hook!r}{culprit} in step {step + 1} of {self.total_steps} "
-                f"(epoch {step // self.steps_per_epoch + 1})"
-                + (f"; the last good checkpoint stays: {kept}" if (kept := self.folder.last_checkpoint()) else "")
-            )
+            raise not_finite(self, *found)
 
     # --- measuring and keeping ----------------------------------------------------------------------------------------
 
@@ -261,7 +326,14 @@ class Run:
 
         It always is after the last one. `first`: it begins with the first epoch, not with the first whole period.
         """
-        return self.epoch == self.epochs or (self.epoch - first) % period_in_epochs(period, self.epochs) == 0
+        return self._due_after(self.epoch, period, first)
+
+    def times_due(self, period: float, *, first: bool = False) -> int:
+        """After how many epochs of the whole training `is_due` says yes."""
+        return sum(self._due_after(epoch, period, first) for epoch in range(1, self.epochs + 1))
+
+    def _due_after(self, epoch: int, period: float, first: bool) -> bool:
+        return epoch == self.epochs or (epoch - first) % period_in_epochs(period, self.epochs) == 0
 
     def record(self, stage: str, split: str, **numbers: float) -> None:
         """One line for metrics.jsonl, after this step and epoch, and its numbers for the trackers."""

@@ -1,0 +1,53 @@
+"""The network against the data, and the threads that it is worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hookflat import threads
+from hookflat.errors import UserError
+from hookflat.functional.brackets import frozen, global_generators_restored
+from hookflat.functional.data import Data
+
+WORK_OF_A_THREAD = 60e6
+"""Floating-point operations of a forward pass on a batch that are worth another thread."""
+
+
+def check_fit(network: nn.Module, name: str, data: Data) -> None:
+    """Raises UserError where the network of model plugin `name` does not take the images, or has other classes.
+
+    One pass over two training images, in evaluation mode.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    shape, classes = tuple(data.train.x.shape[1:]), data.num_classes
+    x = data.train.x[:2].to(device).float() / 255
+    try:
+        with frozen(network), torch.no_grad(), global_generators_restored():
+            logits = network(x)
+    except Exception as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name!r} does not take the data's images {shape}: {told}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(x), classes):
+        got = f"{tuple(logits.shape[1:])}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"model {name!r} does not fit the data: for an image {shape} it gives {got}, and the data has {classes} "
+            "classes: a network gives one logit for each (run.data.num_classes)"
+        )
+    if not logits.isfinite().all():
+        raise UserError(f"model {name!r} gives logits that are not finite before any training: look at its weights")
+
+
+def forward_flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of a forward pass of one image of `images` (n, C, H, W); 2 a multiplication and sum."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes half a second to import
+
+    with frozen(network), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        network(images[:1])
+    return counted.get_total_flops()
+
+
+def fitting_threads(network: nn.Module, images: Tensor) -> int:
+    """The threads that passes of `network` over a batch of `images` (n, C, H, W) are worth."""
+    work = len(images) * forward_flops(network, images)
+    return max(1, min(threads.limit(), round(work / WORK_OF_A_THREAD)))

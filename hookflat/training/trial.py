@@ -1,0 +1,96 @@
+"""A first look at a run: its first steps, or one step and one batch of each measure with nothing kept."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.data import Examples
+from hookflat.recipe.recipe import Recipe
+from hookflat.training import checkpoints, loop
+from hookflat.training.first_step import watched
+from hookflat.training.heading import say_training
+from hookflat.training.run import Run
+
+EXAMPLES = 4
+"""Of each split, that a dry run measures on."""
+
+
+class FirstLook:
+    """A line for each step: loss, seconds; with the last, what memory it took."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.began = run, time.perf_counter()
+
+    def __call__(self, loss: Tensor) -> None:
+        """A step is done."""
+        value, now = float(loss), time.perf_counter()
+        memory = f"  memory {gigabytes(peak_memory(self.run.device))}"
+        self.run.console.say(
+            f"step {self.run.step}/{self.run.total_steps}  loss {value:.4f}  {now - self.began:.2f} s{memory}"
+        )
+        self.began = now
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's, allocated at most since the start; of a CPU's, this process at its largest."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gigabytes(size: float) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def in_nowhere(recipe: Recipe, folder: str, *, quiet: bool = True, files: Iterable[Path] = ()) -> Run:
+    """A built run whose folder is a temporary one."""
+    run = Run(recipe, Path(folder, "run"), quiet=quiet, trial=True)
+    run.folder.prepare(recipe, tuple(files))
+    run.accelerator.wait_for_everyone()
+    run.build()
+    return run
+
+
+def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
+    """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
+    with global_generators_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
+        place = [own]
+        broadcast_object_list(place)  # one folder for every process
+        run = in_nowhere(recipe, place[0], quiet=False, files=plugins)
+        say = run.console.say
+        say_training(run, resumed=False)
+        batch, began = next(run.batches()), time.perf_counter()
+        with watched(run.network, run.hooks):
+            loss = float(loop.step(run, batch))
+        run.check()
+        say(f"one step: loss {loss:.4f}, {time.perf_counter() - began:.2f} s, "
+            f"memory {gigabytes(peak_memory(run.device))}")  # fmt: skip
+        checkpoints.save(run)
+        model = run.eval_model()
+        for name, stage in recipe.stages.items():
+            for split in stage.splits:
+                whole = run.measurements.subject(model, split, stage.examples, stage.take)
+                few = Examples(
+                    whole.examples.images.part(0, EXAMPLES * run.processes),
+                    batch_size=EXAMPLES,
+                    device=run.device,
+                    accelerator=run.accelerator,
+                )
+                subject = replace(whole, examples=few)
+                result = run.measurements.stage(name, {split: subject})
+                took = result[split]["seconds"]
+                told = ", ".join(f"{measure} {seconds:.1f} s" for measure, seconds in took.items())
+                say(f"{name}, {len(few)} {split} examples: {told}")
+        say("a dry run: nothing was kept")
