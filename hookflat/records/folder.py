@@ -40,6 +40,7 @@ class RunFolder:
         self.path, self.main = path, main
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "eval.json"
         self.checkpoints = path / "checkpoints"
@@ -177,6 +178,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds the run of another recipe ({shown}): choose another folder with --out, or remove it"
             )
+
+    def save_data(self, about: dict[str, Any]) -> None:
+        """Which examples are trained and measured on."""
+        if self.main:
+            self._replace(self.data, json.dumps(about, indent=2, ensure_ascii=False))
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 

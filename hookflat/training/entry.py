@@ -17,6 +17,7 @@ from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
 from hookflat.records.results import Results
 from hookflat.training import checkpoints, loop
+from hookflat.training.data_record import data_record
 from hookflat.training.epochs import finish
 from hookflat.training.heading import say_training
 from hookflat.training.measuring import quantities
@@ -69,6 +70,7 @@ def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
                 draw(run)
             return FinishedRun(path, done)
         run.build()
+        run.folder.save_data(data_record(run.data))
         resumed = checkpoints.resume(run)
         console.quantities = quantities(recipe)
         say_training(run, resumed=resumed)

@@ -17,7 +17,7 @@ from hookflat.errors import TrainingFailed, UserError
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
 from hookflat.functional.attacks import Objective
-from hookflat.functional.brackets import restored
+from hookflat.functional.brackets import frozen, restored
 from hookflat.functional.data import Batch, Data
 from hookflat.functional.layers import Bfloat16
 from hookflat.functional.threats import Precision
@@ -44,6 +44,7 @@ class Run:
     model: the network to call in losses: `network`, distributed and in the run's precision.
     optimizer, schedule: as built by their plugins, prepared by accelerate.
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
+    batch_sizes: examples of each step of an epoch, over all processes.
     device, rank, processes: this process's place; main: whether it is the one that writes. accelerator: Accelerate's.
     plugins: every plugin of the training, by name.
     console: `console.say(text)` tells the user something. folder: the run's folder (`hookflat.RunFolder`).
@@ -91,12 +92,31 @@ class Run:
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        self._check_fit()
         if self.device.type == "cpu":
             torch.set_num_threads(self._threads())
 
+    def _check_fit(self) -> None:
+        """Raises UserError where the network does not turn an image into a logit for each class."""
+        x, _ = self.data.train.part(0, 1).__getitems__(torch.zeros(1, dtype=torch.int64))
+        size, name = "x".join(map(str, self.data.train.shape)), self.recipe.slot_names["model"]
+        wanted = "set the options of [model], or data.size and data.channels"
+        try:
+            with frozen(self.network), torch.no_grad():
+                logits = self.network(x.to(self.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"the network of {name!r} does not take images of {size}: {reason} ({wanted})") from error
+        if tuple(logits.shape) != (1, self.data.num_classes):
+            raise UserError(
+                f"the network of {name!r} turns an image of {size} into {tuple(logits.shape)}, not into a logit for "
+                f"each of {self.data.num_classes} classes ({wanted})"
+            )
+
     def _threads(self) -> int:
         """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
-        x = self.data.train.x[: max(1, self.recipe.run.batch_size // self.processes)].float() / 255
+        count = max(1, self.recipe.run.batch_size // self.processes)
+        x, _ = self.data.train.part(0, count).__getitems__(torch.arange(min(count, len(self.data.train))))
         wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
         return min(wanted, threads.limit())
 
@@ -109,6 +129,7 @@ class Run:
         self._batches = Batches(
             self.data.train, options.batch_size, options.seed, self.rank, self.processes, self.device
         )
+        self.batch_sizes = self._batches.sizes()
         self.steps_per_epoch = len(self._batches)
         self.total_steps = self.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
