@@ -63,8 +63,8 @@ class ImageSet:
             raise UserError(f"{self.source} has no rows")
         if isinstance(self.rows, ArrayRows) and resizing.keeps:
             pixels = _chosen(self.rows.arrays.pixels, self.numbers)
-            x = torch.from_numpy(pixels).movedim(3, 1)
-            return x if pixels.nbytes >= MAPPED_FROM else x.contiguous()
+            pixels = pixels.transpose(0, 3, 1, 2)
+            return torch.from_numpy(pixels if pixels.nbytes >= MAPPED_FROM else np.array(pixels, order="C"))
         key = digest([repr(resizing).encode(), *self.content(column)])
         array = kept_array(key, lambda: self._decoded(column, resizing, hint), len(self))
         return torch.from_numpy(array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import re
 import tomllib
 from functools import cache
 from importlib.metadata import entry_points
@@ -38,6 +39,13 @@ def recipe_folders() -> tuple[tuple[str, Path], ...]:
 def title(recipe: Path) -> str:
     """The first line of a recipe, which says what it is."""
     return recipe.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def needs(recipe: Path) -> str:
+    """What a scale needs (download, GPU, hours), as it says after "Needs:"; "" where it says nothing."""
+    comment = " ".join(line.lstrip("# ") for line in recipe.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+    found = re.search(r"Needs: (.+?)\.(?= [A-Z]|$)", comment)
+    return found[1] if found else ""
 
 
 def recipes_naming(plugin: str) -> list[Path]:
