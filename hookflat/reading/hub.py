@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from hookflat.errors import UserError
 
 _WHAT_TO_GIVE = (
-    "give a local folder of parquet or image files, or a hub id that can be reached; what another machine downloaded "
-    "is found under HF_HOME"
+    "give a local file or folder of images, or a hub id that can be reached; what another machine downloaded is found "
+    "under HF_HOME"
 )
 
 
@@ -43,9 +43,9 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # a full disk under HF_HOME
-        damaged = _damaged(files)
-        if damaged:
-            raise UserError(f"{option} = {path!r} cannot be loaded: {damaged} (download it again)") from error
+        wrong = _wrong(files)
+        if wrong:
+            raise UserError(f"{option} = {path!r} cannot be loaded: {wrong}") from error
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
@@ -59,31 +59,40 @@ def _files(place: Path, splits: tuple[str, ...], kind: str) -> dict[str, list[st
     return {s: files for s, files in found.items() if files}
 
 
-def _damaged(files: dict[str, list[str]]) -> str:
-    """The first file that cannot be read to its end, and why; "" where there is none."""
+def _wrong(files: dict[str, list[str]]) -> str:
+    """The first file that cannot be read to its end, and why, or the first split without rows; "" where all is well."""
+    import pyarrow as pa
+
+    for split, listed in files.items():
+        rows = 0
+        for file in listed:
+            try:
+                rows += _count(file)
+            except (pa.ArrowException, OSError) as error:
+                return f"{file} is damaged: {str(error).splitlines()[0]} (download it again)"
+        if not rows:
+            return f"the split {split!r} has no rows"
+    return ""
+
+
+def _count(file: str) -> int:
+    """The rows of a file, each of them read."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    for file in (f for listed in files.values() for f in listed):
-        try:
-            if file.endswith(".parquet"):
-                with parquet.ParquetFile(file) as opened:
-                    for _ in opened.iter_batches(256):
-                        pass
-            else:
-                with pa.memory_map(file) as opened:
-                    for _ in pa.ipc.open_stream(opened):
-                        pass
-        except (pa.ArrowException, OSError) as error:
-            return f"{file} is damaged: {str(error).splitlines()[0]}"
-    return ""
+    if file.endswith(".parquet"):
+        with parquet.ParquetFile(file) as opened:
+            return sum(batch.num_rows for batch in opened.iter_batches(256))
+    with pa.memory_map(file) as opened:
+        return sum(batch.num_rows for batch in pa.ipc.open_stream(opened))
 
 
 def _from_hub(path: str, config: str | None) -> Any:
     import datasets
 
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        raise FileNotFoundError("no such file or folder")
+    a_file = re.search(r"\.(gz|tgz|tar|npz|mat|pkl|pickle|parquet|arrow)$", path)
+    if a_file or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        raise FileNotFoundError("no such folder or file")
     if _hub_answers():
         return datasets.load_dataset(path, config)
     with _offline():  # what was downloaded before is found

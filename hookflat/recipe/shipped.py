@@ -8,6 +8,7 @@ import re
 import tomllib
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def title(recipe: Path) -> str:
 
 def needs(recipe: Path) -> str:
     """What a scale needs (download, GPU, hours), as it says after "Needs:"; "" where it says nothing."""
-    comment = " ".join(line.lstrip("# ") for line in recipe.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
     found = re.search(r"Needs: (.+?)\.(?= [A-Z]|$)", comment)
     return found[1] if found else ""
 

@@ -182,7 +182,8 @@ class RunFolder:
     def save_data(self, about: dict[str, Any]) -> None:
         """Which examples are trained and measured on."""
         if self.main:
-            self._replace(self.data, json.dumps(about, indent=2, ensure_ascii=False))
+            lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()]
+            self._replace(self.data, "{\n" + ",\n".join(lines) + "\n}\n")
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 
