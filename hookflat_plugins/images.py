@@ -62,30 +62,25 @@ class ImageFiles:
     def build_data(self, run: Run) -> Data:
         with run.accelerator.main_process_first():  # the others find what the first one made of the files
             sets = load_sets(self.path, (self.train_split, self.test_split), "data.path", self.config)
-        whole = sets[self.train_split], sets[self.test_split]
+        whole = [sets[self.train_split], sets[self.test_split]]
         image, label = (whole[0].column(of, getattr(self, of), f"data.{of}") for of in ("image", "label"))
-        for part in whole:
-            part.column("image", image, "data.image"), part.column("label", label, "data.label")
+        for of, column in (("image", image), ("label", label)):
+            whole[1].column(of, column, f"data.{of}")  # the test split has them too
         labels, classes, names = class_labels(whole, label, self.classes, "data.classes")
-        numbers = [self._chosen(part, y, n, classes) for part, y, n in
-                   zip(whole, labels, (self.train, self.test), strict=True)]  # fmt: skip
-        parts = [part if rows is None else part.take(rows) for part, rows in zip(whole, numbers, strict=True)]
-        train, test = (
-            self._images(part, y if rows is None else y[rows], image)
-            for part, y, rows in zip(parts, labels, numbers, strict=True)
-        )
+        rows = [self._chosen(*split, classes) for split in zip(whole, labels, (self.train, self.test), strict=True)]
+        train, test = (self._images(p.take(r), y[r], image) for p, y, r in zip(whole, labels, rows, strict=True))
         if train.shape != test.shape:
             raise UserError(
                 f"data.path = {self.path!r}: the training images are {_size(train)}, the test images {_size(test)}: "
                 "set data.size, or data.channels"
             )
-        about = {"path": self.path, "names": names} | {
-            name: {"split": split, "of": len(part), "rows": "all" if rows is None else _ranges(rows)}
-            for name, split, part, rows in zip(
-                ("train", "test"), (self.train_split, self.test_split), whole, numbers, strict=True
-            )
+        about = {
+            "path": self.path,
+            "names": names,
+            "train": {"split": self.train_split, "of": len(whole[0]), "rows": _ranges(rows[0])},
+            "test": {"split": self.test_split, "of": len(whole[1]), "rows": _ranges(rows[1])},
         }
-        return Data(train, test, classes, unused=self._unused(whole[0], numbers[0], image), about=about)
+        return Data(train, test, classes, unused=self._unused(whole[0], rows[0], image), about=about)
 
     @property
     def _resizing(self) -> Resizing:
@@ -96,14 +91,12 @@ class ImageFiles:
             return streamed(part, y, image, self._resizing, _HINT)
         return Images(part.pixels(image, self._resizing, _HINT), y)
 
-    def _chosen(self, part: ImageSet, y: Tensor, examples: int, classes: int) -> np.ndarray | None:
-        """The rows of the first examples of a split, or of each class; None for all."""
+    def _chosen(self, part: ImageSet, y: Tensor, examples: int, classes: int) -> np.ndarray:
+        """The rows of the first examples of a split, or of each class; of all where none are counted."""
         if examples > len(part):
             raise UserError(f"{part.source} has {len(part)} examples, not {examples}")
-        if not examples:
-            return None
-        if not self.balance:
-            return np.arange(examples)
+        if not examples or not self.balance:
+            return np.arange(examples or len(part))
         each, left = divmod(examples, classes)
         if left:
             raise UserError(f"{part.source}: {examples} examples do not divide by the {classes} classes (data.balance)")
@@ -113,9 +106,9 @@ class ImageFiles:
             raise UserError(f"{part.source} has {len(rows[few])} examples of class {few}, not {each} (data.balance)")
         return np.sort(np.concatenate([found[:each] for found in rows]))
 
-    def _unused(self, part: ImageSet, rows: np.ndarray | None, image: str) -> Callable[[int], Tensor] | None:
+    def _unused(self, part: ImageSet, rows: np.ndarray, image: str) -> Callable[[int], Tensor] | None:
         """What decodes training images that are not trained on, in their order."""
-        if rows is None or len(rows) == len(part) or self.stream:
+        if len(rows) == len(part) or self.stream:
             return None
         left = np.setdiff1d(np.arange(len(part)), rows)
 

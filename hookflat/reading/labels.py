@@ -27,6 +27,11 @@ def class_labels(
     """
     read = [_whole(part, column) for part in sets]
     names = sets[0].rows.labels(column)[1]
+    for part in sets[1:]:
+        if part.rows.labels(column)[1] != names:
+            raise UserError(
+                f"{part.source}: the classes of {column!r} are named otherwise than those of {sets[0].source}"
+            )
     known = classes or (len(names) if names else 0)
     count = known or 1 + max(int(y.max()) for y in read)
     for part, y in zip(sets, read, strict=True):
@@ -51,7 +56,7 @@ def _row(part: ImageSet, position: int) -> int:
 
 
 def _whole(part: ImageSet, column: str) -> np.ndarray:
-    """Labels as int64; those of a set without rows cannot be checked."""
+    """Labels as int64."""
     if not len(part):
         raise UserError(f"{part.source} has no rows")
     values: Any = part.rows.labels(column)[0]
