@@ -70,7 +70,8 @@ def _run(run: Run, files: tuple[Path, ...]) -> FinishedRun:
                 draw(run)
             return FinishedRun(path, done)
         run.build()
-        run.folder.save_data(data_record(run.data))
+        if run.main:
+            run.folder.save_data(data_record(run.data))
         resumed = checkpoints.resume(run)
         console.quantities = quantities(recipe)
         say_training(run, resumed=resumed)
