@@ -54,7 +54,7 @@ class ExtraData:
         images = load_sets(self.path, (self.split,), f"{option}.path")[self.split]
         if self.images > len(images):
             raise UserError(f"{images.source} has {len(images)} images, not {self.images}")
-        images = images.take(slice(self.images or None))
+        images = images.take(slice(self.images)) if self.images else images
         image, label = (images.column(of, getattr(self, of), f"{option}.{of}") for of in ("image", "label"))
         (y,), _, _ = class_labels([images], label, data.num_classes, f"{option}.label")
         hint = f"set {option}.size, and {option}.channels where the kinds differ"

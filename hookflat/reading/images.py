@@ -62,7 +62,8 @@ class ImageSet:
         if not len(self):
             raise UserError(f"{self.source} has no rows")
         if isinstance(self.rows, ArrayRows) and resizing.keeps:
-            pixels = _chosen(self.rows.arrays.pixels, self.numbers)
+            pixels = self.rows.arrays.pixels
+            pixels = pixels if self.chosen is None else _chosen(pixels, self.chosen)
             pixels = pixels.transpose(0, 3, 1, 2)
             return torch.from_numpy(pixels if pixels.nbytes >= MAPPED_FROM else np.array(pixels, order="C"))
         key = digest([repr(resizing).encode(), *self.content(column)])

@@ -40,15 +40,20 @@ def class_labels(
             label, row = int(y[wrong[0]]), _row(part, int(wrong[0]))
             meant = "no label" if label == -1 else f"outside the {count} classes" if label >= 0 else "negative"
             raise UserError(f"{part.source}: row {row} has the label {label} in {column!r}: {meant}")
+    if not known:
+        _check_far_off(sets, read, column, count, option)
+    names = names if names and len(names) == count else None
+    return [torch.from_numpy(y.copy()) for y in read], count, names
+
+
+def _check_far_off(sets: Sequence[ImageSet], read: list[np.ndarray], column: str, count: int, option: str) -> None:
     there = len(np.unique(np.concatenate(read)))
-    if not known and count > max(_SPARSE, 2 * there):
+    if count > max(_SPARSE, 2 * there):
         part, y = max(zip(sets, read, strict=True), key=lambda pair: int(pair[1].max()))
         raise UserError(
             f"{part.source}: row {_row(part, int(y.argmax()))} has the label {count - 1} in {column!r}, but there are "
             f"only {there} different ones: number the classes from 0, or set {option} to how many there are"
         )
-    names = names if names and len(names) == count else None
-    return [torch.from_numpy(y.copy()) for y in read], count, names
 
 
 def _row(part: ImageSet, position: int) -> int:
