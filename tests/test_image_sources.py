@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zlib
 
 import datasets
@@ -230,11 +231,15 @@ def test_two_processes_decode_once(tmp_path, own_folder):
 
     def make():
         def parts():
+            while len(list(tmp_path.glob("*.there"))) < 2:
+                time.sleep(0.01)
+            time.sleep(0.5)  # the other one waits by now
             with (tmp_path / "made").open("a") as log:
                 log.write("x")
             for _ in range(3):
                 yield np.full((2, 4), os.getpid() % 256, np.uint8)
 
+        (tmp_path / f"{os.getpid()}.there").touch()
         print(cache.kept_array("key", parts, 6).sum())
 
     running = start(tmp_path, call=make), start(tmp_path / "other", call=make)
