@@ -87,7 +87,9 @@ def test_every_one_of_fifty_million_can_be_drawn(path):
             run.hook.transform_batch(run=run, batch=next(run._batches.of_epoch(0)))
     assert 0 <= Many.drawn.min() < 10**6
     assert 49 * 10**6 < Many.drawn.max() < 50_000_000
-    assert set((Many.drawn % 3).tolist()) == {0, 1, 2}
+    step = 50_000_000 / 2**24  # between those that 24 bits can name
+    nameable = ((Many.drawn.double() / step).ceil() * step).floor().long()
+    assert (nameable != Many.drawn).float().mean() > 0.5
 
 
 def test_how_often_images_are_seen_is_in_the_records(path, tmp_path, capsys):
