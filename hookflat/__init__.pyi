@@ -26,6 +26,7 @@ from .functional.data import Batch as Batch
 from .functional.data import Data as Data
 from .functional.data import Examples as Examples
 from .functional.data import Images as Images
+from .functional.data import StreamedImages as StreamedImages
 from .functional.work import Work as Work
 from .training.inner_attack import InnerAttack as InnerAttack
 from .training.run import Run as Run
@@ -107,8 +108,11 @@ from .functional.networks import Normalization as Normalization
 from .functional.networks import Width as Width
 from .functional.networks import he_initialised as he_initialised
 from .functional.networks import small_image_resnet as small_image_resnet
-from .reading.images import decoded as decoded
+from .reading.decoding import Resizing as Resizing
+from .reading.images import ImageSet as ImageSet
 from .reading.images import load_sets as load_sets
+from .reading.labels import class_labels as class_labels
+from .reading.streams import streamed as streamed
 
 # --- random numbers, figures
 

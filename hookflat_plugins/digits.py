@@ -42,4 +42,8 @@ class Digits:
             images.part(last, len(images)),
             10,
             unused=(lambda count: left[: count or None]) if len(left) else None,
+            about={
+                "train": {"of": len(images), "rows": [[0, self.train - 1]]},
+                "test": {"of": len(images), "rows": [[last, len(images) - 1]]},
+            },
         )

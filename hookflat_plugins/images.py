@@ -1,84 +1,128 @@
-"""Images from parquet files, an image folder or the Hugging Face hub."""
+"""Images from files of any usual kind, or the Hugging Face hub."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-import torch
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Data, Images, Run, UserError, decoded, hookimpl, load_sets
+from hookflat import (
+    Data,
+    Images,
+    ImageSet,
+    Resizing,
+    Run,
+    Share,
+    UserError,
+    class_labels,
+    hookimpl,
+    load_sets,
+    streamed,
+)
+
+_HINT = "set data.size, and data.channels where the kinds differ"
 
 
 @dataclass(eq=False)
 class ImageFiles:
-    """Labelled images through Hugging Face datasets: local parquet, an image folder, or a hub id.
+    """Labelled images: CIFAR's and SVHN's own archives, npz, parquet, arrow, image folders, or a hub id.
 
-    A folder holds train*.parquet and test*.parquet, or train/ and test/ with a folder for each class. Columns are found
-    by their type (an image, a class label). Every image is decoded once and kept in memory as uint8.
+    A folder holds train*.parquet and test*.parquet (or .arrow, .npz), train/ and test/ with a folder for each class, or
+    the unpacked archives. Columns are found by their type (an image, a class label). Every image is decoded once to
+    uint8 and kept in the cache, HOOKFLAT_CACHE or ~/.cache/hookflat; sets from 1 GiB are mapped into memory. With
+    `stream` they are decoded when they are wanted, by processes of their own.
     """
 
-    path: Annotated[str, Field(description="folder of parquet or image files, or a hub id")] = "uoft-cs/cifar10"
+    path: Annotated[str, Field(description="file or folder of images, or a hub id")] = "uoft-cs/cifar10"
+    config: Annotated[str | None, Field(description="configuration of a hub id that has several")] = None
     train_split: Annotated[str, Field(description="name of the training split")] = "train"
     test_split: Annotated[str, Field(description="name of the test split")] = "test"
     image: Annotated[str | None, Field(description="column of the images, if there are several")] = None
     label: Annotated[str | None, Field(description="column of the labels, if there are several")] = None
-    size: Annotated[int, Field(ge=0, description="pixels a side to resize to; 0: as they are")] = 0
+    size: Annotated[int, Field(ge=0, le=4096, description="pixels a side to resize to; 0: as they are")] = 0
+    crop: Annotated[Share, Field(description="middle square to take, of the shorter side; 0: squash the whole")] = 0.0
+    channels: Annotated[Literal[1, 3] | None, Field(description="make all gray (1) or RGB (3)")] = None
+    classes: Annotated[int, Field(ge=0, description="how many; 0: as the labels say")] = 0
     train: Annotated[int, Field(ge=0, description="training images, the first of the split; 0: all")] = 0
     test: Annotated[int, Field(ge=0, description="test images, the first of the split; 0: all")] = 0
+    balance: Annotated[bool, Field(description="take the first of each class, as many of each")] = False
+    stream: Annotated[bool, Field(description="decode when wanted, for sets that the disk cannot hold decoded")] = False
+
+    def __post_init__(self) -> None:
+        if self.crop and not self.size:
+            raise ValueError("crop needs a size to resize the middle square to")
+        if self.balance and not (self.train or self.test):
+            raise ValueError("balance takes as many of each class: set train or test to how many in all")
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
-        splits = (self.train_split, self.test_split)
-        with run.accelerator.main_process_first():  # the others find what the first one cached
-            sets = load_sets(self.path, splits, "data.path")
-        for split in splits:
-            if split not in sets:
-                raise UserError(f"data.path = {self.path!r} has no split {split!r}, only {', '.join(map(repr, sets))}")
-        columns = self._columns(sets[self.train_split].features)
-        parts = [_first(sets[s], n, s) for s, n in zip(splits, (self.train, self.test), strict=True)]
-        train, test = (self._decode(part, *columns) for part in parts)
-        label = sets[self.train_split].features[columns[1]]
-        classes = getattr(label, "num_classes", None) or int(max(train.y.max(), test.y.max())) + 1
-        return Data(train, test, classes, unused=self._unused(sets[self.train_split], columns[0]))
+        with run.accelerator.main_process_first():  # the others find what the first one made of the files
+            sets = load_sets(self.path, (self.train_split, self.test_split), "data.path", self.config)
+        whole = [sets[self.train_split], sets[self.test_split]]
+        image, label = (whole[0].column(of, getattr(self, of), f"data.{of}") for of in ("image", "label"))
+        for of, column in (("image", image), ("label", label)):
+            whole[1].column(of, column, f"data.{of}")  # the test split has them too
+        labels, classes, names = class_labels(whole, label, self.classes, "data.classes")
+        rows = [self._chosen(*split, classes) for split in zip(whole, labels, (self.train, self.test), strict=True)]
+        train, test = (self._images(p.take(r), y[r], image) for p, y, r in zip(whole, labels, rows, strict=True))
+        if train.shape != test.shape:
+            raise UserError(
+                f"data.path = {self.path!r}: the training images are {_size(train)}, the test images {_size(test)}: "
+                "set data.size, or data.channels"
+            )
+        about = {
+            "path": self.path,
+            "names": names,
+            "train": {"split": self.train_split, "of": len(whole[0]), "rows": _ranges(rows[0])},
+            "test": {"split": self.test_split, "of": len(whole[1]), "rows": _ranges(rows[1])},
+        }
+        return Data(train, test, classes, unused=self._unused(whole[0], rows[0], image), about=about)
 
-    def _columns(self, features: Any) -> tuple[str, str]:
-        from datasets import ClassLabel, Image, Value
+    @property
+    def _resizing(self) -> Resizing:
+        return Resizing(self.size, self.crop, self.channels)
 
-        images = [self.image] if self.image else [n for n, f in features.items() if isinstance(f, Image)]
-        labels = [self.label] if self.label else [n for n, f in features.items() if isinstance(f, ClassLabel)]
-        if not labels:
-            labels = [n for n, f in features.items() if isinstance(f, Value) and f.dtype.startswith("int")]
-        for kind, found in (("image", images), ("label", labels)):
-            if len(found) != 1 or found[0] not in features:
-                raise UserError(
-                    f"data.path = {self.path!r}: set data.{kind} to one of the columns {', '.join(features)} "
-                    f"(found by type: {', '.join(map(str, found)) or 'none'})"
-                )
-        return images[0], labels[0]
+    def _images(self, part: ImageSet, y: Tensor, image: str) -> Images:
+        if self.stream:
+            return streamed(part, y, image, self._resizing, _HINT)
+        return Images(part.pixels(image, self._resizing, _HINT), y)
 
-    def _unused(self, split: Any, image: str) -> Callable[[int], Tensor] | None:
-        """What decodes training images behind the first `train`."""
-        if not self.train or self.train == len(split):
+    def _chosen(self, part: ImageSet, y: Tensor, examples: int, classes: int) -> np.ndarray:
+        """The rows of the first examples of a split, or of each class; of all where none are counted."""
+        if examples > len(part):
+            raise UserError(f"{part.source} has {len(part)} examples, not {examples}")
+        if not examples or not self.balance:
+            return np.arange(examples or len(part))
+        each, left = divmod(examples, classes)
+        if left:
+            raise UserError(f"{part.source}: {examples} examples do not divide by the {classes} classes (data.balance)")
+        rows = [np.flatnonzero(y.numpy() == k) for k in range(classes)]
+        few = min(range(classes), key=lambda k: len(rows[k]))
+        if len(rows[few]) < each:
+            raise UserError(f"{part.source} has {len(rows[few])} examples of class {few}, not {each} (data.balance)")
+        return np.sort(np.concatenate([found[:each] for found in rows]))
+
+    def _unused(self, part: ImageSet, rows: np.ndarray, image: str) -> Callable[[int], Tensor] | None:
+        """What decodes training images that are not trained on, in their order."""
+        if len(rows) == len(part) or self.stream:
             return None
+        left = np.setdiff1d(np.arange(len(part)), rows)
 
         def behind(count: int) -> Tensor:
-            stop = min(self.train + count, len(split)) if count else len(split)
-            left = split.select(range(self.train, stop))
-            return decoded(left, image, self.size, f"data.path = {self.path!r}", "data.size")
+            return part.take(left[: count or None]).pixels(image, self._resizing, _HINT)
 
         return behind
 
-    def _decode(self, split: Any, image: str, label: str) -> Images:
-        x = decoded(split, image, self.size, f"data.path = {self.path!r}", "data.size")
-        return Images(x, torch.as_tensor(split.with_format("numpy")[label][:]).long())
+
+def _size(images: Images) -> str:
+    return "x".join(map(str, images.shape))
 
 
-def _first(split: Any, examples: int, name: str) -> Any:
-    """The first examples of a split; all where none are counted."""
-    if examples > len(split):
-        raise UserError(f"data.path: the split {name!r} has {len(split)} examples, not {examples}")
-    return split.select(range(examples)) if examples else split
+def _ranges(rows: np.ndarray) -> list[list[int]]:
+    """Sorted numbers as [first, last] of those that follow each other."""
+    ends = np.flatnonzero(np.diff(rows) != 1)
+    return [[int(p[0]), int(p[-1])] for p in np.split(rows, ends + 1)]

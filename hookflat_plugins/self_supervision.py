@@ -51,7 +51,7 @@ class SelfSupervision:
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
         net = yield
-        height, width = run.data.train.x.shape[2:]
+        height, width = run.data.train.shape[1:]
         if height != width:
             raise UserError(f"plugins.self_supervision turns square images, not {height} x {width}")
         self._check_batches(run)

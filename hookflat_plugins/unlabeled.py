@@ -23,10 +23,10 @@ from hookflat import (
     FinishedRun,
     Images,
     Recipe,
+    Resizing,
     Run,
     Share,
     UserError,
-    decoded,
     fingerprint,
     hookimpl,
     load_recipe,
@@ -77,7 +77,7 @@ class Unlabeled:
             return data
         if self.path:
             with run.accelerator.main_process_first():
-                self._pool = self._first(self._loaded(data.train.x))
+                self._pool = self._first(self._loaded(data.train))
             return data
         if data.unused is not None:
             self._pool = data.unused(self.images) if self.fraction else None
@@ -102,32 +102,21 @@ class Unlabeled:
         if self._images is None:
             return
         drawn = (run.uniform("unlabeled", batch) * len(self._images)).long()
-        x, y = self._images.__getitems__(drawn)
         taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
-        batch.x = torch.where(taken[:, None, None, None], x, batch.x)
-        batch.y = torch.where(taken, y, batch.y)
-        batch.target = torch.where(taken, y, batch.target)
-        batch.index = torch.where(taken, -1, batch.index)
-        batch.labeled = batch.labeled & ~taken
+        batch.replace(taken, *self._images.__getitems__(drawn))
 
     # --- the pool and its labels --------------------------------------------------------------------------------------
 
     def _first(self, pool: Tensor) -> Tensor:
         return pool[: self.images] if self.images else pool
 
-    def _loaded(self, like: Tensor) -> Tensor:
-        from datasets import Image
-
-        sets = load_sets(self.path, (self.split,), "plugins.unlabeled.path")
+    def _loaded(self, like: Images) -> Tensor:
         source = f"plugins.unlabeled.path = {self.path!r}"
-        if self.split not in sets:
-            raise UserError(f"{source} has no split {self.split!r}, only {', '.join(map(repr, sets))}")
-        columns = [n for n, f in sets[self.split].features.items() if isinstance(f, Image)]
-        if len(columns) != 1:
-            raise UserError(f"{source} has {len(columns)} columns of images, not one")
-        pool = decoded(sets[self.split], columns[0], 0, source, "images of one size there")
-        if pool.shape[1:] != like.shape[1:]:
-            raise UserError(f"{source}: images are {tuple(pool.shape[1:])}, those of [data] {tuple(like.shape[1:])}")
+        images = load_sets(self.path, (self.split,), "plugins.unlabeled.path")[self.split]
+        column = images.column("image", None, "images of one column there")
+        pool = images.pixels(column, Resizing(), "images of one size are needed there")
+        if pool.shape[1:] != like.shape:
+            raise UserError(f"{source}: images are {tuple(pool.shape[1:])}, those of [data] {like.shape}")
         return pool
 
     def _labeler(self, run: Run) -> Recipe:
@@ -148,7 +137,7 @@ class Unlabeled:
     def _pseudo_labels(self, run: Run, pool: Tensor) -> Tensor:
         """(N,) int64 labels of the pool, from the cache or from a network trained now."""
         recipe = self._labeler(run)
-        key = fingerprint(recipe.to_toml(), run.data.train.x, run.data.train.y, pool)
+        key = fingerprint(recipe.to_toml(), *run.data.train.content(), pool)
         folder = run.folder.path.parent / "pseudo_labels" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder / "pseudo_labels.safetensors"

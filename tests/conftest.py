@@ -20,6 +20,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets.config
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["HOOKFLAT_CACHE"] = str(tmp_path_factory.mktemp("hookflat"))
 
 
 @pytest.fixture(scope="session")

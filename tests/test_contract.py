@@ -1,5 +1,6 @@
 """Every installed plugin keeps the contract that hookflat.testing ships to third parties."""
 
+import numpy as np
 import pytest
 
 from hookflat import testing
@@ -16,7 +17,14 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def extra_images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("extra") / "extra.npz"
+    np.savez(path, image=np.arange(5 * 36, dtype=np.uint8).reshape(5, 6, 6), label=np.arange(5) % 3)
+    return {"path": str(path)}
+
+
 @pytest.mark.parametrize("plugin", Catalogue().names())
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-def test_contract(check, plugin):
-    check(plugin, OPTIONS.get(plugin))
+def test_contract(check, plugin, extra_images):
+    check(plugin, extra_images if plugin == "extra_data" else OPTIONS.get(plugin))

@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 
 from hookflat import UserError
 from hookflat.functional.data import Data, Examples, Images
-from hookflat.reading import images
+from hookflat.reading import hub
 from hookflat.testing import tiny_run
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"  # not part of the repository
@@ -174,13 +174,15 @@ def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert images._hub_answers()
-    assert not images._hub_answers()  # nobody listens there any more
+        assert hub._hub_answers()
+    assert not hub._hub_answers()  # nobody listens there any more
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda path: asked.append(datasets.config.HF_HUB_OFFLINE) or {})
-    images.load_sets("some/images", ("train",), "data.path")
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, config: asked.append(datasets.config.HF_HUB_OFFLINE) or {}
+    )
+    hub.read_sets("some/images", ("train",), "data.path")
     assert asked == [True]
     assert not datasets.config.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
-    assert images._hub_answers()
+    assert hub._hub_answers()

@@ -139,12 +139,17 @@ def recipes(
     json: Json = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.recipe.shipped import find_recipe, recipe_folders, title, with_bases
+    from hookflat.recipe.shipped import find_recipe, needs, recipe_folders, title, with_bases
 
     folders = recipe_folders()
     if name is None:
         listed = [
-            {"name": str(path.relative_to(folder).with_suffix("")), "title": title(path), "package": package}
+            {
+                "name": str(path.relative_to(folder).with_suffix("")),
+                "title": title(path),
+                "needs": needs(path),
+                "package": package,
+            }
             for package, folder in folders
             for path in sorted(folder.rglob("*.toml"))
         ]
@@ -154,6 +159,8 @@ def recipes(
         for facts in listed:
             origin = "" if facts["package"] == "hookflat" else f" ({facts['package']})"
             say(f"{facts['name']:<24} {facts['title']}{origin}")
+            if facts["needs"]:
+                say(f"{'':<24} needs {facts['needs']}")
         return
     for path in with_bases(find_recipe(name)):
         home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)

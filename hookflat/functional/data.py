@@ -1,25 +1,33 @@
-"""Images in memory: decoded once to uint8, indexed by the batch."""
+"""Images by the batch: uint8 in memory or mapped from a file, or read when they are wanted."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from hookflat.errors import UserError
 from hookflat.functional.brackets import frozen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_ON_DEVICE = 4 * 2**30
+"""Bytes of images that are kept on a GPU: CIFAR-10 has 0.15 GiB, ImageNet at 64 pixels 15."""
+
+_SAMPLE = 4096
+"""Images of a streamed set, evenly spread, whose statistics stand for those of all."""
+
+
 @dataclass(frozen=True, eq=False)
 class Images(Dataset):
-    """Labelled images of one split: `x` (N, C, H, W) uint8, `y` (N,) int64."""
+    """Labelled images of one split: `x` (N, C, H, W) uint8, in memory or mapped from a file, `y` (N,) int64."""
 
     x: Tensor
     y: Tensor
@@ -34,26 +42,129 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.x.shape
+        return channels, height, width
+
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) float32 in [0, 1] and labels (n,) for `indices` ((n,) int64)."""
-        return self.x[indices].float() / 255, self.y[indices]
+        return next(self.batches([indices]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.x[index].float() / 255, self.y[index]
+        x, y = self.__getitems__(torch.tensor([index]))
+        return x[0], y[0]
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels, as above, for each of these batches of indices, in their order."""
+        for index, levels in zip(indices, self.levels(indices), strict=True):
+            yield levels.float() / 255, self.y[index]
+
+    def levels(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images alone, as they are kept: (n, C, H, W) uint8 for each of these batches of indices."""
+        for index in indices:
+            yield self.x[index].contiguous()
 
     def part(self, start: int, stop: int) -> Images:
         """The examples from `start` to `stop`, in order."""
         return Images(self.x[start:stop], self.y[start:stop])
 
+    def on(self, device: torch.device) -> Images:
+        """These, on a GPU where they fit there, so that a step neither copies nor waits; else as they are."""
+        if device.type != "cuda" or self.x.nbytes > _ON_DEVICE:
+            return self
+        return Images(self.x.to(device), self.y.to(device))
+
+    def joined(self, other: Images) -> Images:
+        """These, and then those of another part of the same set."""
+        return Images(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+
+    def content(self) -> tuple[str | Tensor, Tensor]:
+        """What a fingerprint of these examples is made of."""
+        return self.x, self.y
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, (C,) each, in units of the image range."""
-        count = self.x.numel() // self.x.shape[1]
-        sums = torch.zeros(2, self.x.shape[1], dtype=torch.float64)
-        for chunk in self.x.split(4096):
-            values = chunk.double() / 255
+        return self._statistics(torch.arange(len(self)).split(4096))
+
+    def _statistics(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        sums, count = torch.zeros(2, self.shape[0], dtype=torch.float64), 0
+        for levels in self.levels(batches):
+            values = levels.double() / 255
             sums += torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
+            count += values[:, 0].numel()
         mean, square = sums / count
         return mean.float(), (square - mean.square()).clamp_min(1e-8).sqrt().float()
+
+
+class Stream(Protocol):
+    """Images that are read when they are wanted."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        ...
+
+    def levels(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """(n, C, H, W) uint8 for each of these batches of rows (n,), in their order; the next are read meanwhile."""
+        ...
+
+    def fingerprint(self, rows: Tensor) -> str:
+        """Equal for equal images, as far as can be told without reading all."""
+        ...
+
+
+class StreamedImages(Images):
+    """Images of a set that is too large to be decoded as a whole: they are there by the batch only.
+
+    `rows`: where they stand in the `stream`. Asking for `x` raises UserError.
+    """
+
+    stream: Stream
+    rows: Tensor
+
+    def __init__(self, stream: Stream, rows: Tensor, y: Tensor) -> None:
+        if rows.shape != y.shape:
+            raise ValueError(f"StreamedImages needs as many rows as labels, not {len(rows)} and {len(y)}")
+        for name, value in (("stream", stream), ("rows", rows), ("y", y)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def x(self) -> Tensor:
+        """There is none."""
+        raise UserError("a streamed set has its images by the batch only, and this wants all: set data.stream = false")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.stream.shape
+
+    def levels(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """(n, C, H, W) uint8 for each of these batches of indices; the next are read meanwhile."""
+        return self.stream.levels([self.rows[i] for i in indices])
+
+    def part(self, start: int, stop: int) -> Images:
+        """The examples from `start` to `stop`, in order."""
+        return StreamedImages(self.stream, self.rows[start:stop], self.y[start:stop])
+
+    def on(self, device: torch.device) -> Images:
+        """These as they are."""
+        return self
+
+    def joined(self, other: Images) -> Images:
+        """These, and then those of another part of the same set."""
+        assert isinstance(other, StreamedImages)
+        return StreamedImages(self.stream, torch.cat([self.rows, other.rows]), torch.cat([self.y, other.y]))
+
+    def content(self) -> tuple[str | Tensor, Tensor]:
+        """What a fingerprint of these examples is made of."""
+        return self.stream.fingerprint(self.rows), self.y
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """As of all images, but of a sample: at most 4096, evenly spread."""
+        spread = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE), dtype=torch.float64)
+        return self._statistics(spread.long().split(64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +174,7 @@ class Data:
     `holdout` are examples, the last of the split `held_from`, that select models; a plugin takes them with `hold_out`.
     `unused(M)`: the first M images (M, C, H, W) uint8 of the training split that are not in `train` (0: all), where
     there are such.
+    `about`: where they come from and which they are, for the run's records.
     """
 
     train: Images
@@ -71,6 +183,7 @@ class Data:
     holdout: Images | None = None
     held_from: Literal["test", "train"] = "test"
     unused: Callable[[int], Tensor] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
@@ -82,7 +195,7 @@ class Data:
     @property
     def channels(self) -> int:
         """Of an image: 1 gray, 3 colour."""
-        return self.train.x.shape[1]
+        return self.train.shape[0]
 
     def hold_out(self, examples: int, source: Literal["test", "train"]) -> Data:
         """Move the last `examples` of a split to `holdout`."""
@@ -99,7 +212,7 @@ class Data:
         if which == "first":
             return images.part(0, examples)
         if self.holdout is not None and self.held_from == split:
-            images = Images(torch.cat([images.x, self.holdout.x]), torch.cat([images.y, self.holdout.y]))
+            images = images.joined(self.holdout)
         return images.part(max(0, len(images) - examples), len(images))
 
 
@@ -136,6 +249,14 @@ class Batch:
         places = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
         names = ("x", "y", "target", "index", "labeled", "row")
         return [(p, replace(self, **{name: getattr(self, name)[p] for name in names})) for p in places]
+
+    def replace(self, taken: Tensor, x: Tensor, y: Tensor) -> None:
+        """Put images (n, C, H, W) from elsewhere, with labels (n,) that may be wrong, where `taken` ((n,) bool)."""
+        self.x = torch.where(taken[:, None, None, None], x, self.x)
+        self.y = torch.where(taken, y, self.y)
+        self.target = torch.where(taken, y, self.target)
+        self.index = torch.where(taken, -1, self.index)
+        self.labeled = self.labeled & ~taken
 
 
 class Set(Protocol):
@@ -181,8 +302,8 @@ class Examples(Set):
         return len(self.images)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for indices in self.mine.split(self.batch_size) if len(self.mine) else ():
-            x, y = self.images.__getitems__(indices)
+        batches = self.mine.split(self.batch_size) if len(self.mine) else ()
+        for indices, (x, y) in zip(batches, self.images.batches(batches), strict=True):
             yield x.to(self.device), y.to(self.device), indices.to(self.device)
 
     def gather(self, values: Tensor) -> Tensor:

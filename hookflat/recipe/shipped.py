@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import re
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ def title(recipe: Path) -> str:
     """The first line of a recipe, which says what it is."""
     first, _, _ = recipe.read_text(encoding="utf-8", errors="replace").partition("\n")
     return first.lstrip("# ")
+
+
+def needs(recipe: Path) -> str:
+    """What a scale needs (download, GPU, hours), as it says after "Needs:"; "" where it says nothing."""
+    lines = recipe.read_text(encoding="utf-8", errors="replace").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    found = re.search(r"Needs: (.+?)\.(?= [A-Z]|$)", comment)
+    return found[1] if found else ""
 
 
 def recipes_naming(plugin: str) -> list[Path]:

@@ -41,6 +41,7 @@ class RunFolder:
         self.path, self.main = path, main
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "eval.json"
         self.checkpoints = path / "checkpoints"
@@ -220,6 +221,12 @@ class RunFolder:
                 f"{self.path} holds the run of another recipe ({shown}): choose another folder with --out, or remove it"
             )
         return False
+
+    def save_data(self, about: dict[str, Any]) -> None:
+        """Which examples are trained and measured on."""
+        if self.main:
+            lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()]
+            self._replace(self.data, "{\n" + ",\n".join(lines) + "\n}\n")
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 

@@ -216,7 +216,8 @@ class _Measuring:
         """A batch of a split, labelled by the network: attacks that drop what is broken have something to do."""
         whole = measurements.subject(self.model, split, examples, take)
         size = whole.examples.batch_size
-        x = whole.examples.images.x[:size]
+        images = whole.examples.images
+        (x,) = images.levels([torch.arange(min(size, len(images)))])
         with torch.no_grad():
             y = self.run.attack_model(x.to(self.run.device).float() / 255).argmax(dim=1).cpu()
         batch = Examples(Images(x, y), batch_size=size, device=self.run.device)
@@ -239,7 +240,7 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
         began = time.perf_counter()
         run = in_nowhere(recipe, folder)
         parts = [Part("building", 1, 0, 0, time.perf_counter() - began, 0)]
-        flops = forward_flops(run.network, run.data.test.x[:1].to(run.device).float() / 255)
+        flops = forward_flops(run.network, run.data.test.__getitems__(torch.arange(1))[0].to(run.device))
         run.epoch = run.epochs // 2  # what begins with a part of the training has begun
         run.step = run.epoch * run.steps_per_epoch
         steps = _batches(run)

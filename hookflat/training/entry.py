@@ -16,6 +16,7 @@ from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
 from hookflat.records.results import Results
 from hookflat.training import checkpoints, loop
+from hookflat.training.data_record import data_record
 from hookflat.training.ending import ending
 from hookflat.training.epochs import finish
 from hookflat.training.heading import say_training
@@ -83,6 +84,8 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
             draw(run)
         return done
     run.build()
+    if run.main:
+        run.folder.save_data(data_record(run.data))
     resumed = checkpoints.resume(run)
     console.quantities = quantities(recipe)
     say_training(run, resumed=resumed)

@@ -13,6 +13,8 @@ from hookflat.functional.data import Data
 WORK_OF_A_THREAD = 60e6
 """Floating-point operations of a forward pass on a batch that are worth another thread."""
 
+CHOICES = "see the options of [model], and data.size, data.channels, data.classes where the data has them"
+
 
 def check_fit(network: nn.Module, name: str, data: Data) -> None:
     """Raises UserError where the network of model plugin `name` does not take the images, or has other classes.
@@ -20,19 +22,19 @@ def check_fit(network: nn.Module, name: str, data: Data) -> None:
     One pass over two training images, in evaluation mode.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    shape, classes = tuple(data.train.x.shape[1:]), data.num_classes
-    x = data.train.x[:2].to(device).float() / 255
+    shape, classes = data.train.shape, data.num_classes
+    x = data.train.part(0, 2).__getitems__(torch.arange(min(2, len(data.train))))[0].to(device)
     try:
         with frozen(network), torch.no_grad(), global_generators_restored():
             logits = network(x)
     except Exception as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model {name!r} does not take the data's images {shape}: {told}") from error
+        raise UserError(f"model {name!r} does not take the data's images {shape}: {told} ({CHOICES})") from error
     if not isinstance(logits, Tensor) or logits.shape != (len(x), classes):
         got = f"{tuple(logits.shape[1:])}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(
             f"model {name!r} does not fit the data: for an image {shape} it gives {got}, and the data has {classes} "
-            "classes: a network gives one logit for each (run.data.num_classes)"
+            f"classes: a network gives one logit for each ({CHOICES})"
         )
     if not logits.isfinite().all():
         raise UserError(f"model {name!r} gives logits that are not finite before any training: look at its weights")

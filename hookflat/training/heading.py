@@ -44,7 +44,7 @@ def say_evaluation(run: Run, model: str) -> None:
 
 
 def _size(run: Run) -> str:
-    return "x".join(map(str, run.data.test.x.shape[1:]))
+    return "x".join(map(str, run.data.test.shape))
 
 
 def _chosen(plugin: Any) -> dict[str, Any]:

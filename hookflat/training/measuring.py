@@ -140,7 +140,7 @@ class Measurements:
         """A fingerprint of what is measured but for the weights: architecture and images."""
         tables, data = self.recipe.tables, self.data
         named = json.dumps([tables.get(name) for name in ("data", "model", "plugins")])
-        return fingerprint(named, *(t for part in (data.train, data.test) for t in (part.x, part.y)))
+        return fingerprint(named, *data.train.content(), *data.test.content())
 
     def planned(self, label: str) -> list[Planned]:
         """Everything `end` will do for a network, with the passes that the measures expect (their `passes()`)."""

@@ -47,6 +47,7 @@ class Run:
     model: the network to call in losses: `network`, distributed and in the run's precision.
     optimizer, schedule: as built by their plugins, prepared by accelerate.
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
+    batch_sizes: examples of each step of an epoch, over all processes.
     device, rank, processes: this process's place; main: whether it is the one that writes. accelerator: Accelerate's.
     plugins: every plugin of the training, by name.
     saved: whether this session wrote a checkpoint. stopping: whether a signal asked to stop after the step at work.
@@ -106,7 +107,8 @@ class Run:
 
     def _threads(self) -> int:
         """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
-        x = self.data.train.x[: max(1, self.recipe.run.batch_size // self.processes)].float() / 255
+        count = max(1, self.recipe.run.batch_size // self.processes)
+        x, _ = self.data.train.part(0, count).__getitems__(torch.arange(min(count, len(self.data.train))))
         wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
         return min(wanted, threads.limit())
 
@@ -124,6 +126,7 @@ class Run:
         self._batches = Batches(
             self.data.train, options.batch_size, options.seed, self.rank, self.processes, self.device
         )
+        self.batch_sizes = self._batches.sizes()
         self.steps_per_epoch = len(self._batches)
         self.total_steps = self.epochs * self.steps_per_epoch
         if not self.steps_per_epoch:
@@ -139,9 +142,7 @@ class Run:
         model = in_precision(self.network, options)
         if isinstance(model, Compiled):
             share = max(2, options.batch_size // self.processes // options.accumulation)
-            if failed := model.try_on(
-                torch.zeros(share, *self.data.train.x.shape[1:], device=self.device), self.accelerator
-            ):
+            if failed := model.try_on(torch.zeros(share, *self.data.train.shape, device=self.device), self.accelerator):
                 self.console.say(f"run.compile: torch.compile failed, the network trains uncompiled: {failed}")
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
         if isinstance(self.model, DistributedDataParallel):

@@ -1,0 +1,86 @@
+"""Arrays that took long to make, kept in a folder of the user's and mapped into memory where they are large."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+MAPPED_FROM = 2**30
+"""Bytes from which an array is mapped into memory, page by page as it is wanted, instead of read whole."""
+
+
+def folder() -> Path:
+    """Where arrays are kept: HOOKFLAT_CACHE, or `hookflat` in the user's cache folder."""
+    if named := os.environ.get("HOOKFLAT_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hookflat"
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A name of 32 letters, equal for equal content."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """The same of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def kept(name: str, write: Callable[[BinaryIO], None], whole: Callable[[Path], bool] = Path.is_file) -> Path:
+    """The file of this name; where there is none, or not a `whole` one, it is written, once.
+
+    Other processes that want it wait meanwhile. It is written beside its place and renamed. Raises the OSError of a
+    write that fails, and leaves nothing behind.
+    """
+    file = folder() / name
+    if whole(file):
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if whole(file):  # somebody wrote it while we waited
+            return file
+        beside = file.with_name(f"{name}.writing")
+        try:
+            with beside.open("wb") as opened:
+                write(opened)
+                opened.flush()
+                os.fsync(opened.fileno())
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+    return file
+
+
+def kept_array(key: str, parts: Callable[[], Iterable[np.ndarray]], count: int) -> np.ndarray:
+    """The array of `count` rows that is kept as `key`, made from its `parts` in order where there is none."""
+
+    def write(opened: BinaryIO) -> None:  # plainly: where the disk is full, a write into a mapped file kills
+        for number, part in enumerate(parts()):
+            if number == 0:
+                about = {"shape": (count, *part.shape[1:]), "fortran_order": False, "descr": part.dtype.str}
+                np.lib.format.write_array_header_1_0(opened, about)
+            opened.write(np.ascontiguousarray(part).data)
+
+    array = _opened(kept(f"{key}.npy", write, lambda file: _opened(file, count) is not None), count)
+    assert array is not None
+    return array
+
+
+def _opened(file: Path, count: int) -> np.ndarray | None:
+    """The array of a file; None where there is none, or a damaged one."""
+    try:
+        mapped = file.stat().st_size >= MAPPED_FROM
+        array = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)  # "c": nothing is written back
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return array if len(array) == count else None

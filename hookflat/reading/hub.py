@@ -1,0 +1,134 @@
+"""Data sets through Hugging Face datasets: parquet, arrow, image folders, and the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hookflat.errors import UserError
+
+_WHAT_TO_GIVE = (
+    "give a local file or folder of images, or a hub id that can be reached; what another machine downloaded is found "
+    "under HF_HOME"
+)
+
+
+def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | None = None) -> Any:
+    """The splits of a hub id, or of a file or folder of parquet, arrow or images.
+
+    Raises UserError, naming `option`, where it cannot be loaded, and the file, where one is damaged.
+    """
+    import datasets  # here, so that a look at the options stays fast
+    from datasets.exceptions import DatasetsError
+
+    place = Path(path).expanduser()
+    files: dict[str, list[str]] = {}
+    try:
+        if not place.exists():
+            return _from_hub(path, config)
+        if (place / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(place))
+        for kind in ("parquet", "arrow"):
+            files = _files(place, splits, kind)
+            if files:
+                return datasets.load_dataset(kind, data_files=files)
+        return datasets.load_dataset("imagefolder", data_dir=str(place))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise  # a full disk under HF_HOME
+        wrong = _wrong(files)
+        if wrong:
+            raise UserError(f"{option} = {path!r} cannot be loaded: {wrong}") from error
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
+
+
+def _files(place: Path, splits: tuple[str, ...], kind: str) -> dict[str, list[str]]:
+    """The files of each split, told by the beginning of their names; a single file is whichever split is asked for."""
+    if place.is_file():
+        return {splits[0]: [str(place)]} if place.suffix == f".{kind}" and len(splits) == 1 else {}
+    found = {s: sorted(map(str, place.rglob(f"{s}*.{kind}"))) for s in splits}
+    return {s: files for s, files in found.items() if files}
+
+
+def _wrong(files: dict[str, list[str]]) -> str:
+    """The first file that cannot be read to its end, and why, or the first split without rows; "" where all is well."""
+    import pyarrow as pa
+
+    for split, listed in files.items():
+        rows = 0
+        for file in listed:
+            try:
+                rows += _count(file)
+            except (pa.ArrowException, OSError) as error:
+                return f"{file} is damaged: {str(error).splitlines()[0]} (download it again)"
+        if not rows:
+            return f"the split {split!r} has no rows"
+    return ""
+
+
+def _count(file: str) -> int:
+    """The rows of a file, each of them read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if file.endswith(".parquet"):
+        with parquet.ParquetFile(file) as opened:
+            return sum(batch.num_rows for batch in opened.iter_batches(256))
+    with pa.memory_map(file) as opened:
+        return sum(batch.num_rows for batch in pa.ipc.open_stream(opened))
+
+
+def _from_hub(path: str, config: str | None) -> Any:
+    import datasets
+
+    a_file = re.search(r"\.(gz|tgz|tar|npz|mat|pkl|pickle|parquet|arrow)$", path)
+    if a_file or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        raise FileNotFoundError("no such folder or file")
+    if _hub_answers():
+        return datasets.load_dataset(path, config)
+    with _offline():  # what was downloaded before is found
+        return datasets.load_dataset(path, config)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: asked once, for two seconds, where the libraries try for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # not for us to look through
+    hub = urlsplit(constants.ENDPOINT)
+    answered: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=2):
+            answered.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time-out of its own
+    asking.start()
+    asking.join(2)
+    return bool(answered)
+
+
+@contextmanager
+def _offline() -> Generator[None]:
+    """Hugging Face's libraries use what they have, and ask nobody."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before

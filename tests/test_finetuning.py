@@ -1,0 +1,86 @@
+"""What the scale of ImageNet adds: AdamW, the cosine with warm-up, random resized crops."""
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.shipped import find_recipe, needs, recipes_folder
+from hookflat.testing import tiny_run
+from hookflat_plugins.random_resized_crop import RandomResizedCrop, resized_crops
+
+
+def test_adamw_decays_matrices_alone_and_not_through_the_gradient():
+    """The first step of Adam moves every weight by lr sign(g); decay multiplies by 1 - lr lambda before it."""
+    options = {"name": "adamw", "lr": 0.01, "weight_decay": 0.5}
+    with tiny_run({"optimizer": options, "model": {"norm": "group"}}) as run:
+        before = {n: p.detach().clone() for n, p in run.network.named_parameters()}
+        for p in run.network.parameters():
+            p.grad = torch.where(torch.rand_like(p) < 0.5, -0.3, 0.7)
+        signs = {n: p.grad.sign() for n, p in run.network.named_parameters()}
+        run.optimizer.step()
+        for name, p in run.network.named_parameters():
+            kept = before[name] * (1 - 0.01 * 0.5 * (p.dim() > 1))
+            assert torch.allclose(p, kept - 0.01 * signs[name], atol=1e-6), name
+        assert {p.dim() > 1 for p in run.network.parameters()} == {True, False}
+
+
+@pytest.mark.parametrize(("warmup", "rise"), [(2, 6), (0.25, 3), (0, 0)])
+def test_the_cosine_rises_in_a_line_and_falls_along_half_a_period(warmup, rise):
+    schedule = {"name": "cosine", "warmup": warmup, "floor": 0.1}
+    with tiny_run({"schedule": schedule, "run": {"epochs": 4}}) as run:
+        assert run.total_steps == 12
+        rates = []
+        for _ in range(12):
+            rates.append(run.optimizer.param_groups[0]["lr"] / 0.1)
+            run.optimizer.step()
+            run.schedule.step()
+    falling = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t / (12 - rise))) for t in range(12 - rise)]
+    assert rates == pytest.approx([(t + 1) / rise for t in range(rise)] + falling)
+    assert max(rates) == pytest.approx(1)
+
+
+def test_resized_crops_are_torchvisions():
+    """Inside: at the rim of a box ours reads on, where torchvision repeats the last row."""
+    x = torch.rand(3, 3, 16, 24)
+    boxes = torch.tensor([[0, 0, 24, 16], [4, 2, 12, 8], [6, 8, 18, 4]])
+    shares = boxes / torch.tensor([24, 16, 24, 16])
+    ours = resized_crops(x, shares)
+    for image, own, (left, top, width, height) in zip(x, ours, boxes.tolist(), strict=True):
+        theirs = transforms.resized_crop(image, top, left, height, width, [16, 24], antialias=False)
+        assert torch.allclose(own[:, 2:-2, 2:-2], theirs[:, 2:-2, 2:-2], atol=1e-5)
+
+
+def test_boxes_lie_inside_and_have_the_areas_and_shapes_asked_for():
+    draws = torch.rand(4000, 4)
+    left, top, wide, high = RandomResizedCrop(area=0.2, ratio=1.5).boxes(draws, 20, 20).T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + wide <= 1 + 1e-6).all()
+    assert (top + high <= 1 + 1e-6).all()
+    whole = (wide < 1) & (high < 1)
+    assert torch.allclose((wide * high)[whole], 0.2 + 0.8 * draws[whole, 0], atol=1e-5)
+    ratio = (wide / high)[whole]
+    assert 1 / 1.5 - 1e-5 <= ratio.min() < 0.7
+    assert 1.4 < ratio.max() <= 1.5 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["svhn", "tiny-imagenet", "imagenet", "cifar100", "extra-data"])
+def test_scales_load_over_methods_and_say_what_they_need(name):
+    scale = recipes_folder() / "scales" / f"{name}.toml"
+    for recipe in ("trades_awp", "entropy_sgd", "cyclic", "rst", "self_supervision", "standard"):
+        load_recipe(recipe, overlays=[scale])
+    assert "download" in needs(scale) or name == "extra-data"
+    assert needs(find_recipe("trades")) == ""
+
+
+def test_the_scale_of_imagenet_is_the_setting_of_singh_et_al():
+    loaded = load_recipe("trades", overlays=["scales/imagenet"])
+    tables = loaded.tables
+    assert tables["loss"]["name"] == "trades"
+    assert (tables["optimizer"]["name"], tables["schedule"]["name"]) == ("adamw", "cosine")
+    assert tables["attack"]["eps"] == pytest.approx(4 / 255)
+    assert loaded.plugins["averaging"].decay == 0.9999
+    assert (tables["data"]["size"], tables["data"]["stream"], tables["run"]["precision"]) == (224, True, "bf16")
