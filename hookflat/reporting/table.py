@@ -22,10 +22,11 @@ from hookflat.records.quantities import Role
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
 from hookflat.reporting.runs import MeasuredRun, Network
+from hookflat.reporting.trust import flags_of
 
 Group = Literal["good", "average", "poor", ""]
 
-ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "worst flatness")
+ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "worst flatness", "external RErr")
 """Of the numbers in the table."""
 
 
@@ -77,6 +78,7 @@ class Row:
     group: Group
     cells: dict[str, Cell]
     paper: dict[str, float]
+    trust: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,11 @@ class Table1:
     columns: list[Column]
     numbers: dict[str, str]
     attack: str
+
+    @property
+    def with_trust(self) -> bool:
+        """Whether flags of trust were looked at."""
+        return any(row.trust for row in self.rows)
 
     @property
     def with_paper(self) -> bool:
@@ -101,6 +108,7 @@ class Table1:
             *(c.heading for c in self.columns),
             "group",
             "seeds",
+            *(["trust"] if self.with_trust else []),
             *(f"paper: {c.heading}" for c in theirs),
         ]
         return heads, [
@@ -109,6 +117,7 @@ class Table1:
                 *(row.cells[c.key].text(c.decimals, signed=c.signed) for c in self.columns),
                 row.group,
                 str(len(row.configuration.runs)),
+                *([row.trust] if self.with_trust else []),
                 *(paper_text(row, c) for c in theirs),
             ]
             for row in self.rows
@@ -171,7 +180,14 @@ def table1(gathered: Gathered) -> Table1:
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
     groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])
     rows = [
-        Row(configuration, title(configuration), group, found, _of_the_paper(configuration))
+        Row(
+            configuration,
+            title(configuration),
+            group,
+            found,
+            _of_the_paper(configuration),
+            flags_of(configuration.runs, gathered.quantities),
+        )
         for (configuration, found), group in zip(cells, groups, strict=True)
     ]
     columns = [
@@ -185,6 +201,7 @@ def table1(gathered: Gathered) -> Table1:
         Column("early", "early stop RErr", paper="early"),
         Column("difference", "early − last", signed=True, paper="difference"),
         Column("clean", "clean error"),
+        Column("external", "external RErr"),
     ]
     shown = [c for c in columns if any(row.cells[c.key].values for row in rows)]
     return Table1(rows, shown, numbers, attack_of(gathered.name(numbers["RErr"])) if numbers["RErr"] else "no attack")
@@ -225,6 +242,7 @@ def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, C
         "early": over(lambda n: percent(n.test.get(error)), best),
         "difference": Cell(tuple(differences)),
         "clean": over(lambda n: percent(n.test.get(numbers["clean error"])), last),
+        "external": over(lambda n: percent(n.test.get(numbers["external RErr"])), last),
     }
 
 
@@ -276,6 +294,8 @@ def about_table(table: Table1) -> str:
         f"Errors in %, RErr by {table.attack}, sorted by test RErr, mean ± standard deviation over seeds; good and "
         "poor are the 30 % and 70 % percentiles of test RErr; gaps are test minus train; lower is flatter."
     )
+    if table.with_trust:
+        text += " “trust”: how many signs that RErr is too low were found, in words above."
     if table.with_paper:
         text += " “paper”: the numbers of Stutz et al. 2021, Table 1 (CIFAR-10, ResNet-18), not measured here."
     return text
