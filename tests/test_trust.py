@@ -5,14 +5,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from commands import fails
 from made_runs import network, write
 from torch import nn
 
 from hookflat import Quantity, UserError, report, trust
 from hookflat.functional.trust import TRUST_FLAGS, dynamic, probabilities, randomised
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.options import build
 from hookflat.records.results import NetworkResults
 from hookflat.testing import run_recipe
 from hookflat.training.console import trusted
@@ -130,10 +128,9 @@ def test_flags_are_words_on_the_console():
 
 
 def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
-    external = build(Catalogue().find("external").load(), {"rerr": 0.45, "source": "RobustBench"})
-    more = Catalogue().find("trust").load()().numbers() | external.numbers()
+    more = Catalogue().find("trust").load()().numbers()
     masked = network(0.4, 2.0, 1.0) | {}
-    masked["test"] |= {"trust_radius": 1.0, "trust_square": 0.0, "external_rerr": 0.45}
+    masked["test"] |= {"trust_radius": 1.0, "trust_square": 0.0}
     honest = network(0.5, 2.5, 1.2)
     honest["test"] |= {"trust_radius": 0.0, "trust_square": 0.0}
     for name, numbers in (("masked", masked), ("honest", honest), ("unknown", network(0.6, 3.0, 1.4))):
@@ -142,11 +139,13 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
         results = json.loads(file.read_text())
         results["numbers"] |= {key: asdict(quantity) for key, quantity in more.items()}
         file.write_text(json.dumps(results))
+    (tmp_path / "external.csv").write_text("run,rerr,source\nmasked-0,45,RobustBench\nhonest-0,49.5,a paper\n")
     done = report(tmp_path, resamples=10)
     said = " ".join(done.verdict)
     assert "RErr of masked-0 (last) may be too low: stays robust at four times the radius." in said
-    assert "RErr of honest-0" not in said
-    assert "masked-0 (last): RErr (RobustBench) 45.0%, ours 40.0%: the external attack breaks more." in said
+    assert "RErr of honest-0 (last)" not in said
+    assert "RErr of masked-0: 45.0 % (RobustBench), ours 40.0 %: the external attack breaks more." in said
+    assert "RErr of honest-0: 49.5 % (a paper), ours 50.0 %." in said
     heads, rows = done.table.texts()
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     assert [cells[n]["trust"] for n in ("masked", "honest", "unknown")] == ["1 flag", "ok", ""]
@@ -161,10 +160,24 @@ def test_reports_without_flags_are_as_they_were(tmp_path):
     assert "too low" not in " ".join(done.verdict)
 
 
-def test_external_numbers_need_a_source_and_a_sibling_is_a_run(tmp_path):
-    told = fails(2, "show", "at", "--set", "eval.final.external.rerr=0.5")
-    assert "source: say who measured it" in told
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("run,rerr\nat-0,45\n", "needs the columns run, rerr, source"),
+        ("run,rerr,source\nat-1,45,x\n", r"line 2: there is no run 'at-1' beside it.*at-0"),
+        ("run,rerr,source\nat-0,0.45e,x\n", "line 2: rerr should be in %"),
+        ("run,rerr,source\nat-0,145,x\n", "line 2: rerr should be in %"),
+        ("run,rerr,source\nat-0,45,\n", "line 2: say in the column source"),
+    ],
+)
+def test_wrong_external_numbers_are_told_with_file_and_line(tmp_path, lines, told):
+    write(tmp_path / "at-0", "at")
+    (tmp_path / "external.csv").write_text(lines)
+    with pytest.raises(UserError, match=told):
+        report(tmp_path, resamples=10)
 
+
+def test_a_sibling_is_a_run(tmp_path):
     tables = {"eval": {"final": {"trust": {"steps": 1, "queries": 2, "sibling": str(tmp_path / "nowhere")}}}}
     with pytest.raises(UserError, match="is not the folder of a run"):
         run_recipe(tables, tmp_path / "other")

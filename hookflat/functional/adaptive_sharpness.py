@@ -156,8 +156,7 @@ class _Ascent:
         before = self.loss(x_adv)
         u = self.highest(x_adv, rho, iterations)
         with moved(self.weights, self.delta(u)):
-            again = [self.adversarial()] if self.attack.restarts else []
-            after = self.loss(x_adv, *again)
+            after = self.loss(self.adversarial())
         return {"before": before, "after": torch.maximum(before, after)}
 
     def highest(self, x_adv: list[Tensor], rho: float, iterations: int) -> list[Tensor]:
@@ -235,12 +234,11 @@ class _Ascent:
         return [pgd(view, x, y, attack=self.attack, seed=self.seed, keys=keys) for x, y, keys in self.pieces]
 
     @torch.no_grad()
-    def loss(self, *candidates: list[Tensor]) -> Tensor:
-        """The summed loss at the weights as they are, of each example at the worst of its candidates."""
+    def loss(self, x_adv: list[Tensor]) -> Tensor:
+        """The summed loss at the weights as they are."""
         total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
         for i, (_, y, _) in enumerate(self.pieces):
-            losses = torch.stack([cross_entropy(self.net(x_adv[i]), y) for x_adv in candidates])
-            total += losses.amax(dim=0).double().sum()
+            total += cross_entropy(self.net(x_adv[i]), y).double().sum()
         return self.set.sum(total)
 
 

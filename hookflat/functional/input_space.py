@@ -124,8 +124,8 @@ def local_lipschitz(
 
     d is the L1 distance of logits, or ("KL") the divergence KL(p(x) || p(x')) of softmax outputs (Yang et al. 2020,
     "A closer look at accuracy vs. robustness", arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz). The
-    start is uniform in the ball (there: N(0, 0.001^2), where the ratio is mostly rounding), and the best iterate counts
-    (there: the last).
+    start is uniform in the ball (there: N(0, 0.001^2), where the ratio is mostly rounding), the distance is not
+    differentiated (there it is, which pulls its largest pixel back in), and the best iterate counts (there: the last).
     """
     attack = attack.but(**options)
 
@@ -142,7 +142,7 @@ def _stretch(x: Tensor, logits: Tensor, top: str) -> Objective:
     def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
         distance = (x_adv - x).flatten(1).abs().amax(dim=1)
         moved = kl_divergence(logits, model(x_adv)) if top == "KL" else (model(x_adv) - logits).abs().sum(dim=1)
-        return moved / distance.clamp_min(1e-12)
+        return moved / distance.detach().clamp_min(1e-12)
 
     return objective
 

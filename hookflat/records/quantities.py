@@ -8,14 +8,7 @@ from typing import Literal
 
 Unit = Literal["share", "loss", "count", "number", "flag"]
 Role = Literal[
-    "clean error",
-    "RErr",
-    "RLoss",
-    "RLoss, correct",
-    "RLoss, incorrect",
-    "average flatness",
-    "worst flatness",
-    "external RErr",
+    "clean error", "RErr", "RLoss", "RLoss, correct", "RLoss, incorrect", "average flatness", "worst flatness"
 ]
 """What a number is in the paper's table and figures."""
 

@@ -19,6 +19,7 @@ from hookflat.recipe.catalogue import catalogue_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.records.quantities import Role
+from hookflat.reporting.external import External, external
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
 from hookflat.reporting.runs import MeasuredRun, Network
@@ -26,7 +27,7 @@ from hookflat.reporting.trust import flags_of
 
 Group = Literal["good", "average", "poor", ""]
 
-ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "worst flatness", "external RErr")
+ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "worst flatness")
 """Of the numbers in the table."""
 
 
@@ -176,7 +177,8 @@ def attack_of(label: str) -> str:
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
     numbers: dict[str, str] = {role: gathered.playing(role) for role in ROLES}
-    cells = [(c, _cells(c, numbers)) for c in gathered.configurations]
+    others = external(gathered.runs)
+    cells = [(c, _cells(c, numbers, others)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
     groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])
     rows = [
@@ -214,7 +216,7 @@ def split(errors: Sequence[float]) -> list[Group]:
     return ["" if math.isnan(e) else "good" if e <= low else "poor" if e > high else "average" for e in errors]
 
 
-def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, Cell]:
+def _cells(configuration: Configuration, numbers: dict[str, str], others: dict[str, External]) -> dict[str, Cell]:
     error, loss = numbers["RErr"], numbers["RLoss"]
     pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
 
@@ -242,7 +244,7 @@ def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, C
         "early": over(lambda n: percent(n.test.get(error)), best),
         "difference": Cell(tuple(differences)),
         "clean": over(lambda n: percent(n.test.get(numbers["clean error"])), last),
-        "external": over(lambda n: percent(n.test.get(numbers["external RErr"])), last),
+        "external": Cell(tuple(others[run.name].rerr for run in configuration.runs if run.name in others)),
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hookflat.records.quantities import Quantity, of_role
+from hookflat.records.quantities import Quantity
+from hookflat.reporting.external import external
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.runs import MeasuredRun
 
@@ -40,15 +41,11 @@ def trust_lines(gathered: Gathered) -> list[str]:
 
 
 def _external(gathered: Gathered) -> list[str]:
-    """Ours against others', network by network."""
-    ours, told = gathered.playing("RErr"), []
-    for run in gathered.runs:
-        for network in run.networks.values():
-            for name in of_role("external RErr", run.quantities):
-                theirs, here = network.test.get(name), network.test.get(ours)
-                if theirs is None or here is None:
-                    continue
-                higher = ": the external attack breaks more" if theirs > here else ""
-                label = run.quantities[name].label
-                told.append(f"{run.name} ({network.label}): {label} {theirs:.1%}, ours {here:.1%}{higher}.")
+    """Ours against others', run by run."""
+    ours, told, runs = gathered.playing("RErr"), [], {run.name: run for run in gathered.runs}
+    for name, theirs in external(runs.values()).items():
+        here = runs[name].networks["last"].test.get(ours) if "last" in runs[name].networks else None
+        beside = "" if here is None else f", ours {100 * here:.1f} %"
+        higher = ": the external attack breaks more" if here is not None and theirs.rerr > 100 * here else ""
+        told.append(f"RErr of {name}: {theirs.rerr:.1f} % ({theirs.source}){beside}{higher}.")
     return told
