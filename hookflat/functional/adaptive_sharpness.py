@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import differentiable, frozen
 from hookflat.functional.curvature import Sharpness, attack_for
 from hookflat.functional.data import Loader, set_of
-from hookflat.functional.flatness import Flatness, Held, differentiable
+from hookflat.functional.flatness import Flatness, Held
 from hookflat.functional.layers import AuxiliaryHead, NormalizedLogits, RecenteredBatchNorm2d
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved
@@ -191,7 +191,7 @@ class _Ascent:
         moving = self.attack.restarts > 0
         total = torch.zeros((), dtype=torch.float64, device=u[0].device)
         summed = [torch.zeros_like(w) for w in self.weights]
-        with differentiable(self.weights, self.delta(u)):
+        with moved(self.weights, self.delta(u)), differentiable(self.weights):
             for i, (x, y, _) in enumerate(self.pieces):
                 here = x_adv[i].detach().requires_grad_(moving)
                 with torch.enable_grad():

@@ -207,7 +207,7 @@ class _Climb:
         self.sizes = [norm_of(w.detach(), filters=filters) for w in weights]
 
     @contextmanager
-    def under_way(self, examples: _Held) -> Generator[None]:
+    def under_way(self, examples: Held) -> Generator[None]:
         """The weights at w + nu inside, at w again on any exit, bit for bit."""
         self.gradients = WeightGradients(self.model, self.weights, examples.x[: examples.size])
         self.centre = [w.detach().clone() for w in self.weights]

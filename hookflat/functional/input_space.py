@@ -7,12 +7,12 @@ depend on batch size or processes beyond rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
@@ -23,9 +23,10 @@ from hookflat.functional.curvature import attack_for
 from hookflat.functional.data import Loader, set_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.robustness import columns
-from hookflat.functional.threats import Attack, AttackOptions
+from hookflat.functional.threats import Attack, AttackOptions, Threat
 from hookflat.functional.work import Values, Work
 
+ORDERS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
 LIPSCHITZ = Attack(steps=10, start="uniform")
 
 
@@ -120,7 +121,7 @@ def local_lipschitz(
     work: Work | None = None,
     **options: Unpack[AttackOptions],
 ) -> Tensor:
-    """(N,) lower bounds of each example's max d(f(x), f(x')) / ||x - x'|| in the ball of the threat, by PGD.
+    """(N,) lower bounds of each example's max d(f(x), f(x')) / ||x - x'|| in the threat's ball and norm.
 
     d is the L1 distance of logits, or ("KL") the divergence KL(p(x) || p(x')) of softmax outputs (Yang et al. 2020,
     "A closer look at accuracy vs. robustness", arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz). The
@@ -131,18 +132,18 @@ def local_lipschitz(
 
     def measured(x: Tensor, y: Tensor, keys: Tensor) -> Values:
         with torch.no_grad():
-            objective = _stretch(x, model(x), top)
+            objective = _stretch(x, model(x), top, ORDERS[attack.threat.norm])
             x_adv = pgd(attack_view(model), x, attack=attack, objective=objective, seed=seed, keys=keys)
             return {"constant": objective(model, x_adv).double()}
 
     return _per_example(model, loader, measured, ["constant"], _passes(attack), work)["constant"]
 
 
-def _stretch(x: Tensor, logits: Tensor, top: str) -> Objective:
+def _stretch(x: Tensor, logits: Tensor, top: str, order: float) -> Objective:
     def objective(model: nn.Module, x_adv: Tensor) -> Tensor:
-        distance = (x_adv - x).flatten(1).abs().amax(dim=1)
+        distance = torch.linalg.vector_norm((x_adv.detach() - x).flatten(1), ord=order, dim=1)
         moved = kl_divergence(logits, model(x_adv)) if top == "KL" else (model(x_adv) - logits).abs().sum(dim=1)
-        return moved / distance.detach().clamp_min(1e-12)
+        return moved / distance.clamp_min(1e-12)
 
     return objective
 
@@ -168,13 +169,16 @@ def boundary_thickness(
     whose defaults these are, for 32 x 32 pixels).
     """
 
+    attack = Attack(Threat(radius, "L2"), step_size, steps, start="zero")
+
     def measured(x: Tensor, y: Tensor, keys: Tensor) -> Values:
         with torch.no_grad():
             logits = model(x)
             i, classes = logits.argmax(dim=1), logits.shape[1]
             shift = 1 + (seeds.uniform(keys, (), seeds.derive_seed(seed, "target")) * (classes - 1)).long()
             j = (y + shift.clamp_max(classes - 1)) % classes
-            x_adv = _towards(attack_view(model), x, j, radius, step_size, steps)
+            closer: Objective = lambda net, x_adv: -cross_entropy(net(x_adv), j)
+            x_adv = pgd(attack_view(model), x, attack=attack, objective=closer, keep="last", keys=keys)
             inside = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for t in torch.linspace(0, 1, points).tolist():
                 p = model(t * x + (1 - t) * x_adv).softmax(dim=1)
@@ -183,19 +187,6 @@ def boundary_thickness(
             return {"thickness": (x - x_adv).flatten(1).double().norm(dim=1) * inside / points}
 
     return _per_example(model, loader, measured, ["thickness"], steps + points, work)["thickness"]
-
-
-def _towards(model: nn.Module, x: Tensor, target: Tensor, radius: float, step_size: float, steps: int) -> Tensor:
-    """Targeted PGD in the L2 ball, its last iterate."""
-    x_adv = x
-    for _ in range(steps):
-        here = x_adv.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(cross_entropy(model(here), target).sum(), here)
-        delta = x_adv - step_size * F.normalize(gradient.flatten(1), dim=1).view_as(x) - x
-        norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-        x_adv = (x + delta * (radius / norm).clamp_max(1).view(-1, *[1] * (x.dim() - 1))).clamp(0, 1)
-    return x_adv.detach()
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Attack, seed: int) -> Tensor:
