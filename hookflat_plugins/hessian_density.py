@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class HessianDensity:
     """Spectral density of the Hessian of the mean loss, clean and robust, by stochastic Lanczos quadrature.
 
-    Numbers: Frobenius norm, and the share of negative eigenvalues in the sum of absolute ones. Nodes and weights are
-    kept as a table, the density as a figure. Over the weights that `hessian` takes. Not invariant to rescaling.
+    Its number is the Frobenius norm. Nodes and weights are kept as a table, the density as a figure. Over the weights
+    that `hessian` takes. Not invariant to rescaling.
     """
 
     paper: ClassVar[str] = "Ghorbani et al. 2019, arXiv 1901.10159; Yao et al. 2020, arXiv 1912.07145"
@@ -42,20 +42,17 @@ class HessianDensity:
                 work=subject.work(f"hessian_density {loss}"),
                 **options,
             )
-            values |= {f"hessian_{loss}_frobenius": found.frobenius, f"hessian_{loss}_negative": found.negative}
+            values[f"hessian_{loss}_frobenius"] = found.frobenius
             subject.keep(f"hessian_density_{loss}", {"eigenvalue": found.values, "weight": found.weights}, **options)
             subject.keep(f"hessian_density_{loss}", _drawn(found, loss))
         return values
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        found = {}
-        for loss in self.losses:
-            of = f"of the Hessian, {loss} loss"
-            found[f"hessian_{loss}_frobenius"] = Quantity(f"Frobenius norm {of}", lower_is_better=True)
-            label = f"negative share in the sum of |eigenvalues| {of}"
-            found[f"hessian_{loss}_negative"] = Quantity(label, "share", lower_is_better=True)
-        return found
+        return {
+            f"hessian_{loss}_frobenius": Quantity(f"Frobenius norm of the Hessian, {loss} loss", lower_is_better=True)
+            for loss in self.losses
+        }
 
     def passes(self) -> int:
         return len(self.losses) * (self.steps + 2 * self.probes * self.lanczos_steps)

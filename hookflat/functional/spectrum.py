@@ -41,12 +41,6 @@ class SpectralDensity:
         """The Frobenius norm of the Hessian, the root of the sum of squared eigenvalues."""
         return math.sqrt(self.size * float((self.weights * self.values.square()).sum()))
 
-    @property
-    def negative(self) -> float:
-        """The share of negative eigenvalues in the sum of absolute eigenvalues: 0 for a convex loss."""
-        mass = self.weights * self.values.abs()
-        return float(mass[self.values < 0].sum() / mass.sum()) if mass.sum() > 0 else 0.0
-
     def at(self, points: Tensor, width: float) -> Tensor:
         """The density at `points`, every value widened to a Gaussian of deviation `width`."""
         bells = torch.exp(-0.5 * ((points[:, None] - self.values) / width) ** 2) / (width * math.sqrt(2 * math.pi))
