@@ -15,6 +15,8 @@ from hookflat import Number, Quantity, Subject, flatness_along_attack, hookimpl,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_DARK, _MARK = "#1b3a6b", "#c8312b"
+
 
 @dataclass(eq=False)
 class FlatnessAlongAttack:
@@ -76,15 +78,14 @@ class FlatnessAlongAttack:
 
 
 def _drawn(table: dict[str, Tensor]) -> Figure:
-    """Both kinds of flatness by step, and the error."""
+    """Both kinds of flatness by step."""
     figure = new_figure(5.2, 3.6)
     left = figure.subplots()
     right = left.twinx()
-    left.plot(table["relative"].tolist(), color="#1b3a6b", lw=2, label="relative flatness")
-    right.plot(table["rise"].tolist(), color="#c8312b", lw=2, label="rise in weight-perturbed networks")
-    left.set(xlabel="step of the attack", ylabel="relative flatness")
-    right.set(ylabel="rise of the loss")
+    left.plot(table["relative"].tolist(), color=_DARK, lw=2)
+    right.plot(table["rise"].tolist(), color=_MARK, lw=2)
+    left.set_xlabel("step of the attack")
+    left.set_ylabel("relative flatness", color=_DARK)
+    right.set_ylabel("rise of the loss in weight-perturbed networks", color=_MARK)
     tidy(left)
-    lines = [*left.get_lines(), *right.get_lines()]
-    left.legend(lines, [str(line.get_label()) for line in lines], frameon=False)
     return figure
