@@ -72,6 +72,17 @@ from .functional.curvature import hessian_eigenvalues as hessian_eigenvalues
 from .functional.curvature import hessian_trace as hessian_trace
 from .functional.curvature import relative_flatness as relative_flatness
 from .functional.curvature import sharpness as sharpness
+from .functional.adaptive_sharpness import average_sharpness as average_sharpness
+from .functional.adaptive_sharpness import worst_sharpness as worst_sharpness
+from .functional.along_attack import flatness_along_attack as flatness_along_attack
+from .functional.input_space import boundary_thickness as boundary_thickness
+from .functional.input_space import input_gradients as input_gradients
+from .functional.input_space import local_lipschitz as local_lipschitz
+from .functional.input_space import margins as margins
+from .functional.spectrum import SpectralDensity as SpectralDensity
+from .functional.spectrum import hessian_density as hessian_density
+from .functional.trust import TRUST_FLAGS as TRUST_FLAGS
+from .functional.trust import trust as trust
 from .functional.landscapes import LANDSCAPE_RADIUS as LANDSCAPE_RADIUS
 from .functional.landscapes import Landscape as Landscape
 from .functional.landscapes import landscape as landscape

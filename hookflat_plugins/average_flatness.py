@@ -80,8 +80,47 @@ class CleanAverageFlatness:
         return self.samples * len(radii(self.xi))
 
 
+@dataclass(eq=False)
+class FilterFlatness:
+    """Filter-normalised flatness: average-case flatness with radii relative to each filter of a convolution.
+
+    As in landscapes that are normalised by filter; `samples` perturbations, fresh adversarial examples at each.
+    """
+
+    paper: ClassVar[str] = "Li et al. 2018, arXiv 1712.09913; Stutz et al. 2021, Eq. 1, section 2.1"
+
+    xi: Radii = 0.5
+    samples: Annotated[int, Field(ge=1, description="weight perturbations")] = 10
+    steps: Annotated[int, Field(ge=1, description="of PGD, at every perturbation and for the reference")] = 20
+    reference_restarts: Annotated[int, Field(ge=1, description="of the reference RLoss")] = 10
+    filters: ClassVar[bool] = True
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
+        reference = subject.robust(self.steps, self.reference_restarts).loss
+        return _measured(self, subject, "filter_flatness", subject.attack(self.steps), reference)
+
+    def numbers(self) -> dict[str, Quantity]:
+        """What they are."""
+        return {
+            name: Quantity(
+                "filter-normalised flatness" + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""),
+                "loss",
+                lower_is_better=True,
+            )
+            for name, xi in zip(named_by_radius("filter_flatness", self.xi), radii(self.xi), strict=True)
+        }
+
+    def passes(self) -> int:
+        return (self.steps + 1) * self.samples * len(radii(self.xi))
+
+
 def _measured(
-    plugin: AverageFlatness | CleanAverageFlatness, subject: Subject, name: str, attack: Attack, reference: float
+    plugin: AverageFlatness | CleanAverageFlatness | FilterFlatness,
+    subject: Subject,
+    name: str,
+    attack: Attack,
+    reference: float,
 ) -> dict[str, float]:
     """Average-case flatness at every radius of the plugin, by name."""
     found = [

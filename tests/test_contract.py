@@ -14,6 +14,12 @@ OPTIONS = {
     "worst_flatness": {"attempts": 2, "sweeps": 2},
     "clean_worst_flatness": {"attempts": 2, "sweeps": 2},
     "hessian": {"probes": 2, "steps": 2, "remaximise": True},
+    "adaptive_sharpness": {"samples": 1, "iterations": 1, "steps": 1, "norms": ["L2"]},
+    "boundary_thickness": {"steps": 1, "points": 2},
+    "filter_flatness": {"samples": 1, "steps": 1, "reference_restarts": 1},
+    "flatness_along_attack": {"samples": 1, "steps": 1},
+    "hessian_density": {"probes": 1, "lanczos_steps": 2, "steps": 1},
+    "trust": {"steps": 1, "queries": 2},
 }
 
 

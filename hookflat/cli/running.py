@@ -64,7 +64,7 @@ def run(
 @command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
-    protocol: Annotated[str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.")] = "paper",
+    protocol: Annotated[str, typer.Option(help="paper, quick, full, critics, landscapes, or a TOML file.")] = "paper",
     measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
     arch: Arch = None,

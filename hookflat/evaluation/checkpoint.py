@@ -96,6 +96,7 @@ class Checkpoint:
             return
         if not self.is_run:
             _load_unwrapped(run, read_weights(Path(self.model), self.key), self.model, self.normalize)
+            run.measurements.start = {}  # theirs is not known
             yield "last", {}, run.network
             return
         for which in self.which:

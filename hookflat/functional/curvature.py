@@ -50,7 +50,7 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Sharpness:
-    """`sharpness` = loss after one step of ascent of the weights minus `reference`, the loss before."""
+    """`sharpness` = the loss at the perturbed weights minus `reference`, the loss at the weights."""
 
     sharpness: float
     reference: float
@@ -78,8 +78,8 @@ def hessian_eigenvalues(
     """
     work, weights = work or Work(), list(layers(model, biases=False).values())
     with frozen(model):
-        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
-        hessian = _Hessian(weights, points, remaximise)
+        points = Points(model, loader, attack_for(robust, attack, options), seed, work)
+        hessian = HessianOf(weights, points, remaximise)
         start = torch.randn(hessian.size, generator=seeds.generator(seed, "hessian_eigenvalues")).double().numpy()
 
         def solve() -> Values:
@@ -104,8 +104,8 @@ def hessian_trace(
     work, weights = work or Work(), list(layers(model, biases=False).values())
     products = []
     with frozen(model):
-        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
-        hessian = _Hessian(weights, points)
+        points = Points(model, loader, attack_for(robust, attack, options), seed, work)
+        hessian = HessianOf(weights, points)
         for sample in range(samples):
             generator = seeds.generator(seed, "hessian_trace", sample)
             v = (2.0 * torch.randint(0, 2, (hessian.size,), generator=generator) - 1).to(hessian.weights[0])
@@ -141,7 +141,7 @@ def sharpness(
     """
     work, weights = work or Work(), list(layers(model).values())
     with frozen(model):
-        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
+        points = Points(model, loader, attack_for(robust, attack, options), seed, work)
 
         def climb() -> Values:
             reference, gradients = points.gradients(weights)
@@ -174,26 +174,32 @@ def relative_flatness(
     """
     work = work or Work()
     with frozen(model):
-        points = _Points(model, loader, _attack(robust, attack, options), seed, work)
+        points = Points(model, loader, attack_for(robust, attack, options), seed, work)
 
         def measure() -> Values:
             total = torch.zeros((), dtype=torch.float64, device=points.device)
             for x, y in points.batches:
-                phi, weight, logits = _last_layer(model, x)
-                p = logits.double().softmax(dim=1)
-                spread = p @ weight.square().sum(dim=1) - (p @ weight).square().sum(dim=1)
-                total += (phi.square().sum(dim=1) * spread).sum()
+                total += relative_flatness_of(model, x).sum()
                 work.passed(len(y))
             return {"kappa": points.set.sum(total) / points.total}
 
         return work.once("relative_flatness", measure, together=points.set)["kappa"].item()
 
 
-def _attack(robust: bool, attack: Attack, options: AttackOptions) -> Attack:
+def relative_flatness_of(model: nn.Module, x: Tensor) -> Tensor:
+    """(n,) each example's part of `relative_flatness`, in double precision."""
+    phi, weight, logits = _last_layer(model, x)
+    p = logits.double().softmax(dim=1)
+    spread = p @ weight.square().sum(dim=1) - (p @ weight).square().sum(dim=1)
+    return phi.square().sum(dim=1) * spread
+
+
+def attack_for(robust: bool, attack: Attack, options: AttackOptions) -> Attack:
+    """The attack with other values; none for the clean loss."""
     return attack.but(**options) if robust else attack.but(restarts=0)
 
 
-class _Points:
+class Points:
     """The images (adversarial ones) at which a loss is differentiated, this process's share, held in memory."""
 
     def __init__(self, model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> None:
@@ -226,10 +232,10 @@ class _Points:
         return self.set.sum(total) / self.total, [self.set.sum(g) / self.total for g in summed]
 
 
-class _Hessian:
+class HessianOf:
     """Products with the Hessian of the mean loss by `layers(model, biases=False)`, as one long vector."""
 
-    def __init__(self, weights: list[nn.Parameter], points: _Points, remaximise: bool = False) -> None:
+    def __init__(self, weights: list[nn.Parameter], points: Points, remaximise: bool = False) -> None:
         self.weights, self.points = weights, points
         self.sizes = [w.numel() for w in self.weights]
         self.size = sum(self.sizes)
@@ -266,7 +272,7 @@ class _Hessian:
 Product = Callable[[np.ndarray], np.ndarray]
 
 
-def _led(hessian: _Hessian, solve: Callable[[Product], np.ndarray]) -> Tensor:
+def _led(hessian: HessianOf, solve: Callable[[Product], np.ndarray]) -> Tensor:
     """What `solve` finds on the main process; the others take part in its products until it is done."""
     like, examples = hessian.weights[0], hessian.points.set
 

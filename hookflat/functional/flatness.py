@@ -117,7 +117,7 @@ def worst_flatness(
     weights = list(layers(model).values())
     losses = []
     with frozen(model):
-        examples = _Held(set_of(loader, model), batch_size)
+        examples = Held(set_of(loader, model), batch_size)
         for attempt in range(attempts):
             generator = seeds.generator(seed, "worst_flatness", attempt)
             draw = seeds.derive_seed(seed, "inputs at perturbed weights", attempt)
@@ -151,7 +151,7 @@ def adversarial_direction(
     """
     weights = list(layers(model).values())
     with frozen(model):
-        held, view = _Held(set_of(loader, model), batch_size), attack_view(model)
+        held, view = Held(set_of(loader, model), batch_size), attack_view(model)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat(
             [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]
@@ -165,7 +165,7 @@ def adversarial_direction(
     return scaled_to(climb.nu, weights, xi)
 
 
-class _Held:
+class Held:
     """This process's share of a set, all at once, and where it is in the batches of the definition."""
 
     def __init__(self, examples: Set, batch_size: int) -> None:
@@ -207,7 +207,7 @@ class _Climb:
         self.sizes = [norm_of(w.detach(), filters=filters) for w in weights]
 
     @contextmanager
-    def under_way(self, examples: _Held) -> Generator[None]:
+    def under_way(self, examples: Held) -> Generator[None]:
         """The weights at w + nu inside, at w again on any exit, bit for bit."""
         self.gradients = WeightGradients(self.model, self.weights, examples.x[: examples.size])
         self.centre = [w.detach().clone() for w in self.weights]
@@ -226,7 +226,7 @@ class _Climb:
             torch.add(centre, n, out=w)
         self.gradients.refresh()
 
-    def robust(self, examples: _Held, sweeps: int, attack: Attack, seed: int) -> Tensor:
+    def robust(self, examples: Held, sweeps: int, attack: Attack, seed: int) -> Tensor:
         """Mean loss at the last weights and inputs of a joint ascent; inputs start and move as in the attack."""
         ball = attack.threat.ball(examples.x)
         x_adv = ball.start(attack.start, examples.keys, seed)
@@ -239,7 +239,7 @@ class _Climb:
                         x_adv[index] = here.project(x_adv[index] + attack.step_size * here.ascent(gradient))
             return self._loss(examples, x_adv)
 
-    def clean(self, examples: _Held, sweeps: int) -> Tensor:
+    def clean(self, examples: Held, sweeps: int) -> Tensor:
         """Mean clean loss at the weights before the last step of the sweep whose mean loss was largest."""
         best, best_nu = torch.full((), -torch.inf, device=examples.x.device), self.nu
         with self.under_way(examples):
@@ -254,7 +254,7 @@ class _Climb:
             return self._loss(examples, examples.x)
 
     def step(
-        self, examples: _Held, batch: int, x: Tensor, *, inputs: bool = False
+        self, examples: Held, batch: int, x: Tensor, *, inputs: bool = False
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """One step of the weights on a batch: its summed loss, and the gradients by the inputs where asked for."""
         total = torch.zeros((), device=x.device)
@@ -284,7 +284,7 @@ class _Climb:
             nu.mul_(_ratio(self.xi * size, norm_of(nu, filters=self.filters)).clamp_max(1))
         self.place(self.nu)
 
-    def _loss(self, examples: _Held, x: Tensor) -> Tensor:
+    def _loss(self, examples: Held, x: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.no_grad():
             for index in torch.arange(len(x), device=x.device).split(examples.size):

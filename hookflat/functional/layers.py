@@ -28,6 +28,20 @@ class Normalized(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
+class NormalizedLogits(nn.Module):
+    """`net` with its logits centred and divided by their L2 norm (Andriushchenko et al. 2023)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of norm one."""
+        logits = self.net(x)
+        centred = logits - logits.mean(dim=1, keepdim=True)
+        return centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True).clamp_min(1e-10)
+
+
 class AuxiliaryHead(nn.Module):
     """A classifier with a second head on the same features, for an auxiliary task.
 

@@ -101,7 +101,7 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
 
     none = torch.zeros(0)
     empty = {"clean_loss": none, "clean_wrong": none.bool(), "loss": none, "wrong": none.bool()}
-    return PerExample(**_columns(examples, batch, work, empty))
+    return PerExample(**columns(examples, batch, work, empty))
 
 
 def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
@@ -113,7 +113,7 @@ def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, w
         work.passed(len(y) * (attack.steps + 1) * attack.restarts)
         return {"loss": scores(model, worst, y)[0]}
 
-    return _columns(examples, batch, work, {"loss": torch.zeros(0)})["loss"]
+    return columns(examples, batch, work, {"loss": torch.zeros(0)})["loss"]
 
 
 def searched_views(model: nn.Module, attack: Attack) -> list[nn.Module]:
@@ -123,7 +123,7 @@ def searched_views(model: nn.Module, attack: Attack) -> list[nn.Module]:
     return [attack_view(model, attack.precision), attack_view(model)]
 
 
-def _columns(
+def columns(
     examples: Set, batch: Callable[[Tensor, Tensor, Tensor, int], Values], work: Work, empty: Values
 ) -> dict[str, Tensor]:
     """What `batch` says of every example, in the order of the set; each batch is a part of the work."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["share", "loss", "count", "number"]
+Unit = Literal["share", "loss", "count", "number", "flag"]
 Role = Literal[
     "clean error", "RErr", "RLoss", "RLoss, correct", "RLoss, incorrect", "average flatness", "worst flatness"
 ]
@@ -17,10 +17,11 @@ Role = Literal[
 class Quantity:
     """A number that a measure returns.
 
-    `unit`: a share in [0, 1] is shown in %. `lower_is_better`: None where it is neither good nor bad. `role`: the
-    column of Table 1 that it may fill; of several measures the one of the highest `rank` does. `headline`: whether it
-    stands in the line of an epoch, and its gap (test minus train) in the final table. `predictor`: whether reports ask
-    how well it goes with RLoss, RErr and their gaps; False for losses and errors, which others should predict.
+    `unit`: a share in [0, 1] is shown in %; a flag is raised (1) or not (0), and its label says what that means.
+    `lower_is_better`: None where it is neither good nor bad. `role`: the column of Table 1 that it may fill; of several
+    measures the one of the highest `rank` does. `headline`: whether it stands in the line of an epoch, and its gap
+    (test minus train) in the final table. `predictor`: whether reports ask how well it goes with RLoss, RErr and their
+    gaps; False for losses and errors, which others should predict.
     """
 
     label: str
@@ -33,6 +34,8 @@ class Quantity:
 
     def text(self, value: float) -> str:
         """A value as a table shows it: "12.3 %", "1.234"."""
+        if self.unit == "flag":
+            return "raised" if value else "no"
         if self.unit == "share":
             return f"{100 * value:.1f} %"
         return f"{value:.0f}" if self.unit == "count" else f"{value:.3f}"

@@ -19,9 +19,11 @@ from hookflat.recipe.catalogue import catalogue_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.records.quantities import Role
+from hookflat.reporting.external import External, external
 from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
 from hookflat.reporting.runs import MeasuredRun, Network
+from hookflat.reporting.trust import flags_of
 
 Group = Literal["good", "average", "poor", ""]
 
@@ -77,6 +79,7 @@ class Row:
     group: Group
     cells: dict[str, Cell]
     paper: dict[str, float]
+    trust: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,11 @@ class Table1:
     columns: list[Column]
     numbers: dict[str, str]
     attack: str
+
+    @property
+    def with_trust(self) -> bool:
+        """Whether flags of trust were looked at."""
+        return any(row.trust for row in self.rows)
 
     @property
     def with_paper(self) -> bool:
@@ -101,6 +109,7 @@ class Table1:
             *(c.heading for c in self.columns),
             "group",
             "seeds",
+            *(["trust"] if self.with_trust else []),
             *(f"paper: {c.heading}" for c in theirs),
         ]
         return heads, [
@@ -109,6 +118,7 @@ class Table1:
                 *(row.cells[c.key].text(c.decimals, signed=c.signed) for c in self.columns),
                 row.group,
                 str(len(row.configuration.runs)),
+                *([row.trust] if self.with_trust else []),
                 *(paper_text(row, c) for c in theirs),
             ]
             for row in self.rows
@@ -167,11 +177,19 @@ def attack_of(label: str) -> str:
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
     numbers: dict[str, str] = {role: gathered.playing(role) for role in ROLES}
-    cells = [(c, _cells(c, numbers)) for c in gathered.configurations]
+    others = external(gathered.runs)
+    cells = [(c, _cells(c, numbers, others)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
     groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])
     rows = [
-        Row(configuration, title(configuration), group, found, _of_the_paper(configuration))
+        Row(
+            configuration,
+            title(configuration),
+            group,
+            found,
+            _of_the_paper(configuration),
+            flags_of(configuration.runs, gathered.quantities),
+        )
         for (configuration, found), group in zip(cells, groups, strict=True)
     ]
     columns = [
@@ -185,6 +203,7 @@ def table1(gathered: Gathered) -> Table1:
         Column("early", "early stop RErr", paper="early"),
         Column("difference", "early − last", signed=True, paper="difference"),
         Column("clean", "clean error"),
+        Column("external", "external RErr"),
     ]
     shown = [c for c in columns if any(row.cells[c.key].values for row in rows)]
     return Table1(rows, shown, numbers, attack_of(gathered.name(numbers["RErr"])) if numbers["RErr"] else "no attack")
@@ -197,7 +216,7 @@ def split(errors: Sequence[float]) -> list[Group]:
     return ["" if math.isnan(e) else "good" if e <= low else "poor" if e > high else "average" for e in errors]
 
 
-def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, Cell]:
+def _cells(configuration: Configuration, numbers: dict[str, str], others: dict[str, External]) -> dict[str, Cell]:
     error, loss = numbers["RErr"], numbers["RLoss"]
     pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
 
@@ -225,6 +244,7 @@ def _cells(configuration: Configuration, numbers: dict[str, str]) -> dict[str, C
         "early": over(lambda n: percent(n.test.get(error)), best),
         "difference": Cell(tuple(differences)),
         "clean": over(lambda n: percent(n.test.get(numbers["clean error"])), last),
+        "external": Cell(tuple(others[run.name].rerr for run in configuration.runs if run.name in others)),
     }
 
 
@@ -276,6 +296,8 @@ def about_table(table: Table1) -> str:
         f"Errors in %, RErr by {table.attack}, sorted by test RErr, mean ± standard deviation over seeds; good and "
         "poor are the 30 % and 70 % percentiles of test RErr; gaps are test minus train; lower is flatter."
     )
+    if table.with_trust:
+        text += " “trust”: how many signs that RErr is too low were found, in words above."
     if table.with_paper:
         text += " “paper”: the numbers of Stutz et al. 2021, Table 1 (CIFAR-10, ResNet-18), not measured here."
     return text

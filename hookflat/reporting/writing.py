@@ -25,6 +25,7 @@ from hookflat.reporting.page import Contents, page
 from hookflat.reporting.statistics import RESAMPLES
 from hookflat.reporting.style import GRID, INK, PAGE, Drawing
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
+from hookflat.reporting.trust import trust_lines
 from hookflat.reporting.words import protocol_lines, verdict
 
 _STYLE: dict[Any, Any] = {
@@ -70,7 +71,7 @@ def report(
     with mpl.rc_context(_STYLE):
         table = table1(gathered)
         analysis = analyse(gathered, resamples)
-        drawn, said = drawings(gathered, table), verdict(analysis, gathered)
+        drawn, said = drawings(gathered, table), verdict(analysis, gathered) + trust_lines(gathered)
         try:
             _write(place, Contents(gathered, table, analysis, drawn, said))
         except OSError as error:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hookflat.functional.work import Tally
 from hookflat.records.quantities import Quantity, is_error_of, quantity
-from hookflat.records.results import Results
+from hookflat.records.results import NetworkResults, Results
 from hookflat.terminal import Terminal
 from hookflat.training.measuring import Planned
 
@@ -121,11 +121,27 @@ class Console:
         table.caption = "\n".join([*lines, f"eps {short(protocol.eps)}, step_size {short(protocol.step_size)}"])
         table.caption_justify = "left"
         self.rich.print(table)
+        for name, numbers in results.models.items():
+            for line in trusted(numbers, results.numbers):
+                self.say(f"{name}, {line}")
 
     def took(self) -> str:
         """The time since the start."""
         seconds = time.perf_counter() - self._began
         return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def trusted(numbers: NetworkResults, declared: Mapping[str, Quantity]) -> list[str]:
+    """For each split on which flags were looked at: those that were raised, in words, or that none was."""
+    lines = []
+    for split, values in (("test", numbers.test), ("train", numbers.train)):
+        flags = {found.label: values[key] for key, found in declared.items() if found.unit == "flag" and key in values}
+        raised = [label for label, value in flags.items() if value]
+        if raised:
+            lines.append(f"{split}: RErr may be too low: {'; '.join(raised)}")
+        elif flags:
+            lines.append(f"{split}: no sign that RErr is too low ({len(flags)} were looked for)")
+    return lines
 
 
 def result_rows(results: Results) -> list[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.functional.brackets import full_float32
@@ -54,6 +54,8 @@ class Measurements:
     hooks: dict[str, Hooks]
     """Of each stage."""
     tally: Tally = field(default_factory=Tally)
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    """The parameters with which the training began, by name."""
 
     def during(self) -> dict[str, Stage]:
         """The stages through the training."""
@@ -69,7 +71,16 @@ class Measurements:
         batches = Examples(images, batch_size=options.batch_size, device=device, accelerator=self.accelerator)
         threat, seed, precision = Threat(options.eps), self.recipe.run.seed, options.precision
         return Subject(
-            model, split, batches, self.data.num_classes, threat, options.step_size, seed, precision, work or Work()
+            model,
+            split,
+            batches,
+            self.data.num_classes,
+            threat,
+            options.step_size,
+            seed,
+            precision,
+            self.start,
+            work or Work(),
         )
 
     def _size(self, split: str, stage: Stage) -> int:

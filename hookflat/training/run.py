@@ -100,6 +100,7 @@ class Run:
         self.build_data()
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
+        self.measurements.start = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
         if self.device.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ class Subject:
     """A network and the examples of one split.
 
     `threat`, `step_size`, `precision`: of the evaluation (`[eval]`). `seed`: for every random number of the measure.
+    `start`: the parameters with which the training began, by name, on the CPU; empty where they are not known.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Subject:
     step_size: float
     seed: int
     precision: Precision = "fp32"
+    start: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     root: Work = field(default_factory=Work, repr=False)
     kept: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list, repr=False)
     _robust: dict[tuple[int, int], RobustLoss] = field(default_factory=dict, repr=False)

@@ -1,0 +1,210 @@
+"""Signs that RErr is too low: what a network does to attacks, and what stronger or other attacks still break.
+
+The checks of the AutoAttack package (its `checks.py` and flags_doc.md, which RobustBench asks for), and those of
+Athalye, Carlini, Wagner 2018 (arXiv 1802.00420) and Carlini et al. 2019 (arXiv 1902.06705) for masked gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from hookflat.functional import seeds
+from hookflat.functional.attack_view import attack_view
+from hookflat.functional.attacks import PGD20, pgd
+from hookflat.functional.brackets import frozen
+from hookflat.functional.data import Loader, set_of
+from hookflat.functional.input_space import margin
+from hookflat.functional.losses import cross_entropy
+from hookflat.functional.robust_error import robust_error
+from hookflat.functional.robustness import columns
+from hookflat.functional.threats import Attack, AttackOptions
+from hookflat.functional.work import Values, Work
+
+TRUST_FLAGS = {
+    "randomised": "randomised: the same images get other logits",
+    "probabilities": "gives probabilities, not logits",
+    "dynamic": "computes gradients while it classifies",
+    "zero_gradients": "gradients that are exactly zero",
+    "radius": "stays robust at four times the radius",
+    "single_step": "one step breaks more than many",
+    "steps": "four times the steps break many more",
+    "square": "Square breaks what gradients do not",
+    "transfer": "a sibling's adversarial examples break more",
+}
+"""What may be raised, in words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """`raised`: of each flag that was looked at (names of `TRUST_FLAGS`), whether it was raised.
+
+    Shares of all examples: `error`, RErr by PGD; `error_steps`, with four times the steps; `error_single_step`, by one
+    step of eps; `error_radius`, at 2 and 4 eps; `zero_gradients`, an exactly zero gradient of the cross-entropy or of
+    the margin; `square`, broken by Square alone; `error_transfer`, RErr by the sibling's adversarial examples. NaN
+    where it was not looked at.
+    """
+
+    error: float
+    error_steps: float
+    error_single_step: float
+    error_radius: tuple[float, float]
+    zero_gradients: float
+    square: float = math.nan
+    error_transfer: float = math.nan
+    raised: dict[str, bool] = field(default_factory=dict)
+
+
+def trust(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    attack: Attack = PGD20,
+    queries: int = 500,
+    sibling: nn.Module | None = None,
+    tolerance: float = 0.02,
+    far: float = 0.95,
+    seed: int = 0,
+    work: Work | None = None,
+    **options: Unpack[AttackOptions],
+) -> Trust:
+    """Whether there are signs that RErr by `attack` (PGD with cross-entropy) is too low.
+
+    `queries`: of Square, 0 leaves it out. `sibling`: a network trained alike, whose adversarial examples should not
+    break more than the network's own. `tolerance`: a share of examples that is no sign (the package's for Square is
+    0.002, of many examples). `far`: what RErr at four times the radius should reach. Randomised networks draw from the
+    global generators.
+    """
+    work, attack = work or Work(), attack.but(**options)
+    examples = set_of(loader, model)
+    eps, step = attack.threat.eps, attack.step_size
+
+    def wrong(other: Attack, name: str) -> Tensor:
+        return robust_error(model, loader, attack=other, seed=seed, work=work.part(name)).wrong
+
+    def rate(flags: Tensor) -> float:
+        return flags.double().mean().item()
+
+    with frozen(model):
+        first = next(iter(examples), None)  # a process may have none
+        looks = (
+            [randomised(model, *first[:2]), probabilities(model, first[0]), dynamic(model, first[0])] if first else []
+        )
+        seen = examples.sum(torch.tensor([*map(float, looks)] or [0.0] * 3)) > 0
+        raised = dict(zip(("randomised", "probabilities", "dynamic"), map(bool, seen), strict=True))
+        zero = columns(examples, lambda *batch: _zero(model, attack, seed, *batch), work.part("zero"), _NONE)["zero"]
+    plain = wrong(attack, "plain")
+    error, stepped = rate(plain), rate(wrong(attack.but(steps=4 * attack.steps), "steps"))
+    single = rate(wrong(attack.but(steps=1, step_size=eps, start="zero", restarts=1), "single step"))
+    radii = tuple(rate(wrong(attack.but(eps=k * eps, step_size=k * step), f"radius {k}")) for k in (2, 4))
+    raised |= {"zero_gradients": rate(zero) > tolerance, "radius": radii[1] < far or radii[0] < error - tolerance}
+    raised |= {"single_step": single > error + tolerance, "steps": stepped > error + tolerance}
+    more: dict[str, Any] = {}
+    if queries:
+        found = _square(model, loader, attack, queries, seed, work.part("square"))
+        more["square"] = rate(found & ~plain)
+        raised["square"] = more["square"] > tolerance
+    if sibling is not None:
+        more["error_transfer"] = rate(_transfer(model, sibling, loader, attack, seed, work.part("transfer")))
+        raised["transfer"] = more["error_transfer"] > error + tolerance
+    return Trust(error, stepped, single, (radii[0], radii[1]), rate(zero), raised=raised, **more)
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, x: Tensor, y: Tensor, *, calls: int = 5, alpha: float = 1e-4) -> bool:
+    """Whether passes disagree: in the number of correct answers, or by more than alpha in logits of norm one."""
+    logits = [model(x).double() for _ in range(calls)]
+    correct = {int((z.argmax(dim=1) == y).sum()) for z in logits}
+    units = torch.stack([z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in logits])
+    apart = max(float((units - unit).norm(dim=2).max()) for unit in units)
+    return len(correct) > 1 or apart > alpha
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, x: Tensor, *, alpha: float = 1e-5) -> bool:
+    """Whether the outputs are in [0, 1] and add up to one."""
+    p = model(x).double()
+    return bool(p.min() > -alpha and p.max() < 1 + alpha and ((p.sum(dim=1) - 1).abs() < alpha).all())
+
+
+def dynamic(model: nn.Module, x: Tensor) -> bool:
+    """Whether gradients are computed inside the network's forward pass."""
+    with _autograd_heard() as calls:
+        model(x[:1])
+    return bool(calls)
+
+
+@contextmanager
+def _autograd_heard() -> Generator[list[str]]:
+    """The names of torch's functions for gradients that are called inside."""
+    calls: list[str] = []
+
+    def hear(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_globals.get("__name__") == "torch.autograd":
+            calls.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(hear)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+_NONE = {"zero": torch.zeros(0, dtype=torch.bool)}
+
+
+def _zero(model: nn.Module, attack: Attack, seed: int, x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
+    """Whether the gradient of the cross-entropy or of the margin is zero where the attack starts."""
+    start = attack.threat.ball(x).start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
+    zero = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    for objective in (cross_entropy, margin):
+        here = start.detach().requires_grad_()
+        with torch.enable_grad():
+            value = objective(model(here), y).sum()
+            gradient = torch.autograd.grad(value, here, materialize_grads=True)[0] if value.requires_grad else here * 0
+        zero |= (gradient == 0).flatten(1).all(dim=1)
+    return {"zero": zero}
+
+
+def _square(model: nn.Module, loader: Loader, attack: Attack, queries: int, seed: int, work: Work) -> Tensor:
+    """(N,) which examples Square breaks, or are wrong without it; through the package."""
+    from pyautoattack.square import SquareAttack
+
+    def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
+        broken = (model(x).argmax(dim=1) != y).detach()
+        if len(left := (~broken).nonzero().flatten()):
+            eps, norm = attack.threat.eps, attack.threat.norm
+            square = SquareAttack(view, norm, queries, eps, seed=seed, device=x.device)
+            with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
+                x_adv = square.perturb(x[left], y[left])
+                broken[left] = model(x_adv).argmax(dim=1) != y[left]
+        work.passed(len(y) * queries)
+        return {"broken": broken}
+
+    with frozen(model), torch.no_grad():
+        view = attack_view(model)
+        examples = set_of(loader, model)
+        return columns(examples, batch, work, {"broken": torch.zeros(0, dtype=torch.bool)})["broken"]
+
+
+def _transfer(model: nn.Module, sibling: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
+    """(N,) which examples are wrong, clean or at the sibling's adversarial examples."""
+
+    def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
+        x_adv = pgd(attack_view(sibling), x, y, attack=attack, seed=seed, keys=keys)
+        work.passed(len(y) * attack.restarts * (attack.steps + 1))
+        with torch.no_grad():
+            return {"wrong": (model(x).argmax(dim=1) != y) | (model(x_adv).argmax(dim=1) != y)}
+
+    with frozen(model), frozen(sibling):
+        examples = set_of(loader, model)
+        return columns(examples, batch, work, {"wrong": torch.zeros(0, dtype=torch.bool)})["wrong"]

@@ -1,0 +1,51 @@
+"""What speaks against trusting an RErr: flags that were raised, and numbers that others measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from hookflat.records.quantities import Quantity
+from hookflat.reporting.external import external
+from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.runs import MeasuredRun
+
+
+def raised(numbers: Mapping[str, float], declared: Mapping[str, Quantity]) -> list[str] | None:
+    """The raised flags among the numbers of a network, in words; None where none was looked at."""
+    looked = [name for name, found in declared.items() if found.unit == "flag" and name in numbers]
+    return [declared[name].label for name in looked if numbers[name]] if looked else None
+
+
+def flags_of(runs: Iterable[MeasuredRun], declared: Mapping[str, Quantity]) -> str:
+    """A cell of the table: "ok", or how many flags the runs' last networks raised; "" where none was looked at."""
+    found = [raised(run.networks["last"].test, declared) for run in runs if "last" in run.networks]
+    looked = [flags for flags in found if flags is not None]
+    if not looked:
+        return ""
+    words = dict.fromkeys(word for flags in looked for word in flags)
+    return f"{len(words)} flag{'s' if len(words) > 1 else ''}" if words else "ok"
+
+
+def trust_lines(gathered: Gathered) -> list[str]:
+    """Sentences: which networks raised which flag, and where an external RErr is the higher one."""
+    declared, told, looked = gathered.quantities, [], 0
+    for run in gathered.runs:
+        for network in run.networks.values():
+            flags = raised(network.test, declared)
+            looked += flags is not None
+            if flags:
+                told.append(f"RErr of {run.name} ({network.label}) may be too low: {'; '.join(flags)}.")
+    if looked and not told:
+        told.append(f"Signs of an RErr that is too low were looked for on {looked} networks, and none was found.")
+    return told + _external(gathered)
+
+
+def _external(gathered: Gathered) -> list[str]:
+    """Ours against others', run by run."""
+    ours, told, runs = gathered.playing("RErr"), [], {run.name: run for run in gathered.runs}
+    for name, theirs in external(runs.values()).items():
+        here = runs[name].networks["last"].test.get(ours) if "last" in runs[name].networks else None
+        beside = "" if here is None else f", ours {100 * here:.1f} %"
+        higher = ": the external attack breaks more" if here is not None and theirs.rerr > 100 * here else ""
+        told.append(f"RErr of {name}: {theirs.rerr:.1f} % ({theirs.source}){beside}{higher}.")
+    return told

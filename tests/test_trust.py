@@ -1,0 +1,200 @@
+"""Signs that RErr is too low, on networks that were made to show them, and on an honest one that shows none."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from made_runs import network, write
+from torch import nn
+
+from hookflat import Quantity, UserError, report, trust
+from hookflat.functional.trust import TRUST_FLAGS, dynamic, probabilities, randomised
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.records.results import NetworkResults
+from hookflat.testing import run_recipe
+from hookflat.training.console import trusted
+from hookflat_plugins.digits import Digits
+
+ATTACK = {"eps": 0.1, "step_size": 0.02, "steps": 10}
+
+
+class Around(nn.Module):
+    """Something around a network."""
+
+    def __init__(self, net, forward):
+        super().__init__()
+        self.net, self.say = net, forward
+
+    def forward(self, x):
+        return self.say(self.net, x)
+
+
+def looking_for_itself(net, x):
+    with torch.enable_grad():
+        here = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(net(here).amax(dim=1).sum(), here)
+    return net(x + 1e-3 * gradient.sign())
+
+
+PLANTED = {
+    "honest": lambda net, x: net(x),
+    "randomised": lambda net, x: net(x + 0.1 * torch.randn_like(x)),
+    "probabilities": lambda net, x: net(x).softmax(dim=1),
+    "dynamic": looking_for_itself,
+    "quantised": lambda net, x: net((x * 4).round() / 4),
+    "huge logits": lambda net, x: 1e5 * net(x),
+}
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A perceptron trained with noise: cheap to attack thousands of times."""
+    train = Digits(train=300, test=40).build_data().train
+    x, y = train.x.float() / 255, train.y
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(150):
+            noisy = (x + 0.15 * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(noisy), y).backward()
+            optimizer.step()
+    net.zero_grad()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def found(net, digits_pair):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {
+            name: trust(Around(net, forward), digits_pair, queries=100, tolerance=0.05, **ATTACK)
+            for name, forward in PLANTED.items()
+        }
+
+
+def flags(found):
+    return {name for name, raised in found.raised.items() if raised}
+
+
+def test_an_honest_network_raises_no_flag(found):
+    assert flags(found["honest"]) == set()
+    assert found["honest"].raised.keys() == TRUST_FLAGS.keys() - {"transfer"}
+    error, radii = found["honest"].error, found["honest"].error_radius
+    assert error <= radii[0] <= radii[1]
+    assert found["honest"].error_steps >= error
+
+
+@pytest.mark.parametrize("name", ["randomised", "probabilities", "dynamic"])
+def test_what_a_network_does_is_seen(found, name):
+    assert name in flags(found[name])
+    others = {"randomised", "probabilities", "dynamic"} - {name}
+    assert not flags(found[name]) & others
+
+
+@pytest.mark.parametrize("name", ["quantised", "huge logits"])
+def test_masked_gradients_are_seen(found, name):
+    """PGD does little to them, and each of these says so: zero gradients, the radius, Square."""
+    masked = found[name]
+    assert masked.error < found["honest"].error
+    assert flags(masked) >= {"zero_gradients", "square"}
+    assert "radius" in flags(masked)
+    assert masked.zero_gradients > 0.5
+
+
+def test_a_sibling_breaks_what_masked_gradients_hide(net, digits_pair):
+    options = {"queries": 0, "tolerance": 0.05, "sibling": net, **ATTACK}
+    masked = trust(Around(net, PLANTED["huge logits"]), digits_pair, **options)
+    assert masked.raised["transfer"]
+    assert masked.error_transfer > masked.error + 0.05
+    itself = trust(net, digits_pair, **options)
+    assert not itself.raised["transfer"]
+    assert "square" not in itself.raised
+
+
+def test_the_checks_agree_with_the_package_s(net, digits_pair, recwarn):
+    from pyautoattack import checks
+
+    x, y = digits_pair
+    for name in ("honest", "randomised", "probabilities"):
+        planted = Around(net, PLANTED[name]).eval()
+        ours = randomised(planted, x, y), probabilities(planted, x)
+        recwarn.clear()
+        checks.check_randomized(planted, x, y)
+        theirs = [bool(recwarn.list)]
+        recwarn.clear()
+        checks.check_range_output(planted, x)
+        assert ours == (*theirs, bool(recwarn.list)), name
+
+
+def test_a_network_is_dynamic_only_while_it_asks_for_gradients(net, digits_pair):
+    x, _ = digits_pair
+    assert dynamic(Around(net, looking_for_itself), x)
+    assert not dynamic(net, x)  # nothing stays counted
+
+
+def test_flags_are_words_on_the_console():
+    declared = {"a": Quantity("first", "flag"), "b": Quantity("second", "flag"), "c": Quantity("C", "share")}
+    some, none = NetworkResults(test={"a": 1.0, "b": 0.0, "c": 0.5}), NetworkResults(test={"a": 0.0, "b": 0.0})
+    assert trusted(some, declared) == ["test: RErr may be too low: first"]
+    assert trusted(none, declared) == ["test: no sign that RErr is too low (2 were looked for)"]
+    assert trusted(NetworkResults(test={"c": 0.5}), declared) == []
+    assert declared["a"].text(1.0) == "raised"
+
+
+def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
+    more = Catalogue().find("trust").load()().numbers()
+    masked = network(0.4, 2.0, 1.0) | {}
+    masked["test"] |= {"trust_radius": 1.0, "trust_square": 0.0}
+    honest = network(0.5, 2.5, 1.2)
+    honest["test"] |= {"trust_radius": 0.0, "trust_square": 0.0}
+    for name, numbers in (("masked", masked), ("honest", honest), ("unknown", network(0.6, 3.0, 1.4))):
+        folder = write(tmp_path / f"{name}-0", name, last=numbers)
+        file = folder / "eval" / "digits-last-best" / "eval.json"
+        results = json.loads(file.read_text())
+        results["numbers"] |= {key: asdict(quantity) for key, quantity in more.items()}
+        file.write_text(json.dumps(results))
+    (tmp_path / "external.csv").write_text("run,rerr,source\nmasked-0,45,RobustBench\nhonest-0,49.5,a paper\n")
+    done = report(tmp_path, resamples=10)
+    said = " ".join(done.verdict)
+    assert "RErr of masked-0 (last) may be too low: stays robust at four times the radius." in said
+    assert "RErr of honest-0 (last)" not in said
+    assert "RErr of masked-0: 45.0 % (RobustBench), ours 40.0 %: the external attack breaks more." in said
+    assert "RErr of honest-0: 49.5 % (a paper), ours 50.0 %." in said
+    heads, rows = done.table.texts()
+    cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
+    assert [cells[n]["trust"] for n in ("masked", "honest", "unknown")] == ["1 flag", "ok", ""]
+    assert cells["masked"]["external RErr"] == "45.0"
+    assert "<td>1 flag</td>" in done.page.read_text()
+
+
+def test_reports_without_flags_are_as_they_were(tmp_path):
+    write(tmp_path / "at-0", "at")
+    done = report(tmp_path, resamples=10)
+    assert "trust" not in done.table.texts()[0]
+    assert "too low" not in " ".join(done.verdict)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("run,rerr\nat-0,45\n", "needs the columns run, rerr, source"),
+        ("run,rerr,source\nat-1,45,x\n", r"line 2: there is no run 'at-1' beside it.*at-0"),
+        ("run,rerr,source\nat-0,0.45e,x\n", "line 2: rerr should be in %"),
+        ("run,rerr,source\nat-0,145,x\n", "line 2: rerr should be in %"),
+        ("run,rerr,source\nat-0,45,\n", "line 2: say in the column source"),
+    ],
+)
+def test_wrong_external_numbers_are_told_with_file_and_line(tmp_path, lines, told):
+    write(tmp_path / "at-0", "at")
+    (tmp_path / "external.csv").write_text(lines)
+    with pytest.raises(UserError, match=told):
+        report(tmp_path, resamples=10)
+
+
+def test_a_sibling_is_a_run(tmp_path):
+    tables = {"eval": {"final": {"trust": {"steps": 1, "queries": 2, "sibling": str(tmp_path / "nowhere")}}}}
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        run_recipe(tables, tmp_path / "other")
