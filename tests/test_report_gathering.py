@@ -82,7 +82,7 @@ def test_networks_trained_elsewhere_are_rows_and_triangles(tmp_path):
     rmtree(foreign / "eval")
     runs = {run.method: run for run in gather([tmp_path]).runs}
     assert (runs["at"].trained_here, runs["Carmon2019"].trained_here) == (True, False)
-    assert drawn(tmp_path)["fig1"].caption.endswith("Triangles: networks trained elsewhere.")
+    assert drawn(tmp_path)["fig1"].caption.endswith("Triangles that point down: networks trained elsewhere.")
 
 
 def test_names_from_two_folders_are_told_apart(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,3 +27,16 @@ def flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from flat(value, (*at, key))
         else:
             yield (*at, key), value
+
+
+def as_key(setup: Any) -> str:
+    """Nested tables as a text, 20 and 20.0 alike."""
+    return json.dumps(_floats(setup), sort_keys=True)
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _floats(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

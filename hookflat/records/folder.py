@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from safetensors import safe_open
@@ -33,6 +33,14 @@ NETWORKS = {
 """Networks of a run folder; a number is the one kept after that epoch."""
 
 
+class Label(NamedTuple):
+    """What a study says of a network that was trained before: a row's name, its method, how its training ended."""
+
+    name: str
+    method: str
+    early_stopped: bool = False
+
+
 class RunFolder:
     """The files of one run. Only the main process writes (`main=False` turns every write into nothing)."""
 
@@ -42,6 +50,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "eval.json"
+        self.label = path / "checkpoint.json"
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
         self.trackers = path / "tracking"
@@ -71,6 +80,15 @@ class RunFolder:
     def read_results(self) -> Results | None:
         """The results, where the run is complete. Raises UserError where they cannot be read."""
         return Results.read(self.results) if self.results.exists() else None
+
+    def read_label(self) -> Label | None:
+        """What a study says of the network measured here, where one does. Raises UserError where it cannot be read."""
+        if not self.label.exists():
+            return None
+        try:
+            return Label(**json.loads(self.label.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.label} cannot be read: {error}") from None
 
     def evaluations(self) -> list[RunFolder]:
         """What `hookflat eval` measured of this run, a folder for each protocol."""
@@ -267,6 +285,12 @@ class RunFolder:
         if self.main:
             self._replace(self.results, results.to_json())
             shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def save_label(self, label: Label) -> None:
+        """Write what a study says of the network measured here, where it says another."""
+        text = json.dumps(label._asdict(), ensure_ascii=False)
+        if not self.label.exists() or self.label.read_text(encoding="utf-8") != text:
+            self._replace(self.label, text)
 
     def _replace(self, file: Path, text: str) -> None:
         beside = file.with_name(f".{file.name}.writing")

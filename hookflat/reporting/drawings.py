@@ -62,7 +62,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         shown = row in chosen
         mean = (fmean(p[1] for p in points), fmean(p[2] for p in points))
         runs, xs, ys = zip(*points, strict=True)
-        marker = "^" if not runs[0].trained_here else MARKERS[row.group]
+        marker = "^" if runs[0].early_stopped else MARKERS[row.group] if _known(runs[0]) else "v"
         colour = COLOURS[row.group] if shown else "0.6"
         small = len(points) > 1 or not shown
         dots = axes.scatter(xs, ys, s=12 if small else 42, c=colour, marker=marker, alpha=0.7 if small else 1, lw=0)
@@ -90,9 +90,17 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         caption += " Pentagons: rescaled networks, which the line leaves out."
     if len(chosen) < len(rows):
         caption += " Grey: other hyper-parameters of a method; the one of least test RErr is labelled."
-    if any(not run.trained_here for row, _ in rows for run in row.configuration.runs):
-        caption += " Triangles: networks trained elsewhere."
+    runs = [run for row, _ in rows for run in row.configuration.runs]
+    if any(run.early_stopped for run in runs):
+        caption += " Triangles: early-stopped networks."
+    if not all(_known(run) or run.early_stopped for run in runs):
+        caption += " Triangles that point down: networks trained elsewhere."
     return Drawing(name, heading, caption, figure)
+
+
+def _known(run: MeasuredRun) -> bool:
+    """Whether it was trained here, or a study says what it is."""
+    return run.trained_here or run.label is not None
 
 
 def _name_groups(axes: Any, present: set[str]) -> None:
@@ -151,7 +159,7 @@ def _trends(table: Table1) -> Drawing:
     name, heading = "fig6", "Fig. 6: trends over hyper-parameters"
     by_method: dict[str, list[Row]] = defaultdict(list)
     for row in table.rows:
-        if row.configuration.rescaled:
+        if row.configuration.rescaled or row.configuration.checkpoint:
             continue
         if row.configuration.setting and _points(
             row.configuration, table.numbers["average flatness"], table.numbers["RLoss"]

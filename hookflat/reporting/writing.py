@@ -20,6 +20,7 @@ from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, st
 from hookflat.reporting.drawings import drawings
 from hookflat.reporting.formats import csv_text, latex, markdown
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
+from hookflat.reporting.leaderboard import ABOUT_LEADERBOARD, leaderboard, leaderboard_csv, leaderboard_lines
 from hookflat.reporting.page import Contents, page
 from hookflat.reporting.statistics import RESAMPLES
 from hookflat.reporting.style import GRID, INK, PAGE, Drawing
@@ -104,6 +105,8 @@ def _write(place: Path, contents: Contents) -> None:
     heads, lines = statistics_lines(analysis)
     (place / "statistics.tex").write_text(latex(heads, lines), encoding="utf-8")
     (place / "statistics.csv").write_text(statistics_csv(analysis), encoding="utf-8")
+    if standings := leaderboard(table):
+        (place / "leaderboard.csv").write_text(leaderboard_csv(standings, table), encoding="utf-8")
     (place / "models.csv").write_text(_models_csv(contents.gathered), encoding="utf-8")
 
 
@@ -201,7 +204,10 @@ def _models_csv(gathered: Gathered) -> str:
 
 def _markdown(contents: Contents) -> str:
     gathered, table, analysis = contents.gathered, contents.table, contents.analysis
-    parts = ["# Report", *contents.said, "## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
+    parts = ["# Report", *contents.said]
+    if standings := leaderboard(table):
+        parts += ["## Leaderboard", ABOUT_LEADERBOARD, markdown(*leaderboard_lines(standings, table))]
+    parts += ["## Table 1", about_table(table), markdown(*table.texts()), "## Figures"]
     for drawing in contents.drawn:
         picture = f"![{drawing.title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
         parts.append(f"### {drawing.title}\n\n{picture}{drawing.caption}")

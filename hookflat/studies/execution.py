@@ -22,7 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
-from hookflat.studies.study import CLUSTER, Job, State, Study
+from hookflat.studies.jobs import CLUSTER, State
+from hookflat.studies.study import AnyJob, Study
 from hookflat.threads import limit
 
 
@@ -46,7 +47,7 @@ def make(
         free.put(worker)
     environments = [share(worker, workers, processes) for worker in range(workers)]
 
-    def in_turn(job: Job) -> State:
+    def in_turn(job: AnyJob) -> State:
         worker = free.get()
         try:
             return run_job(job, environment=environments[worker], processes=processes, redo=redo, say=say)
@@ -56,7 +57,7 @@ def make(
         finally:
             free.put(worker)
 
-    waves: tuple[Callable[[Job], bool], ...] = (
+    waves: tuple[Callable[[AnyJob], bool], ...] = (
         lambda job: not job.rescaled,
         lambda job: bool(job.rescaled),  # after the runs that they are made from
         lambda job: states[job.name] == "elsewhere",
@@ -75,7 +76,7 @@ def make(
 
 
 def run_job(
-    job: Job,
+    job: AnyJob,
     *,
     environment: dict[str, str] | None = None,
     processes: int = 1,
@@ -90,6 +91,8 @@ def run_job(
             if state == "changed" and redo:
                 _move_aside(job.folder if job.changes() else job.measures)
                 state = job.state()
+            if state in ("done", "begun", "todo"):
+                job.note()
             if state in ("done", "changed", "elsewhere"):
                 return state
             began = time.time()
@@ -199,7 +202,7 @@ def submit(
     return submitted
 
 
-def _one_after_another(jobs: list[Job], processes: int, redo: bool) -> list[State]:
+def _one_after_another(jobs: list[AnyJob], processes: int, redo: bool) -> list[State]:
     environment = share(0, 1, processes)
     return [run_job(job, environment=environment, processes=processes, redo=redo) for job in jobs]
 
