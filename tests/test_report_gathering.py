@@ -11,8 +11,8 @@ from made_runs import STAGES, drawn, measured, network, records, staged, told, w
 
 from hookflat import UserError, report
 from hookflat.reporting.gathering import gather
+from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.table import table1
-from hookflat.reporting.words import protocol_lines
 
 
 def test_what_is_left_out_is_named_with_the_reason(tmp_path):

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from hookflat.functional.canvas import new_figure, tidy
-from hookflat.reporting.analysis import outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
 from hookflat.reporting.runs import MeasuredRun, distinct
@@ -114,7 +113,7 @@ def _points(
     configuration: Configuration, x: str, y: str, label: str = "last"
 ) -> list[tuple[MeasuredRun, float, float]]:
     networks = [(run, run.networks[label]) for run in configuration.runs if label in run.networks]
-    points = [(run, outcome(network, x), outcome(network, y)) for run, network in networks]
+    points = [(run, network.value(x), network.value(y)) for run, network in networks]
     return [p for p in points if math.isfinite(p[1] + p[2])]
 
 

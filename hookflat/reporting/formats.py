@@ -17,6 +17,12 @@ def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return out.getvalue()
 
 
+def without_empty(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which nothing stands."""
+    kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+    return [heads[i] for i in kept], [[line[i] for i in kept] for line in lines]
+
+
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     cells = [heads, ["---"] * len(heads), *lines]

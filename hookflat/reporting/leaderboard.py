@@ -64,7 +64,7 @@ def architecture(run: MeasuredRun) -> str:
 
 
 def leaderboard_lines(standings: Sequence[Standing], table: Table1) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; columns in which nothing stands are left out."""
+    """Headings and cells."""
     columns = shown(table)
     heads = ["by RErr", "by flatness", "network", "method", "architecture", "training", *(c.heading for c in columns)]
     lines = [
@@ -78,8 +78,7 @@ def leaderboard_lines(standings: Sequence[Standing], table: Table1) -> tuple[lis
         ]
         for s in standings
     ]
-    kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
-    return [heads[i] for i in kept], [[line[i] for i in kept] for line in lines]
+    return heads, lines
 
 
 def leaderboard_csv(standings: Sequence[Standing], table: Table1) -> str:

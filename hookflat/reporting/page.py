@@ -13,10 +13,10 @@ from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
 from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import Drawing
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
-from hookflat.reporting.words import protocol_lines
 
 LIMIT = 4_500_000
 """Bytes of a page, above which recipes of single runs are left out, then figures are pictures."""
@@ -31,6 +31,7 @@ class Contents:
     analysis: Analysis
     drawn: list[Drawing]
     said: list[str]
+    details: list[str]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class Network(NamedTuple):
     train: Numbers
     gap: Numbers
 
+    def value(self, key: str) -> float:
+        """A number on test examples, or the gap of one ("NAME gap"); NaN where the network has none."""
+        name, _, gap = key.partition(" ")
+        return (self.gap if gap else self.test).get(name, math.nan)
+
 
 class _Recipe(BaseModel):
     """What a report needs of the file recipe.toml."""
