@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from hookflat.functional.canvas import new_figure, tidy
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
+from hookflat.reporting.phrases import counted
 from hookflat.reporting.runs import MeasuredRun, distinct
 from hookflat.reporting.statistics import line
 from hookflat.reporting.style import PAGE, TREND, Drawing
@@ -22,7 +23,7 @@ from hookflat.reporting.through_training import mean_overfitting, through_traini
 
 COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8794"}
 MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
-CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2aa7b8", "#b5651d")
+CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2a9fb0", "#b5651d")
 NAMED = 40
 """How many labels a figure has at the most, to be read."""
 
@@ -62,7 +63,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         mean = (fmean(p[1] for p in points), fmean(p[2] for p in points))
         runs, xs, ys = zip(*points, strict=True)
         marker = "^" if runs[0].early_stopped else MARKERS[row.group] if _known(runs[0]) else "v"
-        colour = COLOURS[row.group] if shown else "0.6"
+        colour = COLOURS[row.group] if shown else "0.5"
         small = len(points) > 1 or not shown
         dots = axes.scatter(xs, ys, s=12 if small else 42, c=colour, marker=marker, alpha=0.7 if small else 1, lw=0)
         dots.set_urls([f"#{run.anchor}" for run in runs])
@@ -71,7 +72,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
             big.set_urls([f"#{row.configuration.anchor}"])
         if row in labelled:
             named.append(mean)
-    _least_squares(axes, models)
+    fit = _least_squares(axes, models)
     axes.set(xlabel=f"{flatness} in RLoss (lower is flatter)", ylabel=vertical)
     axes.margins(0.12)
     tidy(axes)
@@ -79,7 +80,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [short_title(row, chosen) for row, _ in rows if row in labelled]
     seeds = any(len(points) > 1 for _, points in rows)
-    label(figure, axes, named, texts, single, halo=PAGE)
+    label(figure, axes, named, texts, single, halo=PAGE, fits=[fit] if fit else [])
     caption = (
         "Each small point is a run, each large one the mean of its seeds" if seeds else "Each point is a run"
     ) + "; colour and shape are the groups of Table 1. The dotted line is a least-squares fit through the runs."
@@ -117,11 +118,16 @@ def _points(
     return [p for p in points if math.isfinite(p[1] + p[2])]
 
 
-def _least_squares(axes: Any, points: Sequence[tuple[float, float]], colour: Any = TREND) -> None:
+def _least_squares(
+    axes: Any, points: Sequence[tuple[float, float]], colour: Any = TREND
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Draw the line through points; its ends, None where there is none."""
     x, y = [p[0] for p in points], [p[1] for p in points]
-    if len(x) > 2 and (fit := line(x, y)):
-        ends = [min(x), max(x)]
-        axes.plot(ends, [fit[0] * e + fit[1] for e in ends], color=colour, ls=":", lw=1.6, zorder=1.2)
+    if len(x) < 3 or (fit := line(x, y)) is None:
+        return None
+    first, last = ((e, fit[0] * e + fit[1]) for e in (min(x), max(x)))
+    axes.plot(*zip(first, last, strict=True), color=colour, ls=":", lw=1.6, zorder=1.2)
+    return first, last
 
 
 def _landscapes(gathered: Gathered, error: str) -> Drawing:
@@ -145,7 +151,7 @@ def _landscapes(gathered: Gathered, error: str) -> Drawing:
     tidy(axes)
     axes.legend(frameon=False, fontsize=8, ncols=2, title="RErr in brackets", title_fontsize=8)
     caption = (
-        f"Mean over {lines[0].directions} direction(s). "
+        f"Mean over {counted(lines[0].directions, 'direction')}. "
         "Adversarial examples are made anew at every point of every direction; weights are perturbed layer by layer, "
         "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own attack at t = 0. "
         "Dashed: functionally equal networks of another scale."
@@ -239,7 +245,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     )
     if gathered.classes:
         kink = math.log(gathered.classes)
-        axes.axvline(kink, color="0.6", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")
+        axes.axvline(kink, color="0.5", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")
         for side in (False, True):
             part = [(p[2], p[3]) for p in points if (p[2] >= kink) == side and not p[0].rescaled]
             _least_squares(axes, part)

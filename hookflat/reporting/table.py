@@ -29,6 +29,10 @@ ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "
 """Of the numbers in the table."""
 
 
+OFFICIAL = {"trades": "TRADES (official)", "at_awp": "AT-AWP (official)", "trades_awp": "TRADES-AWP (official)"}
+"""Recipes that are what their authors published, where the paper's row of that name is another."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A number over the seeds: mean and standard deviation (NaN for one seed). Empty without values."""
@@ -141,13 +145,15 @@ def title(configuration: Configuration) -> str:
     if configuration.checkpoint:
         return configuration.checkpoint
     ours = all(run.trained_here for run in configuration.runs)
-    name = (
-        str(published().get(configuration.method, {}).get("method", configuration.method))
-        if ours
-        else configuration.method
-    )
+    name = in_words(configuration.method) if ours else configuration.method
     options = [f"{key.split('.')[-1]} {plain(value)}" for key, value in configuration.setting]
     return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
+
+
+def in_words(method: str) -> str:
+    """A recipe's name: the paper's for a row of its table, ours without underscores."""
+    row = published().get(method)
+    return str(row["method"]) if row else OFFICIAL.get(method) or method.replace("_", " ")
 
 
 def representatives(rows: Sequence[Row]) -> list[Row]:

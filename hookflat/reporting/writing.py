@@ -151,7 +151,7 @@ def inlined(drawing: Drawing, text: str) -> str:
         text = text.replace(colour, variable)
     text = compact(text)
     width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
-    size = f"max-width: {120 * width:.0f}px; min-width: min(34rem, {90 * width:.0f}px)"
+    size = f"max-width: {120 * width:.0f}px"
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
 
 
