@@ -251,11 +251,8 @@ def test_the_script_runs_in_a_browser(tmp_path):
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
 
-    def opened(*options):
-        command = [*headless, *options, "--dump-dom", page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-    drawn_ = opened()
+    command = [*headless, "--dump-dom", page.as_uri()]
+    drawn_ = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert drawn_.count('class="point ') == 7
     assert 'aria-label="m0, seed 0: average-case flatness ' in drawn_
     assert re.search(r"Spearman [01].\d\d over 7 networks", drawn_)

@@ -43,12 +43,11 @@ def label(
     halo: str = "white",
     fits: Sequence[tuple[Point, Point]] = (),
 ) -> list[Bbox]:
-    """Write each of `texts` beside its point of `axes`, clear of labels, points, legend and the lines `fits`; their boxes
-    in pixels.
+    """Write each of `texts` beside its point of `axes`, clear of all else; the labels' boxes in pixels.
 
     Each label takes the place around its point that costs least, the most crowded first, in several rounds, since a
     place may become free. The figure's layout is fixed by this. `halo`: a colour around the letters, where they cross
-    a line.
+    a line. `fits`: the ends of each line that was fitted.
     """
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine("none")
