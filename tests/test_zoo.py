@@ -235,8 +235,9 @@ def test_all_of_robustbench_s_threat_model(tmp_path, monkeypatch):
         ('models = ["{0}/x.pt"]', "neither a run folder, nor a file"),
         ('models = ["{0}/w.pt"]', "say what network it is for"),
         ('models = ["{0}/w.pt"]\narch = "resnet18"', "say what to measure on"),
-        ('models = ["{0}/w.pt"]\narch = "resnet19"\ndata = "digits"', "did you mean 'resnet18'"),
+        ('models = ["{0}/w.pt"]\narch = "resnet19"\ndata = "digits"', "checkpoint w: .*did you mean 'resnet18'"),
         ('models = ["{0}/*.pth"]', "no run folder and no file"),
+        ('models = ["{0}/begun"]', "has no network last .it has none"),
         ("models = []", "say which, files, run folders"),
         ('models = ["a", "b"]\nname = "x"', "names 2 networks"),
         ('models = ["a"]\nmodel = "x"', "unknown option"),
@@ -245,6 +246,7 @@ def test_all_of_robustbench_s_threat_model(tmp_path, monkeypatch):
 )
 def test_wrong_rows_are_told_before_anything_runs(tmp_path, table, match):
     (tmp_path / "w.pt").write_bytes(b"")
+    (tmp_path / "begun").mkdir()
     study = tmp_path / "study.toml"
     study.write_text('[study]\nprotocol = "quick"\n[[study.checkpoints]]\n' + table.format(tmp_path))
     with pytest.raises(UserError, match=match):

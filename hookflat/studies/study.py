@@ -124,7 +124,10 @@ def _check(path: Path, options: StudyOptions, jobs: Sequence[AnyJob]) -> None:
         raise UserError(f"{path}: a study needs runs = [...], [[study.grid]] or [[study.checkpoints]]")
     for job in jobs:
         if isinstance(job, CheckpointJob):
-            job.resolved()
+            try:
+                job.resolved()
+            except UserError as error:
+                raise UserError(f"{path}: checkpoint {job.name}: {error}") from None
         elif job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
             tables = job.resolved()
             if job.protocol:
