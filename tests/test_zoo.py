@@ -17,6 +17,7 @@ from test_study import here  # noqa: F401
 
 from hookflat import UserError, report, run
 from hookflat.recipe.shipped import recipes_folder
+from hookflat.reporting.analysis import analyse
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.leaderboard import leaderboard
 from hookflat.reporting.runs import read_run
@@ -201,6 +202,8 @@ def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):
         ("c", "c"),
     ]
     assert [s.method for s in leaderboard(table)] == ["TRADES", "TRADES", ""]
+    found = analyse(gather([tmp_path]), 20).overall["average_flatness", "rloss"]
+    assert (found.models, found.clusters) == (3, 2)  # two of a method are no independent evidence
     write(tmp_path / "own" / "at-0", "at")
     assert leaderboard(table1(gather([tmp_path / "own"]))) == []
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hookflat.records.quantities import Quantity, is_error_of, of_role, quantity
-from hookflat.reporting.gathering import Configuration, Gathered
+from hookflat.reporting.gathering import Configuration, Gathered, evidence
 from hookflat.reporting.ranking import Ranked, controls, rank
 from hookflat.reporting.runs import Network, distinct
 from hookflat.reporting.statistics import (
@@ -62,7 +62,8 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     """All correlations that the runs allow."""
     error, loss, clean = gathered.playing("RErr"), gathered.playing("RLoss"), gathered.playing("clean error")
     models = [c for c in gathered.configurations if not c.rescaled]
-    last = [(run.networks["last"], i) for i, c in enumerate(models) for run in c.runs if "last" in run.networks]
+    numbered = zip(models, evidence(models), strict=True)
+    last = [(run.networks["last"], i) for c, i in numbered for run in c.runs if "last" in run.networks]
     measures = flatness_measures((network for network, _ in last), gathered.quantities)
     outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
     outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(n.value(k)) for n, _ in last) > 2}

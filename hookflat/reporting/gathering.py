@@ -158,6 +158,12 @@ def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
     return [Configuration(*key, same) for key, same in found.items()]
 
 
+def evidence(configurations: Sequence[Configuration]) -> list[int]:
+    """Of each configuration the number of what is independent evidence: itself, or of checkpoints the method."""
+    names = [c.method if c.checkpoint else c.key for c in configurations]
+    return [names.index(name) for name in names]
+
+
 def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
     """The options of a recipe that make a configuration, by dotted name."""
     options = {".".join(path): _hashable(value) for path, value in flat(recipe)}

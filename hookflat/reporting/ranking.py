@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hookflat.reporting.gathering import Configuration, Gathered, options_of
+from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of
 from hookflat.reporting.prediction import Granulated, Prediction, granulated, out_of_sample, single_changes
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
 from hookflat.reporting.statistics import Estimate, partial_spearman
@@ -56,7 +56,7 @@ def rank(
     """By outcome, the measure of the largest R^2 out of sample first, those without one last."""
     last = [
         (run, run.networks["last"], configuration.method, i)
-        for i, configuration in enumerate(models)
+        for configuration, i in zip(models, evidence(models), strict=True)
         for run in configuration.runs
         if "last" in run.networks
     ]
@@ -92,9 +92,9 @@ def _partial(
     if not fixed or len(known) < len(fixed) + 3:
         return None, ()
     x, y = ([rows[i][1].value(key) for i in known] for key in (measure, outcome))
-    clusters = [rows[i][3] for i in known]
+    of = [rows[i][3] for i in known]
     held = list(zip(*(given[i] for i in known), strict=True))
-    return partial_spearman(x, y, held, clusters=clusters, resamples=resamples), tuple(fixed)
+    return partial_spearman(x, y, held, clusters=of, resamples=resamples), tuple(fixed)
 
 
 def _learning_rate(run: MeasuredRun) -> float:
