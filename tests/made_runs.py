@@ -16,7 +16,7 @@ from hookflat.reporting.analysis import analyse
 from hookflat.reporting.drawings import drawings
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.table import table1
-from hookflat.reporting.words import verdict
+from hookflat.reporting.words import details, verdict
 
 MEASURES = ("clean_error", "robust_loss", "autoattack", "average_flatness", "worst_flatness", "hessian")
 NUMBERS = {
@@ -107,8 +107,10 @@ def drawn(folder):
 
 
 def told(folder, resamples=500):
+    """The verdict, then its details."""
     gathered = gather([folder])
-    return verdict(analyse(gathered, resamples), gathered)
+    analysis = analyse(gathered, resamples)
+    return [*verdict(analysis, gathered), *details(analysis, gathered)]
 
 
 def landscape(folder, columns, **about):

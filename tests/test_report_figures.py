@@ -1,21 +1,27 @@
 """The figures of a report."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import drawn, landscape, network, records, write
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from hookflat.reporting import drawings, style, through_training
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.labels import label
+
+PAGE_HTML = Path(drawings.__file__).with_name("page.html")
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 24), st.floats(0.02, 0.4))
-def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
+def test_labels_lie_on_no_other_label_on_no_fit_and_inside_the_axes(seed, count, spread):
     rng = np.random.default_rng(seed)
     figure = Figure(figsize=(7.2, 5.0), dpi=100)
     axes = figure.subplots()
@@ -23,8 +29,11 @@ def test_labels_lie_on_no_other_label_and_inside_the_axes(seed, count, spread):
     points = [tuple(centres[i % 3] + spread * rng.normal(size=2)) for i in range(count)]
     axes.scatter(*zip(*points, strict=True))
     axes.margins(0.12)
-    boxes = label(figure, axes, points, [f"method {'x' * (i % 7)}{i}" for i in range(count)])
+    fit = (min(points), max(points))
+    boxes = label(figure, axes, points, [f"method {'x' * (i % 7)}{i}" for i in range(count)], fits=[fit])
     inside = axes.get_window_extent()
+    along = axes.transData.transform(np.linspace(*fit, 500))
+    assert not any(box.contains(*point) for box in boxes for point in along)
     for i, box in enumerate(boxes):
         assert inside.x0 <= box.x0
         assert box.x1 <= inside.x1
@@ -108,3 +117,19 @@ def test_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path):
     assert sorted(t.get_text() for t in figure.axes[0].texts) == ["AT (baseline)", "TRADES"]
     (mark,) = (t for t in figure.axes[0].texts if t.get_text() == "TRADES")
     assert mark.xy == pytest.approx((1.2, 2.0))
+
+
+def luminance(colour):
+    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour))
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_every_colour_is_read_on_white_and_on_the_dark_page():
+    """A contrast of 3 to 1, as WCAG 2.1 asks of graphics (1.4.11)."""
+    dark = re.search(r"prefers-color-scheme: dark.*?--page: (#\w+)", PAGE_HTML.read_text(), re.DOTALL)[1]
+    used = [*drawings.COLOURS.values(), *drawings.CYCLE, style.TREND]
+    used += [through_training.TRAIN, through_training.TEST, through_training.CORRECT, through_training.INCORRECT]
+    for colour in used:
+        for page in ("#ffffff", dark):
+            low, high = sorted(map(luminance, (colour, page)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (colour, page)

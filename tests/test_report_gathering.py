@@ -11,8 +11,8 @@ from made_runs import STAGES, drawn, measured, network, records, staged, told, w
 
 from hookflat import UserError, report
 from hookflat.reporting.gathering import gather
+from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.table import table1
-from hookflat.reporting.words import protocol_lines
 
 
 def test_what_is_left_out_is_named_with_the_reason(tmp_path):
@@ -82,7 +82,7 @@ def test_networks_trained_elsewhere_are_rows_and_triangles(tmp_path):
     rmtree(foreign / "eval")
     runs = {run.method: run for run in gather([tmp_path]).runs}
     assert (runs["at"].trained_here, runs["Carmon2019"].trained_here) == (True, False)
-    assert drawn(tmp_path)["fig1"].caption.endswith("Triangles: networks trained elsewhere.")
+    assert drawn(tmp_path)["fig1"].caption.endswith("Triangles that point down: networks trained elsewhere.")
 
 
 def test_names_from_two_folders_are_told_apart(tmp_path):

@@ -1,8 +1,12 @@
 """The page of a report."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +14,9 @@ from commands import hookflat
 from made_runs import a_study, drawn, network, records, write
 
 from hookflat import report
+from hookflat.reporting.explorer import explorer
 from hookflat.reporting.gathering import gather
+from hookflat.reporting.table import table1
 
 
 class Page(HTMLParser):
@@ -18,10 +24,11 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.loads = [], [], []
+        self.ids, self.links, self.loads, self.tags = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
         for name, value in attributes:
             if name == "id":
                 self.ids.append(value)
@@ -39,10 +46,15 @@ def test_the_page_is_self_contained_and_every_link_leads_somewhere(tmp_path):
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     assert page.loads == [("link", "data:,")]
-    assert not re.search(r"@import|url\((?!#)|<script", text)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(", text)
     assert {link for link in page.links if link[0] != "#" or link[1:] not in page.ids} == set()
     assert {f"#run-m{i}-{seed}" for i in range(19) for seed in range(3)} <= set(page.links)
     assert set(re.findall(r'(?:xlink:href|url)\(?="?#([^")]+)', text)) <= set(page.ids)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert policy.startswith("default-src 'none'; ")
+    assert re.findall(r"sha256-([^']+)", policy) == digests
     assert "prefers-color-scheme: dark" in text
     assert "width=device-width" in text
 
@@ -93,10 +105,17 @@ def test_figures_of_many_methods_can_be_read(tmp_path):
 
 
 def test_markup_in_names_is_text(tmp_path):
-    write(tmp_path / "mine-0", "<b>&mine</b>", notes__text="</pre><script>x</script>")
+    evil = "</script><script>x()</script><b onclick=x()>&mine</b>"
+    for i in range(2):
+        last = network(0.4 + 0.1 * i, 2.0 + i, 1.0 + i, **{"</script><i>": 1.0 + i})
+        write(tmp_path / f"mine-{i}", f"{evil} {i}", last=last, notes__text="</pre><script>x</script>")
     text = report(tmp_path, resamples=20).page.read_text()
-    assert "<b>&mine" not in text
-    assert "<script>" not in text
+    page = Page(text)
+    assert not {"b", "i"} & set(page.tags)
+    assert page.tags.count("script") == text.count("<script") == 2
+    assert "x()</script>" not in text
+    data = json.loads(re.search(r'id="explore-data">(.*?)</script>', text, re.DOTALL)[1])
+    assert data["points"][0]["title"] == f"{evil} 0"
 
 
 def test_names_that_mathematics_or_ids_would_trip_over(tmp_path):
@@ -177,3 +196,66 @@ reference_restarts = 1
     assert float(row["rerr_mean"]) == pytest.approx(100 * results["models"]["last"]["test"]["rerr_pgd"], rel=1e-4)
     assert (tmp_path / "runs" / "report" / "figures" / "fig2.png").exists()
     assert results["classes"] == 10
+
+
+def test_the_script_draws_what_was_measured(tmp_path):
+    """Numbers of both networks of every run, each with its method, seed, group and place on the page."""
+    for seed in range(2):
+        last = network(0.4, 2.0 + seed, 1.0, worst_flatness=0.01)
+        write(tmp_path / f"at-{seed}", "at", seed, last=last, best=network(0.3, 1.5, 0.5 + seed))
+    gathered = gather([tmp_path])
+    data = explorer(gathered, table1(gathered))
+    labels = [quantity["label"] for quantity in data["quantities"]]
+    assert labels == ["RLoss", "RErr (AutoAttack)", "average-case flatness", "gap of RLoss", "gap of RErr (AutoAttack)"]
+    assert (labels[data["x"]], labels[data["y"]]) == ("average-case flatness", "RLoss")
+    found = {(p["seed"], p["network"]): p for p in data["points"]}
+    assert found.keys() == {(0, "last"), (1, "last"), (0, "early-stopped"), (1, "early-stopped")}
+    assert found[1, "early-stopped"]["values"][:3] == [1.5, 0.3, 1.5]
+    assert found[1, "last"]["anchor"] == "run-at-1"
+    assert data["methods"] == ["AT (baseline)"]
+    write(tmp_path / "one" / "at-0", "at")
+    alone = gather([tmp_path / "one"])
+    assert explorer(alone, table1(alone)) == {}
+
+
+def test_no_column_is_empty_and_a_phone_has_the_ones_that_matter(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    text = report(tmp_path, resamples=20).page.read_text()
+    for table in re.findall(r"<table.*?</table>", text, re.DOTALL):
+        rows = [
+            re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+            for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+        ]
+        assert all(any(cells) for cells in zip(*rows[1:], strict=True))
+    heads = re.findall(r"<th([^>]*)>([^<]*)</th>", text[text.index('id="table1"') : text.index("<tbody>")])
+    assert [head for attributes, head in heads if "minor" not in attributes] == [
+        "method",
+        "RErr test",
+        "RLoss test",
+        "average flatness",
+    ]
+    assert not re.search(r"\w\(s\)", text)
+    assert "min-width: min(" not in text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_the_script_runs_in_a_browser(tmp_path):
+    """It shows the figure, with a point for each last network, and makes headings buttons; nothing of it without."""
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    page = report(tmp_path, resamples=20).page
+    headless = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+
+    command = [*headless, "--dump-dom", page.as_uri()]
+    drawn_ = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert drawn_.count('class="point ') == 7
+    assert 'aria-label="m0, seed 0: average-case flatness ' in drawn_
+    assert re.search(r"Spearman [01].\d\d over 7 networks", drawn_)
+    assert re.search(r'<th><button type="button">RErr test</button></th>', drawn_)
+    assert 'class="point ' not in page.read_text()
+    assert re.search(r'id="explore"[^>]* hidden', page.read_text())

@@ -1,5 +1,6 @@
 """What a report says."""
 
+import csv
 import json
 import math
 from shutil import rmtree
@@ -7,18 +8,23 @@ from shutil import rmtree
 import numpy as np
 import pytest
 from made_runs import a_study, drawn, network, staged, told, write
+from scipy.stats import spearmanr
 
 from hookflat import report
 from hookflat.reporting.analysis import analyse
+from hookflat.reporting.foretelling import foretold
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.table import published, table1
+from hookflat.reporting.words import details, verdict
 
 
 def test_the_words_say_yes_where_the_claim_holds(tmp_path):
     said = told(a_study(tmp_path, lambda f: 0.5 + 0.8 * f))
-    assert said[0].startswith("The claim holds here: networks in flatter places have the lower robust loss. A very")
-    assert "over 36 networks of 12 configurations" in said[0]
+    assert said[0].startswith("The claim holds here: networks in flatter places have the lower robust loss (Spearman ")
+    assert said[0].endswith(", 36 networks of 12 configurations).")
+    assert said[1].startswith("Flatter networks have the lower RErr (")
     said = " ".join(said)
+    assert "A very strong correlation of flatness with RLoss over 36 networks" in said
     assert "the correlation with RLoss stays" in said
     assert (
         "go together in 12 of 12; as differences from each method's mean, Spearman" in said
@@ -39,7 +45,7 @@ def test_the_words_say_no_where_there_is_nothing(tmp_path):
     rng = np.random.default_rng(1)
     said = told(a_study(tmp_path, lambda f: 2 + rng.normal(), seeds=1))
     assert said[0].startswith("The claim is not supported here")
-    assert "the interval of Spearman's includes zero" in said[0]
+    assert "cannot be told from zero (Spearman" in said[0]
 
 
 def test_no_measure_is_the_best_where_none_says_anything(tmp_path):
@@ -161,3 +167,66 @@ def test_any_measure_of_flatness_is_correlated(tmp_path):
     assert analysis.overall["mine", "rloss"].spearman.value == pytest.approx(1)
     assert analysis.overall["average_flatness", "rloss"].pearson.value == pytest.approx(-1)
     assert sum(analysis.best["rloss"].shares.values()) == pytest.approx(1)
+
+
+def planted(folder, rng, methods=20):
+    """Six measures that know nothing, and "known", which knows RLoss; nothing knows RErr."""
+    for i in range(methods):
+        for seed in range(2):
+            known = 0.1 * i + 0.01 * rng.random()
+            others = {f"other_{k}": rng.random() for k in range(6)}
+            last = network(
+                0.3 + 0.1 * rng.random(), 1 + known + 0.1 * rng.random(), rng.random(), known=known, **others
+            )
+            last["gap"]["rloss"] = last["test"]["rloss"]
+            write(folder / f"m{i}-{seed}", f"m{i}", seed, last=last)
+    return folder
+
+
+def test_a_planted_measure_is_found_and_none_where_there_is_none(tmp_path):
+    gathered = gather([planted(tmp_path, np.random.default_rng(5))])
+    analysis = analyse(gathered, 2000)
+    best = {key: next(r for r in analysis.ranking if r.outcome == key) for key in analysis.outcomes}
+    assert best["rloss"].measure == "known"
+    assert best["rloss"].prediction.beats_the_baseline
+    assert best["rloss gap"].measure == "known"
+    of_rerr = [r for r in analysis.ranking if r.outcome == "rerr_autoattack"]
+    assert len(of_rerr) == 8
+    assert not any(r.prediction.beats_the_baseline for r in of_rerr)
+    said = [*verdict(analysis, gathered), *details(analysis, gathered)]
+    (told_,) = [text for text in said if text.startswith("Fitted on all of 20 methods but one")]
+    assert "the RLoss by known (0.0" in told_
+    assert "for the RErr none beats the baseline" in told_
+    assert "for the gap of RErr none beats the baseline" in told_
+    none = "None of 8 measures predicts the gap of RErr of a method not seen before better than a baseline that knows"
+    assert foretold(analysis).startswith(none)
+    page = report(tmp_path, folder=tmp_path / "report", resamples=200)
+    rows = list(csv.DictReader((page.folder / "ranking.csv").open()))
+    assert len(rows) == 8 * 4
+    assert {row["measure"] for row in rows if row["beats_the_baseline"] == "True"} == {"known"}
+
+
+def test_what_a_partial_correlation_holds_fixed(tmp_path):
+    """Confidence that is all there is to a measure leaves nothing of it; the learning rate where it varies."""
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        confidence = rng.random()
+        last = network(0.4, 1 + confidence + 0.3 * rng.random(), 1.0, clean=0.05 + 0.01 * rng.random())
+        last["test"] |= {"confidence_robust": confidence, "mine": confidence + 0.3 * rng.random()}
+        write(tmp_path / f"m{i}-0", f"m{i}", last=last, optimizer__lr=0.1 * (1 + i % 3))
+    found = {r.measure: r for r in analyse(gather([tmp_path]), 200).ranking if r.outcome == "rloss"}
+    assert found["mine"].fixed == ("clean error", "confidence", "learning rate")
+    assert found["mine"].partial.sign == 0
+    assert found["confidence_robust"].fixed == ("clean error", "learning rate")
+    assert found["confidence_robust"].partial.sign == 1
+    last = [run.networks["last"].test for run in gather([tmp_path]).runs]
+    assert spearmanr([n["mine"] for n in last], [n["rloss"] for n in last]).pvalue < 1e-3
+
+
+def test_early_stopping_and_options_are_single_changes(tmp_path):
+    for seed in range(2):
+        for xi, flat in ((0.1, 1.0), (0.2, 2.0)):
+            last, best = network(0.4, 1 + flat, flat), network(0.4, 0.5 + flat, flat - 0.5)
+            write(tmp_path / f"at-{xi}-{seed}", "at", seed, last=last, best=best, loss__xi=xi)
+    found = {r.measure: r for r in analyse(gather([tmp_path]), 50).ranking if r.outcome == "rloss"}
+    assert found["average_flatness"].granulated.psi == {"loss.xi": 1.0, "early stopping": 1.0}

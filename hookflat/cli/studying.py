@@ -87,7 +87,7 @@ def report(
     from hookflat.reporting.writing import report as report_on
 
     written = report_on(folders, folder=out, protocol=protocol)
-    for text in written.verdict:
+    for text in [*written.verdict, "", *written.details]:
         say(text)
     for name, why in written.left_out:
         say(f"left out  {name}: {why}")

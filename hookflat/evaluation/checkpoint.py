@@ -141,3 +141,25 @@ def _from_robustbench(spec: str) -> nn.Module:
         return load_model(model_name=name, dataset=dataset or "cifar10", threat_model="Linf")
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"{spec}: robustbench cannot load it: {type(error).__name__}: {error}") from error
+
+
+def all_of_robustbench(spec: str) -> list[str]:
+    """Every network of a leaderboard of RobustBench: "robustbench:*", "robustbench:cifar100/*".
+
+    L-infinity, as what is measured here; "robustbench:cifar10/Linf/*" says so. Raises UserError without the package,
+    and for a leaderboard that it has not.
+    """
+    dataset, _, threat = spec.removeprefix("robustbench:").removesuffix("*").rstrip("/").partition("/")
+    if (threat or "Linf") != "Linf":
+        raise UserError(f"{spec}: measured is L-infinity robustness: robustbench:{dataset}/*")
+    try:
+        from robustbench.model_zoo import model_dicts  # ty: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(f"{spec} needs the package robustbench: {error}") from error
+    found = {data.value: {kind.value: list(ids) for kind, ids in kinds.items()} for data, kinds in model_dicts.items()}
+    names = found.get(dataset or "cifar10", {}).get("Linf", [])
+    if not names:
+        raise UserError(
+            f"{spec}: robustbench has L-infinity networks of {', '.join(d for d in found if 'Linf' in found[d])}"
+        )
+    return [f"robustbench:{dataset or 'cifar10'}/{name}" for name in names]

@@ -48,7 +48,7 @@ def evaluate(
     """
     chosen = (which,) if isinstance(which, str) else tuple(which)
     source = Checkpoint(str(model), chosen, arch, data, normalize, key)
-    recipe = _recipe(source, protocol, measures, overrides, plugins)
+    recipe = recipe_of(source, protocol, measures, overrides, plugins)
     named = "-".join(measures) or Path(protocol).stem
     home = RunFolder(Path(model)).evaluation("").path if source.is_run else Path("evals")
     place = Path(folder) if folder else home / "-".join([*([] if source.is_run else [source.name]), named, *chosen])
@@ -59,13 +59,14 @@ def evaluate(
     return FinishedRun(place, results)
 
 
-def _recipe(
+def recipe_of(
     source: Checkpoint,
     protocol: str | Path,
     measures: Sequence[str],
     overrides: Any,
     plugins: Iterable[str | Path | type],
 ) -> Recipe:
+    """What a checkpoint is measured by: its data and network, and the stages of a protocol or single measures."""
     tables = source.tables()
     if measures:
         stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}

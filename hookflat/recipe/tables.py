@@ -42,3 +42,16 @@ def finite(value: Any) -> Any:
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON that every reader takes, in ASCII."""
     return json.dumps(finite(value), indent=indent, allow_nan=False, default=str)
+
+
+def as_key(setup: Any) -> str:
+    """Nested tables as a text, 20 and 20.0 alike."""
+    return json.dumps(_floats(setup), sort_keys=True)
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _floats(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

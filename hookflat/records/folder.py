@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
 from hookflat.records.disk import has_failed, replacing
 from hookflat.records.environment import environment
 from hookflat.records.results import Results
-from hookflat.records.texts import DamagedError, read_lines, read_toml
+from hookflat.records.texts import DamagedError, read_json, read_lines, read_toml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,14 @@ NETWORKS = {
 """Networks of a run folder; a number is the one kept after that epoch."""
 
 
+class Label(NamedTuple):
+    """What a study says of a network that was trained before: a row's name, its method, how its training ended."""
+
+    name: str
+    method: str
+    early_stopped: bool = False
+
+
 class RunFolder:
     """The files of one run. Only the main process writes (`main=False` turns every write into nothing)."""
 
@@ -44,6 +52,7 @@ class RunFolder:
         self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "eval.json"
+        self.label = path / "checkpoint.json"
         self.checkpoints = path / "checkpoints"
         self.resumable = Checkpoints(self.checkpoints)
         self.figures = path / "figures"
@@ -84,6 +93,15 @@ class RunFolder:
                 self.results.replace(self.results.with_name(f"{self.results.name}.damaged"))
             say(f"{error}: moved aside, and measured again")
             return None
+
+    def read_label(self) -> Label | None:
+        """What a study says of the network measured here, where one does. Raises UserError where it cannot be read."""
+        if not self.label.exists():
+            return None
+        try:
+            return Label(**read_json(self.label))
+        except TypeError as error:
+            raise DamagedError(f"{self.label} is not what hookflat writes: {error}") from None
 
     def evaluations(self) -> list[RunFolder]:
         """What `hookflat eval` measured of this run, a folder for each protocol."""
@@ -316,6 +334,12 @@ class RunFolder:
         if self.main:
             self._replace(self.results, results.to_json())
             shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def save_label(self, label: Label) -> None:
+        """Write what a study says of the network measured here, where it says another."""
+        text = as_json(label._asdict())
+        if not self.label.exists() or self.label.read_text(encoding="utf-8") != text:
+            self._replace(self.label, text)
 
     def _replace(self, file: Path, text: str) -> None:
         with replacing(file) as beside:

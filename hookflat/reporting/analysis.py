@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hookflat.records.quantities import Quantity, is_error_of, of_role, quantity
-from hookflat.reporting.gathering import Configuration, Gathered
+from hookflat.reporting.gathering import Configuration, Gathered, evidence
+from hookflat.reporting.ranking import Ranked, controls, rank
 from hookflat.reporting.runs import Network, distinct
 from hookflat.reporting.statistics import (
     RESAMPLES,
@@ -38,9 +39,9 @@ class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
     `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
-    `outcomes`: key to heading. `within`: by (method, measure,
-    outcome); method "" is all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1;
-    `against`: the Spearman here minus the one there. Partial correlations hold the clean error fixed.
+    `outcomes`: key to heading; `percent`: those that are shares. `within`: by (method, measure, outcome); method "" is
+    all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1; `against`: the Spearman
+    here minus the one there. `ranking`: which measure predicts. Partial correlations hold the clean error fixed.
     """
 
     claim: str
@@ -48,21 +49,24 @@ class Analysis:
     measures: list[str]
     names: dict[str, str]
     outcomes: dict[str, str]
+    percent: frozenset[str]
     overall: dict[tuple[str, str], Correlation]
     within: dict[tuple[str, str, str], Correlation]
     best: dict[str, Contest]
     paper: dict[str, Correlation]
     against: dict[str, Estimate]
+    ranking: list[Ranked]
 
 
 def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     """All correlations that the runs allow."""
     error, loss, clean = gathered.playing("RErr"), gathered.playing("RLoss"), gathered.playing("clean error")
     models = [c for c in gathered.configurations if not c.rescaled]
-    last = [(run.networks["last"], i) for i, c in enumerate(models) for run in c.runs if "last" in run.networks]
+    numbered = zip(models, evidence(models), strict=True)
+    last = [(run.networks["last"], i) for c, i in numbered for run in c.runs if "last" in run.networks]
     measures = flatness_measures((network for network, _ in last), gathered.quantities)
     outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
-    outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(outcome(n, k)) for n, _ in last) > 2}
+    outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(n.value(k)) for n, _ in last) > 2}
     overall, within = {}, {}
     for measure in measures:
         for key in outcomes:
@@ -80,7 +84,9 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
             x, y, _, clusters = zip(*_points(last, claim, key, clean), strict=True)
             against[key] = difference(Sample(x, y, clusters), theirs[key], resamples=resamples)
     names = {measure: gathered.name(measure) for measure in measures}
-    return Analysis(claim, loss, measures, names, outcomes, overall, within, best, paper, against)
+    ranking = rank(models, measures, outcomes, fixed=controls(gathered, clean), resamples=resamples)
+    percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
+    return Analysis(claim, loss, measures, names, outcomes, percent, overall, within, best, paper, against, ranking)
 
 
 def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
@@ -91,19 +97,13 @@ def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quan
     return sorted(kept, key=lambda k: first.index(k) if k in first else len(first))
 
 
-def outcome(network: Network, key: str) -> float:
-    """A number on test examples, or the gap of one ("NAME gap"); NaN where the network has none."""
-    name, _, gap = key.partition(" ")
-    return (network.gap if gap else network.test).get(name, math.nan)
-
-
 _Point = tuple[float, float, float, int]
 """Measure, outcome, clean error, cluster."""
 
 
 def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str, clean: str) -> list[_Point]:
     points = [
-        (network.test.get(measure, math.nan), outcome(network, key), network.test.get(clean, math.nan), cluster)
+        (network.test.get(measure, math.nan), network.value(key), network.test.get(clean, math.nan), cluster)
         for network, cluster in networks
     ]
     return [p for p in points if not math.isnan(p[0] + p[1])]
@@ -140,14 +140,14 @@ def _within(
 
 def _contest(last: Sequence[tuple[Network, int]], measures: Sequence[str], key: str, resamples: int) -> Contest | None:
     """Between the measures that nearly all networks have, over those that have them all; None for fewer than two."""
-    able = [(network, cluster) for network, cluster in last if not math.isnan(outcome(network, key))]
+    able = [(network, cluster) for network, cluster in last if not math.isnan(network.value(key))]
     having = {m: sum(m in network.test for network, _ in able) for m in measures}
     entered = [m for m in measures if having[m] >= 0.9 * max(having.values())]
     rows = [(network, cluster) for network, cluster in able if all(m in network.test for m in entered)]
     if len(entered) < 2 or len(rows) < 3:
         return None
     xs = {m: [network.test[m] for network, _ in rows] for m in entered}
-    y, clusters = [outcome(network, key) for network, _ in rows], [cluster for _, cluster in rows]
+    y, clusters = [network.value(key) for network, _ in rows], [cluster for _, cluster in rows]
     return Contest(best_predictor(xs, y, clusters, resamples), len(rows))
 
 

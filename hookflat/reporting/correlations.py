@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hookflat.reporting.analysis import Analysis
+from hookflat.reporting.foretelling import off
 from hookflat.reporting.formats import csv_text
+from hookflat.reporting.phrases import estimate, minus
 from hookflat.reporting.statistics import Correlation, Estimate
-from hookflat.reporting.words import estimate
 
 ABOUT_STATISTICS = (
     "Correlations over the last networks; lower is flatter, so a positive one with RLoss speaks for the claim. 95 % "
@@ -43,6 +44,60 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
             analysis.overall.items(), key=lambda i: list(analysis.outcomes).index(i[0][1])
         )
     ]
+
+
+ABOUT_RANKING = (
+    "Left out: one method after the other is left out, a line fitted on the rest, and the left-out method predicted. "
+    "Off by: the root mean squared error, every method counted once. R²: against a baseline that knows nothing but the "
+    "mean of the other methods; better than it is what lies above 0 with the whole interval, which is for all measures "
+    "together. Spearman over all networks, and within methods, as differences from their method's mean. Psi: agreement "
+    "in sign where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020)."
+)
+
+
+def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: which measure predicts which outcome, the best first."""
+    fixed = next((ranked.fixed for ranked in analysis.ranking if ranked.fixed), ())
+    given = f"Spearman | {', '.join(fixed)}"
+    heads = ["measure", "predicted", "left out: R²", "off by", "baseline", "Spearman", "within methods", given, "Psi"]
+    lines = []
+    for ranked in analysis.ranking:
+        key, found = ranked.outcome, ranked.prediction
+        overall, within = (analysis.overall.get((ranked.measure, key)), analysis.within.get(("", ranked.measure, key)))
+        lines.append(
+            [
+                analysis.names[ranked.measure],
+                analysis.outcomes[key],
+                estimate(found.r2) if found else "",
+                off(analysis, key, found.error) if found else "",
+                off(analysis, key, found.baseline) if found else "",
+                *(estimate(c.spearman) if c else "" for c in (overall, within)),
+                estimate(ranked.partial) if ranked.partial and ranked.fixed == fixed else "",
+                minus(f"{ranked.granulated.value:.2f}") if ranked.granulated else "",
+            ]
+        )
+    return heads, lines
+
+
+def ranking_csv(analysis: Analysis) -> str:
+    """The same with full numbers, and psi of every hyper-parameter."""
+    heads = ["measure", "outcome", "r2", "r2_low", "r2_high", "error", "baseline", "methods", "beats_the_baseline"]
+    heads += ["partial_spearman", "partial_low", "partial_high", "fixed", "Psi", "psi"]
+    rows = []
+    for ranked in analysis.ranking:
+        found, psi = ranked.prediction, ranked.granulated
+        numbers = (*found.r2, found.error, found.baseline) if found else (None,) * 5
+        rows.append(
+            [
+                *(ranked.measure, ranked.outcome, *map(_number, numbers)),
+                *((found.methods, found.beats_the_baseline) if found else ("", "")),
+                *(_number(v) for v in ranked.partial or (None, None, None)),
+                "; ".join(ranked.fixed),
+                _number(psi.value if psi else None),
+                "; ".join(f"{name} {value:.4f}" for name, value in psi.psi.items()) if psi else "",
+            ]
+        )
+    return csv_text(heads, rows)
 
 
 def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str], list[list[str]]]:

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from hookflat.functional.canvas import new_figure, tidy
-from hookflat.reporting.analysis import outcome
 from hookflat.reporting.gathering import Configuration, Gathered, plain
 from hookflat.reporting.labels import label
+from hookflat.reporting.phrases import counted
 from hookflat.reporting.runs import MeasuredRun, distinct
 from hookflat.reporting.statistics import line
 from hookflat.reporting.style import PAGE, TREND, Drawing
@@ -23,7 +23,7 @@ from hookflat.reporting.through_training import mean_overfitting, through_traini
 
 COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8794"}
 MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
-CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2aa7b8", "#b5651d")
+CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2a9fb0", "#b5651d")
 NAMED = 40
 """How many labels a figure has at the most, to be read."""
 
@@ -62,8 +62,8 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         shown = row in chosen
         mean = (fmean(p[1] for p in points), fmean(p[2] for p in points))
         runs, xs, ys = zip(*points, strict=True)
-        marker = "^" if not runs[0].trained_here else MARKERS[row.group]
-        colour = COLOURS[row.group] if shown else "0.6"
+        marker = "^" if runs[0].early_stopped else MARKERS[row.group] if _known(runs[0]) else "v"
+        colour = COLOURS[row.group] if shown else "0.5"
         small = len(points) > 1 or not shown
         dots = axes.scatter(xs, ys, s=12 if small else 42, c=colour, marker=marker, alpha=0.7 if small else 1, lw=0)
         dots.set_urls([f"#{run.anchor}" for run in runs])
@@ -72,7 +72,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
             big.set_urls([f"#{row.configuration.anchor}"])
         if row in labelled:
             named.append(mean)
-    _least_squares(axes, models)
+    fit = _least_squares(axes, models)
     axes.set(xlabel=f"{flatness} in RLoss (lower is flatter)", ylabel=vertical)
     axes.margins(0.12)
     tidy(axes)
@@ -80,7 +80,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [short_title(row, chosen) for row, _ in rows if row in labelled]
     seeds = any(len(points) > 1 for _, points in rows)
-    label(figure, axes, named, texts, single, halo=PAGE)
+    label(figure, axes, named, texts, single, halo=PAGE, fits=[fit] if fit else [])
     caption = (
         "Each small point is a run, each large one the mean of its seeds" if seeds else "Each point is a run"
     ) + "; colour and shape are the groups of Table 1. The dotted line is a least-squares fit through the runs."
@@ -90,9 +90,17 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         caption += " Pentagons: rescaled networks, which the line leaves out."
     if len(chosen) < len(rows):
         caption += " Grey: other hyper-parameters of a method; the one of least test RErr is labelled."
-    if any(not run.trained_here for row, _ in rows for run in row.configuration.runs):
-        caption += " Triangles: networks trained elsewhere."
+    runs = [run for row, _ in rows for run in row.configuration.runs]
+    if any(run.early_stopped for run in runs):
+        caption += " Triangles: early-stopped networks."
+    if not all(_known(run) or run.early_stopped for run in runs):
+        caption += " Triangles that point down: networks trained elsewhere."
     return Drawing(name, heading, caption, figure)
+
+
+def _known(run: MeasuredRun) -> bool:
+    """Whether it was trained here, or a study says what it is."""
+    return run.trained_here or run.label is not None
 
 
 def _name_groups(axes: Any, present: set[str]) -> None:
@@ -106,15 +114,20 @@ def _points(
     configuration: Configuration, x: str, y: str, label: str = "last"
 ) -> list[tuple[MeasuredRun, float, float]]:
     networks = [(run, run.networks[label]) for run in configuration.runs if label in run.networks]
-    points = [(run, outcome(network, x), outcome(network, y)) for run, network in networks]
+    points = [(run, network.value(x), network.value(y)) for run, network in networks]
     return [p for p in points if math.isfinite(p[1] + p[2])]
 
 
-def _least_squares(axes: Any, points: Sequence[tuple[float, float]], colour: Any = TREND) -> None:
+def _least_squares(
+    axes: Any, points: Sequence[tuple[float, float]], colour: Any = TREND
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Draw the line through points; its ends, None where there is none."""
     x, y = [p[0] for p in points], [p[1] for p in points]
-    if len(x) > 2 and (fit := line(x, y)):
-        ends = [min(x), max(x)]
-        axes.plot(ends, [fit[0] * e + fit[1] for e in ends], color=colour, ls=":", lw=1.6, zorder=1.2)
+    if len(x) < 3 or (fit := line(x, y)) is None:
+        return None
+    first, last = ((e, fit[0] * e + fit[1]) for e in (min(x), max(x)))
+    axes.plot(*zip(first, last, strict=True), color=colour, ls=":", lw=1.6, zorder=1.2)
+    return first, last
 
 
 def _landscapes(gathered: Gathered, error: str) -> Drawing:
@@ -138,7 +151,7 @@ def _landscapes(gathered: Gathered, error: str) -> Drawing:
     tidy(axes)
     axes.legend(frameon=False, fontsize=8, ncols=2, title="RErr in brackets", title_fontsize=8)
     caption = (
-        f"Mean over {lines[0].directions} direction(s). "
+        f"Mean over {counted(lines[0].directions, 'direction')}. "
         "Adversarial examples are made anew at every point of every direction; weights are perturbed layer by layer, "
         "relative to their norm. RErr in brackets is that of Table 1, or else of the landscape's own attack at t = 0. "
         "Dashed: functionally equal networks of another scale."
@@ -151,7 +164,7 @@ def _trends(table: Table1) -> Drawing:
     name, heading = "fig6", "Fig. 6: trends over hyper-parameters"
     by_method: dict[str, list[Row]] = defaultdict(list)
     for row in table.rows:
-        if row.configuration.rescaled:
+        if row.configuration.rescaled or row.configuration.checkpoint:
             continue
         if row.configuration.setting and _points(
             row.configuration, table.numbers["average flatness"], table.numbers["RLoss"]
@@ -232,7 +245,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     )
     if gathered.classes:
         kink = math.log(gathered.classes)
-        axes.axvline(kink, color="0.6", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")
+        axes.axvline(kink, color="0.5", lw=0.9, ls="--", label=f"log {gathered.classes}: guessing")
         for side in (False, True):
             part = [(p[2], p[3]) for p in points if (p[2] >= kink) == side and not p[0].rescaled]
             _least_squares(axes, part)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hookflat.errors import UserError
-from hookflat.recipe.tables import flat
+from hookflat.recipe.tables import as_key, flat
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, Role, of_role, quantity
 from hookflat.reporting.runs import (
@@ -20,11 +20,10 @@ from hookflat.reporting.runs import (
     Network,
     UnusableError,
     as_id,
-    as_key,
     last_line,
     read_run,
 )
-from hookflat.studies.study import CLUSTER
+from hookflat.studies.jobs import CLUSTER
 
 Setting = tuple[tuple[str, Any], ...]
 
@@ -56,6 +55,11 @@ class Configuration:
         """Its name: the recipe's, and what makes it another than its other configurations."""
         scale = [f"x{self.rescaled:g}"] if self.rescaled else []
         return " ".join([self.method, *scale, *(f"{k.split('.')[-1]}={plain(v)}" for k, v in self.setting)])
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of a study's checkpoint, which is a configuration of its own; "" for a recipe."""
+        return next((run.label.name for run in self.runs if run.label), "")
 
     @property
     def anchor(self) -> str:
@@ -143,12 +147,22 @@ def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
     for run in runs:
         by_method[run.method].append(run)
     found: dict[tuple[str, float | None, Setting], list[MeasuredRun]] = defaultdict(list)
-    for method, same in by_method.items():
+    for method, every in by_method.items():
+        same = [run for run in every if not run.label]
+        for run in every:
+            if run.label:
+                found[method, run.rescaled, (("checkpoint", run.label.name),)].append(run)
         tables = [options_of(run.recipe) for run in same]
         differing = [name for name in dict.fromkeys(n for t in tables for n in t) if _differs(name, tables)]
         for run, table in zip(same, tables, strict=True):
             found[method, run.rescaled, tuple((name, table.get(name)) for name in differing)].append(run)
     return [Configuration(*key, same) for key, same in found.items()]
+
+
+def evidence(configurations: Sequence[Configuration]) -> list[int]:
+    """Of each configuration the number of what is independent evidence: itself, or of checkpoints the method."""
+    names = [c.method if c.checkpoint else c.key for c in configurations]
+    return [names.index(name) for name in names]
 
 
 def options_of(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ _ANGLES = np.radians([0, 90, 180, 270, 45, 315, 135, 225, *(22.5 + 45 * i for i 
 _FAR = 8
 """From here on, and where another labelled point is as near, a line leads back to the point."""
 _LABEL, _OUTSIDE, _POINT, _CROSSING, _THROUGH, _LINE = 1000.0, 1000.0, 60.0, 40.0, 120.0, 12.0
-"""What it costs to cover a label, to leave the axes, to cover a point, to cross a line, to cross a label with one, and
-to need one: as much as so many typographic points of distance."""
+"""What it costs to cover a label or a fit, to leave the axes, to cover a point, to cross a line, to cross a label with
+one, and to need one: as much as so many typographic points of distance."""
 
 
 class _Places(NamedTuple):
@@ -41,12 +41,13 @@ def label(
     others: Sequence[Point] = (),
     size: float = 8,
     halo: str = "white",
+    fits: Sequence[tuple[Point, Point]] = (),
 ) -> list[Bbox]:
-    """Write each of `texts` beside its point of `axes`, clear of labels, points and legend; their boxes in pixels.
+    """Write each of `texts` beside its point of `axes`, clear of all else; the labels' boxes in pixels.
 
     Each label takes the place around its point that costs least, the most crowded first, in several rounds, since a
     place may become free. The figure's layout is fixed by this. `halo`: a colour around the letters, where they cross
-    a line.
+    a line. `fits`: the ends of each line that was fitted.
     """
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine("none")
@@ -60,11 +61,12 @@ def label(
         for text, point in zip(texts, points, strict=True)
     ]
     inside = np.array(axes.get_window_extent().extents)
+    drawn = axes.transData.transform(np.reshape(fits, (-1, 2))).reshape(-1, 2, 2)
     places = []
     for i, text in enumerate(written):
         extent = text.get_window_extent()
         boxes = _around(at[i], extent.width + 2 * unit, extent.height + 2 * unit, unit)
-        places.append(_places(boxes, at[i], np.delete(at, i, axis=0), dots, inside, unit))
+        places.append(_places(boxes, at[i], np.delete(at, i, axis=0), dots, drawn, inside, unit))
     legend = [axes.get_legend().get_window_extent().extents] if axes.get_legend() else []
     crowded = np.argsort(-(np.linalg.norm(at[:, None] - every[None], axis=2) < 40 * unit).sum(axis=1), kind="stable")
     chosen: dict[int, int] = {}
@@ -96,16 +98,17 @@ def _around(at: Array, width: float, height: float, unit: float) -> Array:
     return np.stack([left, bottom, left + width, bottom + height], axis=1)
 
 
-def _places(boxes: Array, at: Array, strangers: Array, dots: Array, inside: Array, unit: float) -> _Places:
-    """What each box around the point `at` costs by itself; `strangers`: the other labelled points."""
+def _places(boxes: Array, at: Array, strangers: Array, dots: Array, fits: Array, inside: Array, unit: float) -> _Places:
+    """What each box around the point `at` costs by itself; `strangers`: the other labelled points; `fits`: lines."""
     ends = np.clip(at, boxes[:, :2], boxes[:, 2:])
     distance = np.linalg.norm(ends - at, axis=1) / unit
     nearest = np.clip(strangers[:, None], boxes[None, :, :2], boxes[None, :, 2:]) - strangers[:, None]
     mistaken = (np.linalg.norm(nearest, axis=2) / unit <= distance + 4).any(axis=0)
     needed = (distance >= _FAR) | mistaken
+    across = _through(fits, boxes).sum(axis=0)
     lines = np.stack([np.broadcast_to(at, ends.shape), np.where(needed[:, None], ends, at)], axis=1)
     outside = (boxes[:, :2] < inside[:2]).any(axis=1) | (boxes[:, 2:] > inside[2:]).any(axis=1)
-    cost = distance + _LINE * mistaken + _OUTSIDE * outside + _POINT * _overlaps(boxes, dots)
+    cost = distance + _LINE * mistaken + _OUTSIDE * outside + _LABEL * across + _POINT * _overlaps(boxes, dots)
     return _Places(boxes, lines, cost)
 
 
@@ -129,10 +132,12 @@ def _overlaps(places: Array, boxes: Array) -> Array:
 
 def _through(lines: Array, boxes: Array) -> Array:
     """Which lines go through which boxes: (lines, boxes)."""
-    steps = np.linspace(0, 1, 25)[:, None]
-    on = lines[:, :1] + steps * (lines[:, 1:] - lines[:, :1])
-    within = np.all((on[:, None] > boxes[None, :, None, :2]) & (on[:, None] < boxes[None, :, None, 2:]), axis=3)
-    return np.any(within, axis=2).astype(float)
+    start = lines[:, None, 0]
+    step = lines[:, None, 1] - start
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = (boxes[None, :, :2] - start) / step, (boxes[None, :, 2:] - start) / step
+    enters, leaves = np.fmin(*ends).max(axis=2), np.fmax(*ends).min(axis=2)
+    return ((enters < leaves) & (enters < 1) & (leaves > 0)).astype(float)
 
 
 def _crossings(lines: Array, others: Array) -> Array:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -11,15 +14,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.reporting.analysis import Analysis
-from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_lines, within_lines
+from hookflat.reporting.correlations import (
+    ABOUT_RANKING,
+    ABOUT_STATISTICS,
+    ranking_lines,
+    statistics_lines,
+    within_lines,
+)
+from hookflat.reporting.explorer import explorer
+from hookflat.reporting.formats import without_empty
 from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.leaderboard import ABOUT_LEADERBOARD, leaderboard, leaderboard_lines
+from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import Drawing
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
-from hookflat.reporting.words import protocol_lines
 
 LIMIT = 4_500_000
 """Bytes of a page, above which recipes of single runs are left out, then figures are pictures."""
+MATTER = ("rerr", "loss", "average")
+"""The columns of Table 1 that a narrow screen shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +45,7 @@ class Contents:
     analysis: Analysis
     drawn: list[Drawing]
     said: list[str]
+    details: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     ]
     order = {id(row.configuration): i for i, row in enumerate(table.rows)}
     configurations.sort(key=lambda entry: order[id(entry[0])])
+    found = explorer(gathered, table)
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
         autoescape=True,
@@ -72,10 +89,20 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     return template.render(
         gathered=gathered,
         table=table,
-        cells=lambda row: [(_cell(row, column), paper_text(row, column)) for column in table.columns],
+        matter=MATTER,
+        cells=lambda row: [(column, _cell(row, column), paper_text(row, column)) for column in table.columns],
+        leaders=without_empty(*leaderboard_lines(leaderboard(table), table)),
+        about_leaderboard=ABOUT_LEADERBOARD,
+        explorer=found,
+        last_ones=any(point["network"] == "last" for point in found.get("points", [])),
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         drawn=contents.drawn,
         inline=inline,
         said=contents.said,
+        details=contents.details,
+        about_ranking=ABOUT_RANKING,
+        ranking=_by(ranking_lines(analysis), column=1),
         about_table=about_table(table),
         about_statistics=ABOUT_STATISTICS,
         statistics=_by(statistics_lines(analysis), column=1),
@@ -97,7 +124,8 @@ def _by(lines: tuple[list[str], list[list[str]]], column: int) -> list[tuple[str
     parts: dict[str, list[list[str]]] = defaultdict(list)
     for row in rows:
         parts[row[column]].append([*row[:column], *row[column + 1 :]])
-    return [(value, [*heads[:column], *heads[column + 1 :]], part) for value, part in parts.items()]
+    rest = [*heads[:column], *heads[column + 1 :]]
+    return [(value, *without_empty(rest, part)) for value, part in parts.items()]
 
 
 def _entry(run: MeasuredRun, environments: dict[str, int], *, recipes: bool) -> Entry:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from hookflat.errors import UserError
-from hookflat.records.folder import RunFolder
+from hookflat.recipe.tables import as_key
+from hookflat.records.folder import Label, RunFolder
 from hookflat.records.quantities import Quantity
 from hookflat.records.results import NetworkResults, Protocol, Results
 from hookflat.records.texts import read_json, read_lines, read_toml
+from hookflat.reporting.landscapes import LandscapeCurve, read_landscape
 
 Numbers = dict[str, float]
 Found = TypeVar("Found")
@@ -37,19 +37,10 @@ class Network(NamedTuple):
     train: Numbers
     gap: Numbers
 
-
-class LandscapeCurve(NamedTuple):
-    """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0.
-
-    `radius`: the relative length of a direction. `key`: how it was measured, equal where landscapes can be compared.
-    """
-
-    t: list[float]
-    rloss: list[float]
-    rerr: float
-    directions: int
-    radius: float
-    key: str
+    def value(self, key: str) -> float:
+        """A number on test examples, or the gap of one ("NAME gap"); NaN where the network has none."""
+        name, _, gap = key.partition(" ")
+        return (self.gap if gap else self.test).get(name, math.nan)
 
 
 class _Recipe(BaseModel):
@@ -101,7 +92,7 @@ class MeasuredRun:
 
     `method`: the recipe's name. `records`: the lines of metrics.jsonl. `training`: its wall time in seconds, where it
     is known. `aside`: older measures that --redo moved aside. `damaged`: lines of metrics.jsonl that are
-    no records. `networks`: with the numbers that go into the report.
+    no records. `label`: what a study of checkpoints says of it. `networks`: with the numbers that go into the report.
     """
 
     name: str
@@ -117,6 +108,7 @@ class MeasuredRun:
     landscape: LandscapeCurve | None
     aside: list[str]
     damaged: list[int]
+    label: Label | None = None
     networks: dict[str, Network] = field(default_factory=dict)
 
     @property
@@ -134,6 +126,11 @@ class MeasuredRun:
     def anchor(self) -> str:
         """Of the run on the page."""
         return "run-" + as_id(self.name)
+
+    @property
+    def early_stopped(self) -> bool:
+        """Whether its only network is not the end of its training."""
+        return self.label is not None and self.label.early_stopped
 
     @property
     def trained_here(self) -> bool:
@@ -159,19 +156,6 @@ def distinct(runs: Iterable[MeasuredRun]) -> list[tuple[MeasuredRun, str, Networ
     return found
 
 
-def as_key(setup: Any) -> str:
-    """Nested tables as a text, 20 and 20.0 alike."""
-    return json.dumps(_floats(setup), sort_keys=True)
-
-
-def _floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _floats(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_floats(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def read_run(name: str, folder: Path) -> MeasuredRun:
     """Raises UnusableError with the reason."""
     try:
@@ -191,7 +175,8 @@ def _read(name: str, place: Path) -> MeasuredRun:
     tables = _recipe_of(folder)
     recipe = _recipe(tables, folder.recipe)
     found = [*([folder] if folder.results.exists() else []), *folder.evaluations()]
-    evaluations = [_evaluation(f, folder, recipe) for f in found if f is folder or not _aside(f)]
+    label = _label(folder)
+    evaluations = [_evaluation(f, folder, recipe, label) for f in found if f is folder or not _aside(f)]
     own = next((e for e in evaluations if not e.name or (e.model and e.name == place.resolve().name)), None)
     rescaled = next((e.rescaled for e in evaluations if e.rescaled), None)
     if own is None and not rescaled:
@@ -201,7 +186,11 @@ def _read(name: str, place: Path) -> MeasuredRun:
     return MeasuredRun(
         name=name,
         folder=place,
-        method=own.recipe if own else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", place.resolve().name),
+        method=label.method
+        if label
+        else own.recipe
+        if own
+        else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", place.resolve().name),
         seed=seed,
         rescaled=rescaled,
         recipe=tables,
@@ -212,7 +201,15 @@ def _read(name: str, place: Path) -> MeasuredRun:
         training=own.training if own else None,
         landscape=_landscape(folder, evaluations),
         aside=[f.path.name for f in found if f is not folder and _aside(f)],
+        label=label,
     )
+
+
+def _label(folder: RunFolder) -> Label | None:
+    try:
+        return folder.read_label()
+    except UserError as error:
+        raise UnusableError(str(error).replace(f"{folder.path}/", "", 1)) from None
 
 
 def _environment(folder: RunFolder) -> dict[str, Any]:
@@ -242,13 +239,17 @@ def _unfinished(folder: RunFolder) -> str:
     return f"not finished: {'no checkpoint' if epoch is None else f'at epoch {epoch}'}{said}"
 
 
-def _evaluation(place: RunFolder, folder: RunFolder, recipe: _Recipe) -> Evaluation:
-    """`recipe`: of the run; `hookflat eval` keeps its own beside the results."""
+def _evaluation(place: RunFolder, folder: RunFolder, recipe: _Recipe, label: Label | None) -> Evaluation:
+    """`recipe`: of the run; `hookflat eval` keeps its own beside the results. The one network of a study's checkpoint
+    is its last, whatever its training called it."""
     if place is not folder and place.recipe.exists():
         recipe = _recipe(_recipe_of(place), place.recipe)
     results = _told(Results.read, place.results, folder)
     dropped: list[str] = []
-    networks = {label: _network(label, numbers, dropped) for label, numbers in results.models.items()}
+    models = results.models
+    if label and len(models) == 1:
+        models = {"last": next(iter(models.values()))}
+    networks = {which: _network(which, numbers, dropped) for which, numbers in models.items()}
     top = folder.path.resolve().name if results.model else ""
     return Evaluation(
         name=top if place is folder else place.path.name,
@@ -258,7 +259,7 @@ def _evaluation(place: RunFolder, folder: RunFolder, recipe: _Recipe) -> Evaluat
         setup=_setup(results.protocol, recipe),
         networks=networks,
         quantities=results.numbers,
-        weights={label: numbers.weights for label, numbers in results.models.items() if numbers.weights},
+        weights={which: numbers.weights for which, numbers in models.items() if numbers.weights},
         classes=results.classes,
         rescaled=next((n.rescaled for n in results.models.values() if n.rescaled), None),
         dropped=dropped,
@@ -294,29 +295,16 @@ def _network(label: str, numbers: NetworkResults, dropped: list[str]) -> Network
 def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCurve | None:
     """RLoss along random directions, layer by layer, of the last network on test examples (Fig. 4)."""
     places = [*(f for f in folder.evaluations() if not _aside(f)), folder]
-    file = next((f for p in places if (f := p.table("last-test-landscape_layer")).exists()), None)
-    if file is None:
+    place = next((p for p in places if p.table("last-test-landscape_layer").exists()), None)
+    if place is None:
         return None
-    import pyarrow
-    from pyarrow import parquet
-
+    file = place.table("last-test-landscape_layer")
+    of = [e for e in evaluations if (place is folder and not e.name) or e.name == place.path.name]
+    threat = {name: of[0].setup[name] for name in ("eps", "step_size", "data")} if of else {}
     try:
-        read = parquet.read_table(file)
-        table, about = read.to_pydict(), json.loads((read.schema.metadata or {}).get(b"hookflat", b"{}"))
-        lines = [values for name, values in table.items() if name.startswith("rloss_")]
-        t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
-        errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]
-        means = [fmean(at) for at in zip(*lines, strict=True)]
-        key = as_key(about | _threat_of(file.parent.parent, folder, evaluations))
-        return LandscapeCurve(t, means, fmean(errors), len(lines), about["radius"], key)
-    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        return read_landscape(file, threat)
+    except (OSError, KeyError, ValueError) as error:
         raise UnusableError(f"{file.relative_to(folder.path)} cannot be read: {error}") from None
-
-
-def _threat_of(place: Path, folder: RunFolder, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """The radius, step size and data of the evaluation in a folder of results."""
-    of = [e for e in evaluations if (place == folder.path and not e.name) or e.name == place.name]
-    return {name: of[0].setup[name] for name in ("eps", "step_size", "data")} if of else {}
 
 
 def _told(read: Callable[[Path], Found], file: Path, folder: RunFolder) -> Found:

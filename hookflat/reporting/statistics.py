@@ -75,6 +75,32 @@ def correlation(
     return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers.tolist())))
 
 
+def partial_spearman(
+    x: Sequence[float],
+    y: Sequence[float],
+    given: Sequence[Sequence[float]],
+    *,
+    clusters: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Spearman of `x` and `y` with all variables of `given` (k, n) held fixed: of what a linear fit to their ranks
+    leaves of both ranks. NaN where it leaves nothing of one."""
+    numbers = np.arange(len(x)) if clusters is None else np.asarray(clusters)
+    counts = resample(numbers, resamples, seed)
+    ranks = np.stack([_ranks(np.asarray(v, float), counts) for v in (x, y, *given)], axis=1)
+    weights = (counts / counts.sum(axis=1, keepdims=True))[:, None]
+    centred = ranks - (weights * ranks).sum(axis=2, keepdims=True)
+    moments = (weights * centred) @ centred.transpose(0, 2, 1)
+    fixed = np.linalg.pinv(moments[:, 2:, 2:], hermitian=True)
+    left = moments[:, :2, :2] - moments[:, :2, 2:] @ fixed @ moments[:, 2:, :2]
+    spread = left[:, [0, 1], [0, 1]]
+    defined = (spread > 1e-9 * np.maximum(moments[:, [0, 1], [0, 1]], 1e-12)).all(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where(defined, left[:, 0, 1] / np.sqrt(spread.prod(axis=1)), np.nan).clip(-1, 1)
+    return _estimate(values, numbers)
+
+
 class Sample(NamedTuple):
     """Two variables (n,) and the cluster (n,) of each model."""
 

@@ -31,6 +31,10 @@ ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "
 """Of the numbers in the table."""
 
 
+OFFICIAL = {"trades": "TRADES (official)", "at_awp": "AT-AWP (official)", "trades_awp": "TRADES-AWP (official)"}
+"""Recipes that are what their authors published, where the paper's row of that name is another."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A number over the seeds: mean and standard deviation (NaN for one seed). Empty without values."""
@@ -130,7 +134,11 @@ PAPER = ("rerr_test", "rerr_train", "flatness", "rerr_test_early_stop")
 
 def method_titles(table: Table1) -> dict[str, str]:
     """The names of methods, without hyper-parameters."""
-    return {row.configuration.method: row.title.split(", ")[0] for row in table.rows if not row.configuration.rescaled}
+    return {
+        row.configuration.method: row.title.split(", ")[0]
+        for row in table.rows
+        if not row.configuration.rescaled and not row.configuration.checkpoint
+    }
 
 
 def published() -> dict[str, dict[str, float | str]]:
@@ -144,26 +152,33 @@ def published() -> dict[str, dict[str, float | str]]:
 
 def title(configuration: Configuration) -> str:
     """The paper's name for a method, or the recipe's; with the options that make it another than its like."""
+    if configuration.checkpoint:
+        return configuration.checkpoint
     ours = all(run.trained_here for run in configuration.runs)
-    name = (
-        str(published().get(configuration.method, {}).get("method", configuration.method))
-        if ours
-        else configuration.method
-    )
+    name = in_words(configuration.method) if ours else configuration.method
     options = [f"{key.split('.')[-1]} {plain(value)}" for key, value in configuration.setting]
     return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
 
 
+def in_words(method: str) -> str:
+    """A recipe's name: the paper's for a row of its table, ours without underscores."""
+    row = published().get(method)
+    return str(row["method"]) if row else OFFICIAL.get(method) or method.replace("_", " ")
+
+
 def representatives(rows: Sequence[Row]) -> list[Row]:
-    """For each method the configuration of the least mean test RErr; rescaled networks stand for themselves."""
-    first: dict[tuple[str, float | None], Row] = {}
+    """For each method the configuration of the least mean test RErr; a rescaled network or a checkpoint is its own."""
+    first: dict[tuple[str, float | None, str], Row] = {}
     for row in rows:  # by test RErr
-        first.setdefault((row.configuration.method, row.configuration.rescaled), row)
+        configuration = row.configuration
+        first.setdefault((configuration.method, configuration.rescaled, configuration.checkpoint), row)
     return list(first.values())
 
 
 def short_title(row: Row, chosen: Sequence[Row]) -> str:
     """The title without hyper-parameters, where it is the only one of its method."""
+    if row.configuration.checkpoint:
+        return row.title
     alone = sum(other.configuration.method == row.configuration.method for other in chosen) == 1
     return row.title.split(", ")[0] if alone else row.title
 

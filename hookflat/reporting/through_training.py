@@ -18,7 +18,7 @@ from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title
 
-TRAIN, TEST, CORRECT, INCORRECT = "#5aa9e6", "#3a66b0", "#d1495b", "#4f9e2e"
+TRAIN, TEST, CORRECT, INCORRECT = "#4f97d8", "#8a63d2", "#d1495b", "#4f9e2e"
 PANELS = 24
 """How many methods Fig. 5 has at the most, to be read."""
 
@@ -61,8 +61,9 @@ def mean_overfitting(table: Table1) -> Drawing:
         tidy(axes)
         if axes.get_lines():
             axes.legend(frameon=False, fontsize=8)
+    seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
     caption = (
-        f"{row.title}, mean of {len(runs)} seed(s), measured through the training; test RLoss also over the examples "
+        f"{row.title}, {seeds}, measured through the training; test RLoss also over the examples "
         "that are classified correctly and incorrectly without an attack." + _measured_by(runs[0], "RLoss")
     )
     return Drawing(name, heading, caption, figure)
@@ -107,8 +108,8 @@ def through_training(table: Table1) -> Drawing:
     for axes, (row, paths) in zip(grid.flat, panels, strict=False):
         for path in paths:
             share, x, y = zip(*path, strict=True)
-            axes.plot(x, y, color="0.7", lw=0.6, zorder=1)
-            axes.scatter(x, y, c=share, cmap="RdYlBu_r", norm=norm, s=15, edgecolor="0.35", lw=0.3, zorder=2)
+            axes.plot(x, y, color="0.5", lw=0.6, zorder=1)
+            axes.scatter(x, y, c=share, cmap="RdYlBu_r", norm=norm, s=15, edgecolor="0.5", lw=0.3, zorder=2)
         axes.set_title(short_title(row, [row]), fontsize=8.5)
         tidy(axes)
     for axes in list(grid.flat)[len(panels) :]:

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import math
 
-from hookflat.records.results import StageProtocol
 from hookflat.reporting.analysis import Analysis
+from hookflat.reporting.foretelling import changes, foretold, predictions
 from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.phrases import estimate, listed, minus, sentence
 from hookflat.reporting.statistics import FEW, Correlation, Estimate
 
 
 def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
-    """Paragraphs: the claim, each outcome, within methods, the control, the best measure, and the paper's numbers."""
+    """Three short sentences at the most: the claim, error and gaps, and whether any measure predicts."""
     if analysis.claim not in analysis.measures:
         there = any(analysis.claim in n.test for run in gathered.runs for n in run.networks.values())
         of = "measured of no last network that is not rescaled" if there else "not measured"
         return [f"Average-case flatness was {of}: these runs say nothing about the claim."]
     said = [_claim(analysis)]
+    if _judged(analysis):
+        said += [_others(analysis), foretold(analysis)]
+    return [text for text in said if text]
+
+
+def details(analysis: Analysis, gathered: Gathered) -> list[str]:
+    """Paragraphs: each coefficient, each outcome, the control, within methods, the best measure, and the paper's."""
     found = analysis.overall.get((analysis.claim, analysis.loss))
-    if found and found.clusters >= FEW and not math.isnan(found.spearman.value):
-        said += [_outcomes(analysis), _partial(analysis), _within(analysis), _best(analysis), _paper(analysis)]
+    said = []
+    if found and _judged(analysis):
+        said.append(
+            f"{_strength(found.spearman)} of flatness with RLoss over {_models(found)}: {_coefficients(found)}."
+        )
+        said += [_outcomes(analysis), _partial(analysis), _within(analysis), _best(analysis)]
+        said += [predictions(analysis), changes(analysis), _paper(analysis)]
+    elif found and found.clusters < FEW:
+        said.append(f"What there is: {_coefficients(found)}.")
     rescaled = [run.name for c in gathered.configurations if c.rescaled for run in c.runs]
     if rescaled:
         said.append(f"Rescaled networks ({len(rescaled)}) are functionally equal to others and not counted as models.")
     return [text for text in said if text]
+
+
+def _judged(analysis: Analysis) -> bool:
+    """Whether the claim can be."""
+    found = analysis.overall.get((analysis.claim, analysis.loss))
+    return found is not None and found.clusters >= FEW and not math.isnan(found.spearman.value)
 
 
 def _claim(analysis: Analysis) -> str:
@@ -32,23 +53,28 @@ def _claim(analysis: Analysis) -> str:
         return "RLoss and average-case flatness were measured on too few networks: the claim cannot be judged."
     of = _models(found)
     if found.clusters < FEW:
-        return (
-            f"The claim cannot be judged from {of}: at least {FEW} configurations are needed. "
-            f"What there is: {_coefficients(found)}."
-        )
-    sign, spearman = found.spearman.sign, found.spearman
-    if math.isnan(spearman.value):
+        return f"The claim cannot be judged from {of}: at least {FEW} configurations are needed."
+    if math.isnan(found.spearman.value):
         return f"The claim cannot be judged from {of}: their flatness or their RLoss does not vary."
-    if sign > 0:
-        text = "The claim holds here: networks in flatter places have the lower robust loss"
-        return f"{text}. {_strength(spearman)} over {of}: {_coefficients(found)}."
-    if sign < 0:
-        text = "The claim does not hold here, its contrary does: networks in flatter places have the higher robust loss"
-        return f"{text}. {_strength(spearman)} over {of}: {_coefficients(found)}."
-    return (
-        "The claim is not supported here: the correlation of flatness with RLoss cannot be told from zero. "
-        f"Over {of}: {_coefficients(found)}; the interval of Spearman's includes zero."
-    )
+    text = {
+        1: "The claim holds here: networks in flatter places have the lower robust loss",
+        -1: "The claim does not hold here, its contrary does: networks in flatter places have the higher robust loss",
+        0: "The claim is not supported here: the correlation of flatness with RLoss cannot be told from zero",
+    }[found.spearman.sign]
+    return f"{text} (Spearman {estimate(found.spearman)}, {of})."
+
+
+def _others(analysis: Analysis) -> str:
+    """What flatness says about the error and the gaps, in short."""
+    by_sign: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for key, heading in analysis.outcomes.items():
+        found = analysis.overall.get((analysis.claim, key))
+        if key != analysis.loss and found and not math.isnan(found.spearman.low):
+            by_sign[found.spearman.sign].append(f"{heading} ({minus(f'{found.spearman.value:.2f}')})")
+    parts = [f"flatter networks have the lower {listed(by_sign[1])}"] if by_sign[1] else []
+    parts += [f"{'the' if parts else 'flatter networks have the'} higher {listed(by_sign[-1])}"] if by_sign[-1] else []
+    parts += [f"nothing can be told of {listed(by_sign[0])}"] if by_sign[0] else []
+    return sentence("; ".join(parts))
 
 
 def _outcomes(analysis: Analysis) -> str:
@@ -67,7 +93,7 @@ def _outcomes(analysis: Analysis) -> str:
             0: f"for the {heading} the correlation cannot be told from zero",
         }[found.spearman.sign]
         parts.append(f"{goes} (Spearman {estimate(found.spearman)})")
-    return _sentence("; ".join(parts))
+    return sentence("; ".join(parts))
 
 
 def _partial(analysis: Analysis) -> str:
@@ -178,41 +204,3 @@ def _models(found: Correlation) -> str:
     if found.models == found.clusters:
         return f"{found.models} networks"
     return f"{found.models} networks of {found.clusters} configurations"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def estimate(found: Estimate) -> str:
-    """ "0.81 [0.62, 0.93]"."""
-    if math.isnan(found.value):
-        return "undefined"
-    if math.isnan(found.low):
-        return f"{found.value:.2f}".replace("-", "−")
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−")
-
-
-def protocol_lines(gathered: Gathered, attack: str) -> list[str]:
-    """How it was measured, a line for each stage, and what was taken from other protocols."""
-    protocol = gathered.main.protocol
-    lines = [f"eps {protocol.eps:.4g}, PGD step size {protocol.step_size:.4g}; RErr by {attack}"]
-    lines += [_stage(name, stage) for name, stage in protocol.stages.items()]
-    for other, names in gathered.others:
-        title = f"from {other.name or 'the recipes'}: {', '.join(names)}"
-        stages = [_stage(name, stage) for name, stage in other.protocol.stages.items()]
-        lines.append(f"{title}; {'; '.join(stages)}")
-    return lines
-
-
-def _stage(name: str, stage: StageProtocol) -> str:
-    examples = ", ".join(f"{n} {split}" for split, n in stage.examples.items())
-    measures = "; ".join(
-        f"{measure}" + (f" ({options})" if (options := _options(table)) else "")
-        for measure, table in stage.measures.items()
-    )
-    return f"{name}: {examples} examples: {measures}"
-
-
-def _options(table: dict[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in table.items() if value is not None and value is not False)

@@ -17,16 +17,26 @@ from matplotlib.figure import Figure
 from hookflat.errors import UserError
 from hookflat.records.disk import has_failed
 from hookflat.reporting.analysis import Analysis, analyse
-from hookflat.reporting.correlations import ABOUT_STATISTICS, statistics_csv, statistics_lines, within_lines
+from hookflat.reporting.correlations import (
+    ABOUT_RANKING,
+    ABOUT_STATISTICS,
+    ranking_csv,
+    ranking_lines,
+    statistics_csv,
+    statistics_lines,
+    within_lines,
+)
 from hookflat.reporting.drawings import drawings
-from hookflat.reporting.formats import csv_text, latex, literal, markdown
+from hookflat.reporting.formats import csv_text, latex, literal, markdown, without_empty
 from hookflat.reporting.gathering import Gathered, LeftOut, gather
+from hookflat.reporting.leaderboard import ABOUT_LEADERBOARD, leaderboard, leaderboard_csv, leaderboard_lines
 from hookflat.reporting.page import Contents, page
+from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.statistics import RESAMPLES
 from hookflat.reporting.style import GRID, INK, PAGE, Drawing
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
 from hookflat.reporting.trust import trust_lines
-from hookflat.reporting.words import protocol_lines, verdict
+from hookflat.reporting.words import details, verdict
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
@@ -38,10 +48,12 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was written: its folder, the verdict in words, the table, the statistics, and what was left out."""
+    """What was written: its folder, the verdict in three sentences and in detail, the table, the statistics, and what
+    was left out."""
 
     folder: Path
     verdict: list[str]
+    details: list[str]
     table: Table1
     analysis: Analysis
     left_out: list[LeftOut]
@@ -71,16 +83,17 @@ def report(
     with mpl.rc_context(_STYLE):
         table = table1(gathered)
         analysis = analyse(gathered, resamples)
-        drawn, said = drawings(gathered, table), verdict(analysis, gathered) + trust_lines(gathered)
+        drawn = drawings(gathered, table)
+        said, more = verdict(analysis, gathered), details(analysis, gathered) + trust_lines(gathered)
         try:
-            _write(place, Contents(gathered, table, analysis, drawn, said))
+            _write(place, Contents(gathered, table, analysis, drawn, said, more))
         except OSError as error:
             if has_failed(error):
                 raise
             raise UserError(
                 f"{place}: cannot write the report: {error.strerror or error} (choose another --out)"
             ) from error
-    return Report(place, said, table, analysis, gathered.left_out)
+    return Report(place, said, more, table, analysis, gathered.left_out)
 
 
 def _write(place: Path, contents: Contents) -> None:
@@ -107,7 +120,10 @@ def _write(place: Path, contents: Contents) -> None:
     (place / "table1.tex").write_text(latex(heads, lines, breaks(table)), encoding="utf-8")
     heads, lines = statistics_lines(analysis)
     (place / "statistics.tex").write_text(latex(heads, lines), encoding="utf-8")
+    (place / "ranking.csv").write_text(ranking_csv(analysis), encoding="utf-8")
     (place / "statistics.csv").write_text(statistics_csv(analysis), encoding="utf-8")
+    if standings := leaderboard(table):
+        (place / "leaderboard.csv").write_text(leaderboard_csv(standings, table), encoding="utf-8")
     (place / "models.csv").write_text(_models_csv(contents.gathered), encoding="utf-8")
 
 
@@ -139,7 +155,7 @@ def inlined(drawing: Drawing, text: str) -> str:
         text = text.replace(colour, variable)
     text = compact(text)
     width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
-    size = f"max-width: {120 * width:.0f}px; min-width: min(34rem, {90 * width:.0f}px)"
+    size = f"max-width: {120 * width:.0f}px"
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
 
 
@@ -205,13 +221,19 @@ def _models_csv(gathered: Gathered) -> str:
 
 def _markdown(contents: Contents) -> str:
     gathered, table, analysis = contents.gathered, contents.table, contents.analysis
-    parts = ["# Report", *map(literal, contents.said), "## Table 1", literal(about_table(table))]
-    parts += [markdown(*table.texts()), "## Figures"]
+    parts = ["# Report", *map(literal, contents.said)]
+    if standings := leaderboard(table):
+        parts += ["## Leaderboard", literal(ABOUT_LEADERBOARD)]
+        parts += [markdown(*without_empty(*leaderboard_lines(standings, table)))]
+    parts += ["## Table 1", literal(about_table(table)), markdown(*table.texts()), "## Figures"]
     for drawing in contents.drawn:
         title = literal(drawing.title)
         picture = f"![{title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
         parts.append(f"### {title}\n\n{picture}{literal(drawing.caption)}")
-    parts += ["## Statistics", literal(ABOUT_STATISTICS), markdown(*statistics_lines(analysis))]
+    parts += ["## Which measure predicts?", literal(ABOUT_RANKING)]
+    parts += [markdown(*without_empty(*ranking_lines(analysis)))]
+    parts += ["## Statistics", *map(literal, contents.details)]
+    parts += [literal(ABOUT_STATISTICS), markdown(*without_empty(*statistics_lines(analysis)))]
     heads, lines = within_lines(analysis, method_titles(table))
     parts += ["### Within methods", markdown(heads, lines)] if lines else []
     protocol = (f"- {literal(text)}\n" for text in protocol_lines(gathered, table.attack))

@@ -9,7 +9,7 @@ from typing import Any
 from hookflat.recipe.catalogue import catalogue_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.studies.execution import Plan
-from hookflat.studies.study import Job
+from hookflat.studies.jobs import Job
 from hookflat.training.cost import Cost, cost_of
 
 
@@ -28,13 +28,13 @@ class JobCost:
 
 
 def costs_of(plan: Plan, told: Callable[[str], None] = lambda name: None) -> list[JobCost]:
-    """Of the runs that are to be made; those that were begun are counted whole, rescaled networks not at all.
+    """Of the runs that are to be made; those that were begun are counted whole, rescaled networks and checkpoints not.
 
     `told`: given the name of each before it is tried.
     """
     groups: dict[Any, list[Job]] = {}
     for job in plan.study.jobs:
-        if plan.states[job.name] in ("todo", "begun") and not job.rescaled:
+        if plan.states[job.name] in ("todo", "begun") and isinstance(job, Job) and not job.rescaled:
             same = tuple(f"{key}={value}" for key, value in job.overrides if key != "run.seed")
             groups.setdefault((job.recipe, same), []).append(job)
     found = []

@@ -23,7 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
-from hookflat.studies.study import CLUSTER, Job, State, Study
+from hookflat.studies.jobs import CLUSTER, State
+from hookflat.studies.study import AnyJob, Study
 from hookflat.threads import limit
 
 WAITS = "HOOKFLAT_WAITS"
@@ -51,7 +52,7 @@ def make(
     environments = [share(worker, workers, processes) for worker in range(workers)]
     commands = Commands()
 
-    def in_turn(job: Job) -> State:
+    def in_turn(job: AnyJob) -> State:
         worker = free.get()
         try:
             environment = environments[worker]
@@ -62,7 +63,7 @@ def make(
         finally:
             free.put(worker)
 
-    waves: tuple[Callable[[Job], bool], ...] = (
+    waves: tuple[Callable[[AnyJob], bool], ...] = (
         lambda job: not job.rescaled,
         lambda job: bool(job.rescaled),  # after the runs that they are made from
         lambda job: states[job.name] == "elsewhere",
@@ -83,7 +84,7 @@ def make(
 
 
 def run_job(
-    job: Job,
+    job: AnyJob,
     *,
     environment: dict[str, str] | None = None,
     processes: int = 1,
@@ -100,6 +101,8 @@ def run_job(
             if state == "changed" and redo:
                 _move_aside(job.folder if job.changes() else job.measures)
                 state = job.state()
+            if state in ("done", "begun", "todo"):
+                job.note()
             if state in ("done", "changed", "elsewhere"):
                 return state
             began = time.time()
@@ -258,12 +261,12 @@ class Family:
     def __init__(self) -> None:
         self.commands = Commands()
 
-    def __call__(self, jobs: list[Job], processes: int, redo: bool) -> list[State]:
+    def __call__(self, jobs: list[AnyJob], processes: int, redo: bool) -> list[State]:
         """Their states at the end."""
         options: dict[str, Any] = {"environment": share(0, 1, processes), "processes": processes, "redo": redo}
         return [run_job(job, **options, commands=self.commands) for job in jobs]
 
-    def checkpoint(self, jobs: list[Job], processes: int, redo: bool) -> Any:
+    def checkpoint(self, jobs: list[AnyJob], processes: int, redo: bool) -> Any:
         """What submitit calls before the job's time is over, and puts into the queue: the same once more."""
         from submitit.helpers import DelayedSubmission
 

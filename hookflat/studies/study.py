@@ -7,32 +7,26 @@ cut off goes on. `hookflat.studies.execution` makes the runs.
 from __future__ import annotations
 
 import itertools
-import json
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from hookflat.errors import UserError
-from hookflat.recipe.catalogue import catalogue_of
-from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.merging import assignment
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import InvalidOptions, build
-from hookflat.recipe.shipped import find_protocol, find_recipe, is_file
-from hookflat.recipe.tables import differences, flat
+from hookflat.recipe.shipped import find_recipe, is_file
+from hookflat.recipe.tables import flat
 from hookflat.recipe.toml import out_of_bounds, read_toml
-from hookflat.records.folder import RunFolder
+from hookflat.studies.checkpoints import CheckpointJob, Checkpoints, checkpoint_jobs
+from hookflat.studies.jobs import Job
 from hookflat.terminal import clipped, shortened
 
-CLUSTER = "slurm"
-"""In a study's folder, what its jobs on a cluster say."""
-
-State = Literal["done", "begun", "todo", "changed", "elsewhere", "failed"]
+AnyJob = Job | CheckpointJob
 
 
 @dataclass(eq=False)
@@ -69,113 +63,12 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a study."""
-
-    name: str
-    recipe: str
-    seed: int
-    folder: Path
-    overlays: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, Any], ...] = ()
-    protocol: str = ""
-    which: tuple[str, ...] = ("last",)
-    measure: tuple[tuple[str, Any], ...] = ()
-    plugins: tuple[str, ...] = ()
-    rescaled: tuple[Path, float] | None = None
-
-    @property
-    def log(self) -> Path:
-        """What the run said."""
-        return RunFolder(self.folder).log
-
-    @property
-    def measures(self) -> Path:
-        """The folder of what the protocol measures."""
-        return RunFolder(self.folder).evaluation("-".join([Path(self.protocol).stem, *self.which])).path
-
-    @property
-    def results(self) -> Path:
-        """The file that says that everything is measured."""
-        return RunFolder(self.measures if self.protocol else self.folder).results
-
-    def resolved(self) -> dict[str, Any]:
-        """The tables of its recipe. Raises UserError when they are wrong."""
-        known = catalogue_of(self.plugins)
-        return load_recipe(self.recipe, overlays=self.overlays, overrides=dict(self.overrides), catalogue=known).tables
-
-    def protocol_tables(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """The `[eval]` of its protocol on a run of `recipe`. Raises UserError when it is wrong."""
-        kept = {key: value for key, value in recipe["eval"].items() if not isinstance(value, dict)}
-        known, overlays = catalogue_of(self.plugins), [find_protocol(self.protocol)]
-        loaded = load_recipe(recipe | {"eval": kept}, overlays=overlays, overrides=dict(self.measure), catalogue=known)
-        return loaded.tables["eval"]
-
-    def changes(self) -> list[str]:
-        """What is another in the folder's recipe than in the study's; empty where nothing was begun."""
-        there = RunFolder(self.folder).recipe
-        if not there.exists() or not (self.rescaled or self.results.exists() or self._begun()):
-            return []
-        tables = _written(self.folder)
-        return [f"{there} cannot be read"] if tables is None else differences(tables, self.resolved())
-
-    def protocol_changes(self) -> list[str]:
-        """What is another in the protocol that measured the folder than in the study's."""
-        there = RunFolder(self.measures).recipe
-        if not self.protocol or not there.exists():
-            return []
-        tables = _written(self.measures)
-        if not tables or "eval" not in tables:
-            return [f"{there} cannot be read"]
-        return differences({"eval": tables["eval"]}, {"eval": self.protocol_tables(self.resolved())})
-
-    def state(self) -> State:
-        """What there is of it."""
-        if RunFolder(self.folder).in_use() or RunFolder(self.measures).in_use():
-            return "elsewhere"
-        if self.changes() or self.protocol_changes():
-            return "changed"
-        if self._measured():
-            return "done"
-        return "begun" if self._begun() else "todo"
-
-    def _measured(self) -> bool:
-        """Damaged results are made again."""
-        try:
-            return RunFolder(self.results.parent).read_results() is not None
-        except UserError:
-            return False
-
-    def _begun(self) -> bool:
-        return RunFolder(self.folder).last_checkpoint() is not None
-
-    def commands(self, processes: int = 1) -> Iterator[list[str]]:
-        """What makes it, one after another: training (or rescaling), then measuring."""
-        hookflat = [sys.executable, "-m", "hookflat"]
-        plugins = _options("--plugin", self.plugins)
-        if self.rescaled:
-            source, factor = self.rescaled
-            if not self.folder.exists():
-                yield [*hookflat, "rescale", str(source), f"{factor:g}", "--out", str(self.folder), *plugins]
-        else:
-            started = [*_launched(processes), "-m", "hookflat"] if processes > 1 else hookflat
-            values = _options("--set", (f"{key}={_toml(value)}" for key, value in self.overrides))
-            overlays = _options("--with", self.overlays)
-            yield [*started, "run", self.recipe, *overlays, *values, *plugins, "--out", str(self.folder)]
-        if self.protocol:
-            values = _options("--set", (f"{key}={_toml(value)}" for key, value in self.measure))
-            which = _options("--which", self.which)
-            protocol = ["--protocol", self.protocol, "--out", str(self.measures)]
-            yield [*hookflat, "eval", str(self.folder), *protocol, *which, *values, *plugins]
-
-
-@dataclass(frozen=True)
 class Study:
     """A checked study: its name, its folder, its jobs in order."""
 
     name: str
     folder: Path
-    jobs: list[Job]
+    jobs: list[AnyJob]
 
 
 def read_study(
@@ -193,7 +86,7 @@ def read_study(
     Raises UserError for everything wrong.
     """
     path, plugins = _found(study), list(plugins)
-    options, grids = _tables(path)
+    options, grids, checkpoints = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
     given = _flat(dict(assignment(o) for o in overrides))
     fixed = {"run.seed", *(key for grid in grids for key in grid.values)}
@@ -202,25 +95,47 @@ def read_study(
     values = _flat(options.set) | given
     base = Job("", "", 0, place, (*options.overlays, *overlays), (), protocol or options.protocol, tuple(options.which))
     base = replace(base, measure=tuple(_flat(options.measure).items()), plugins=tuple(map(str, plugins)))
-    jobs = []
+    jobs: list[AnyJob] = []
     for seed in options.seeds:  # every row once before any row twice
         for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
             for point in _points(grid.values):
                 jobs += _jobs(base, place, grid, values | point, point, seed)
+    if checkpoints and not jobs and base.overlays:
+        raise UserError(f"--with {base.overlays[0]}: a study of checkpoints trains nothing; --set sets values of each")
+    for i, table in enumerate(checkpoints):
+        jobs += checkpoint_jobs(
+            table,
+            place=place,
+            which=base.which,
+            protocol=base.protocol,
+            overrides=dict(base.measure) | given,
+            plugins=base.plugins,
+            where=f"{path}: study.checkpoints[{i}]",
+        )
+    _check(path, options, jobs)
+    return Study(path.stem, place, jobs)
+
+
+def _check(path: Path, options: StudyOptions, jobs: Sequence[AnyJob]) -> None:
+    """Raises UserError for names that are there twice, and every recipe, protocol or checkpoint that is wrong."""
     names = [job.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{path}: names {sorted(twice)[0]!r} twice")
     if not jobs:
-        raise UserError(f"{path}: a study needs runs = [...] or [[study.grid]]")
+        raise UserError(f"{path}: a study needs runs = [...], [[study.grid]] or [[study.checkpoints]]")
     for job in jobs:
-        if job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
+        if isinstance(job, CheckpointJob):
+            try:
+                job.resolved()
+            except UserError as error:
+                raise UserError(f"{path}: checkpoint {job.name}: {error}") from None
+        elif job.seed == options.seeds[0] and not job.rescaled:  # the others are no other recipes
             tables = job.resolved()
             if job.protocol:
                 job.protocol_tables(tables)
     for which in options.which:
         if which not in ("last", "best", "live") and not which.isdigit():
             raise UserError(f"{path}: study.which: {which!r} should be last, best, live or the number of an epoch")
-    return Study(path.stem, place, jobs)
 
 
 def _jobs(
@@ -237,14 +152,6 @@ def _jobs(
         yield replace(job, name=scaled, folder=place / scaled, which=("last",), rescaled=(job.folder, factor))
 
 
-def _written(folder: Path) -> dict[str, Any] | None:
-    """The tables of a recipe in a run's folder; None where it is damaged."""
-    try:
-        return RunFolder(folder).read_recipe()
-    except UserError:
-        return None
-
-
 def _found(study: str | Path) -> Path:
     if is_file(Path(study)):
         return Path(study)
@@ -256,7 +163,7 @@ def _found(study: str | Path) -> Path:
         ) from None
 
 
-def _tables(path: Path) -> tuple[StudyOptions, list[Grid]]:
+def _tables(path: Path) -> tuple[StudyOptions, list[Grid], list[Checkpoints]]:
     tables, _ = read_toml(path)
     for name in tables.keys() - {"study"}:
         raise UserError(f"{path}: unknown table [{clipped(name)}]{nearest(name, ['study'])}")
@@ -265,10 +172,15 @@ def _tables(path: Path) -> tuple[StudyOptions, list[Grid]]:
         raise UserError(f"{path}: study: {why}")
     if not isinstance(options, dict):
         raise UserError(f"{path}: study: should be a table [study], not {shortened(options)}")
-    grids = options.pop("grid", [])
-    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise UserError(f"{path}: study.grid: should be tables [[study.grid]], not {shortened(grids)}")
-    return _built(StudyOptions, options, f"{path}: study"), [_built(Grid, g, f"{path}: study.grid") for g in grids]
+    several = {name: options.pop(name, []) for name in ("grid", "checkpoints")}
+    for name, each in several.items():
+        if not isinstance(each, list) or not all(isinstance(table, dict) for table in each):
+            raise UserError(f"{path}: study.{name}: should be tables [[study.{name}]], not {shortened(each)}")
+    grids, checkpoints = (
+        [_built(cls, table, f"{path}: study.{name}") for table in several[name]]
+        for cls, name in ((Grid, "grid"), (Checkpoints, "checkpoints"))
+    )
+    return _built(StudyOptions, options, f"{path}: study"), grids, checkpoints
 
 
 def _built(cls: Any, table: dict[str, Any], where: str) -> Any:
@@ -289,22 +201,6 @@ def _plain(value: Any) -> str:
     return re.sub(r"[^\w.+-]", "_", f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _toml(value: Any) -> str:
-    """A number, string, boolean or list of them, as TOML writes it."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Tables among the values as dotted keys."""
     return {".".join(path): value for path, value in flat(values)}
-
-
-def _launched(processes: int) -> list[str]:
-    """`accelerate launch`; port 0 is a free one, and --multi_gpu is also what starts several processes on a CPU."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # the run itself sets these
-    return [*launch, *plain, "--main_process_port", "0"]
-
-
-def _options(name: str, values: Iterable[str]) -> list[str]:
-    return [part for value in values for part in (name, value)]

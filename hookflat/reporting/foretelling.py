@@ -1,0 +1,84 @@
+"""Which measure predicts, in words; that none does where none does."""
+
+from __future__ import annotations
+
+import math
+
+from hookflat.reporting.analysis import Analysis
+from hookflat.reporting.phrases import counted, estimate, minus
+from hookflat.reporting.ranking import Ranked
+
+
+def foretold(analysis: Analysis) -> str:
+    """Of the gap of RErr, or what there is of it, in a sentence; "" where nothing can be said."""
+    keys = list(analysis.outcomes)[::-1]  # gap of RErr, gap of RLoss, RErr, RLoss
+    key = next((key for key in keys if (best := _best(analysis, key)) and best.prediction), "")
+    best = _best(analysis, key)
+    if best is None or best.prediction is None or math.isnan(best.prediction.r2.low):
+        return ""
+    of = counted(sum(ranked.prediction is not None for ranked in _of(analysis, key)), "measure")
+    what, nothing = f"the {analysis.outcomes[key]} of a method not seen before", "a baseline that knows nothing"
+    if not best.prediction.beats_the_baseline:
+        return f"None of {of} predicts {what} better than {nothing}."
+    error, baseline = (off(analysis, key, value) for value in (best.prediction.error, best.prediction.baseline))
+    return f"Best of {of}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}."
+
+
+def predictions(analysis: Analysis) -> str:
+    """Out of sample, every outcome."""
+    parts = []
+    methods = 0
+    for key, heading in analysis.outcomes.items():
+        best = _best(analysis, key)
+        if best is None or best.prediction is None:
+            continue
+        found = best.prediction
+        methods = max(methods, found.methods)
+        if math.isnan(found.r2.low):
+            parts.append(f"the {heading} cannot be judged from {counted(found.methods, 'method')}")
+        elif not any(r.prediction and r.prediction.beats_the_baseline for r in _of(analysis, key)):
+            parts.append(f"for the {heading} none beats the baseline")
+        else:
+            better = f"{off(analysis, key, found.error)} off, the baseline {off(analysis, key, found.baseline)}"
+            parts.append(f"the {heading} by {analysis.names[best.measure]} ({better}; R² {estimate(found.r2)})")
+    if not parts:
+        return ""
+    how = (
+        f"Fitted on all of {methods} methods but one, to predict that one, against a baseline that knows the mean alone"
+    )
+    return f"{how}: {'; '.join(parts)}. Intervals are for all measures together."
+
+
+def changes(analysis: Analysis) -> str:
+    """Under the change of one hyper-parameter."""
+    parts = []
+    for key, heading in analysis.outcomes.items():
+        found = [(r, r.granulated) for r in _of(analysis, key) if r.granulated]
+        if not found:
+            continue
+        ranked, psi = max(found, key=lambda pair: pair[1].value)
+        least = f"; least for {axis(psi.worst)}, {minus(f'{psi.psi[psi.worst]:.2f}')}" if len(psi.psi) > 1 else ""
+        parts.append(f"the {heading} by {analysis.names[ranked.measure]} ({minus(f'{psi.value:.2f}')}{least})")
+    if not parts:
+        return ""
+    return f"Where one hyper-parameter alone changes, the sign of its effect is told best (Psi): {'; '.join(parts)}."
+
+
+def axis(name: str) -> str:
+    """A hyper-parameter in words: "awp xi" of "plugins.awp.xi"."""
+    return name.removeprefix("plugins.").replace(".", " ").replace("_", " ")
+
+
+def off(analysis: Analysis, key: str, error: float) -> str:
+    """An error of a prediction in the unit of the outcome."""
+    return f"{100 * error:.1f} points" if key in analysis.percent else f"{error:.3g}"
+
+
+def _of(analysis: Analysis, key: str) -> list[Ranked]:
+    return [ranked for ranked in analysis.ranking if ranked.outcome == key]
+
+
+def _best(analysis: Analysis, key: str) -> Ranked | None:
+    """That of the largest R^2 of those that beat the baseline, or else of all."""
+    every = _of(analysis, key)
+    return next((r for r in every if r.prediction and r.prediction.beats_the_baseline), every[0] if every else None)

@@ -1,0 +1,37 @@
+"""Numbers and lists as a text says them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hookflat.reporting.statistics import Estimate
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop; "" stays empty."""
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def estimate(found: Estimate) -> str:
+    """ "0.81 [0.62, 0.93]"."""
+    if math.isnan(found.value):
+        return "undefined"
+    if math.isnan(found.low):
+        return minus(f"{found.value:.2f}")
+    return minus(f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+
+
+def minus(text: str) -> str:
+    """With a minus for every hyphen."""
+    return text.replace("-", "−")
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,140 @@
+"""Does a measure predict? Out of sample, and under the change of one hyper-parameter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from hookflat.reporting.statistics import FEW, RESAMPLES, Array, Estimate, resample
+
+_SEED = "run.seed"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How well a measure predicts an outcome of a method that it was not fitted on.
+
+    `error`, `baseline`: root mean squared errors in the outcome's unit, every method counted once; the baseline's
+    prediction is the mean outcome of the other methods. `r2`: 1 - error^2 / baseline^2.
+    """
+
+    error: float
+    baseline: float
+    r2: Estimate
+    methods: int
+
+    @property
+    def beats_the_baseline(self) -> bool:
+        """Whether the interval says so."""
+        return self.r2.low > 0
+
+
+def out_of_sample(
+    x: Sequence[float],
+    y: Sequence[float],
+    methods: Sequence[Hashable],
+    *,
+    tried: int = 1,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Prediction | None:
+    """Leave one method out, fit on the rest, predict the left-out: `x`, `y` and `methods` are (n,).
+
+    The fit is a least-squares line through `y` against the share of the fitted networks with a smaller `x`, which no
+    monotone change of the measure alters. The interval of R^2 is of the bootstrap over methods, 95 % for all of the
+    `tried` measures together (Bonferroni). None for fewer than three methods, or where the outcome does not vary.
+    """
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    names, of = np.unique(np.asarray([str(m) for m in methods]), return_inverse=True)
+    if len(names) < 3:
+        return None
+    errors = np.empty((2, len(names)))
+    for i in range(len(names)):
+        out, rest = of == i, of != i
+        share = _share_below(a[rest], a[rest])
+        slope, intercept = np.polyfit(share, b[rest], 1) if np.ptp(share) > 0 else (0.0, b[rest].mean())
+        predicted = intercept + slope * _share_below(a[rest], a[out])
+        errors[:, i] = ((b[out] - predicted) ** 2).mean(), ((b[out] - b[rest].mean()) ** 2).mean()
+    if errors[1].sum() <= 1e-24 * max(1.0, (b**2).mean()):
+        return None
+    ours, theirs = errors @ resample(range(len(names)), resamples, seed).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r2 = 1 - ours / theirs
+    tail = 100 * 0.025 / tried
+    low, high = np.nanpercentile(r2[1:], [tail, 100 - tail]) if len(names) >= FEW else (np.nan, np.nan)
+    estimate = Estimate(float(r2[0]), float(low), float(high))
+    return Prediction(*np.sqrt(errors.mean(axis=1)).tolist(), estimate, len(names))
+
+
+def _share_below(fitted: Array, values: Array) -> Array:
+    """The share of `fitted` below each value, equal ones half."""
+    below = (fitted[None, :] < values[:, None]).mean(axis=1)
+    return below + (fitted[None, :] == values[:, None]).mean(axis=1) / 2
+
+
+@dataclass(frozen=True)
+class Granulated:
+    """Agreement in sign under the change of one hyper-parameter alone: psi of each (Jiang et al. 2020, eq. 4 and 5)."""
+
+    psi: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        """Psi, the mean over hyper-parameters."""
+        return float(np.mean(list(self.psi.values())))
+
+    @property
+    def worst(self) -> str:
+        """The hyper-parameter whose changes the measure follows least."""
+        return min(self.psi, key=lambda axis: self.psi[axis])
+
+
+Changes = dict[str, list[list[tuple[int, int]]]]
+"""Hyper-parameter to groups of pairs of networks, by number."""
+
+
+def single_changes(options: Sequence[Mapping[str, Hashable]]) -> Changes:
+    """Which networks differ in one hyper-parameter alone; `options`: what each was trained with, by dotted name.
+
+    Networks that agree in everything else, the seed too, are a group. A table that differs in several options at once,
+    another loss or a plugin that others lack, is one hyper-parameter.
+    """
+    names = dict.fromkeys(name for table in options for name in table)
+    varying = [name for name in names if len({table.get(name) for table in options}) > 1]
+    sets = [frozenset((name, table.get(name)) for name in varying) for table in options]
+    axes = {name: ([name], 1, 1) for name in varying if name != _SEED}
+    for table in dict.fromkeys(name.rpartition(".")[0] for name in axes):
+        inside = [name for name in axes if name.rpartition(".")[0] == table]
+        if table and len(inside) > 1:
+            axes[table] = (inside, 2, len(inside))
+    found = {}
+    for axis, (inside, least, most) in axes.items():
+        groups: dict[frozenset[tuple[str, Hashable]], list[int]] = defaultdict(list)
+        for i, held in enumerate(sets):
+            groups[frozenset(pair for pair in held if pair[0] not in inside)].append(i)
+        pairs = [
+            [(i, j) for i, j in combinations(group, 2) if least <= len(sets[i] - sets[j]) <= most]
+            for group in groups.values()
+        ]
+        if kept := [group for group in pairs if group]:
+            found[axis] = kept
+    return found
+
+
+def granulated(changes: Changes, x: Sequence[float], y: Sequence[float]) -> Granulated | None:
+    """Jiang et al. 2020, "Fantastic Generalization Measures", section 3: the granulated Kendall coefficient.
+
+    Tau of a group is the mean of sign(x - x') sign(y - y') over its pairs, psi of a hyper-parameter the mean of its
+    groups. Pairs of which a value is NaN are left out; None where none is left.
+    """
+    psi = {}
+    for axis, groups in changes.items():
+        signs = [[np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in group] for group in groups]
+        taus = [np.mean(known) for group in signs if (known := [s for s in group if not np.isnan(s)])]
+        if taus:
+            psi[axis] = float(np.mean(taus))
+    return Granulated(psi) if psi else None
