@@ -49,7 +49,9 @@ def run(
 
 @command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
+    model: Annotated[
+        str, typer.Argument(help="A run folder, hub:USER/NAME, a .safetensors or .pt file, or robustbench:ID.")
+    ],
     protocol: Annotated[str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.")] = "paper",
     measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
@@ -92,7 +94,9 @@ def rescale(
     from hookflat.recipe.catalogue import Catalogue
 
     source = Checkpoint(model, (which,), arch, data, normalize, key)
-    place = out or Path(model).with_name(f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}")
+    place = out or Path("_" if source.is_on_the_hub else model).with_name(
+        f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}"
+    )
     count = rescaled(source, factor, place, set_, Catalogue(plugin))
     say(f"{count} convolutions scaled by {factor:g}: {place}")
 
