@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"", X_Error_Code="EntryNotFound")
         return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=self.server.commit(f"{user}/{name}"))
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def missing(self, repo):
         self.answer(404, {"error": f"Repository {repo} not found"}, X_Error_Code="RepoNotFound")

@@ -23,6 +23,7 @@ LAYERS = (
     "evaluation",
     "studies",
     "reporting",
+    "watching",
     "cli",
 )
 """Each imports only what stands before it, and the modules below all of them."""

@@ -38,6 +38,8 @@ FEW = {
     "run.epochs": 1,
     "data.train": 64,
     "plugins.figures.enabled": False,
+    "plugins.early_stopping.holdout": 20,
+    "plugins.early_stopping.every": 1,
     "eval.curves.enabled": False,
     "eval.through_training.enabled": False,
     "eval.final.examples": 20,
@@ -83,7 +85,7 @@ def test_the_card_says_what_the_results_say(trained, plugin, tmp_path):
     last = results["models"]["last"]["test"]
     for expected in (
         f"| clean error, test | {100 * last['clean_error']:.1f} % |",
-        f"| RErr (PGD), test | {100 * last['rerr']:.1f} % |",
+        f"| RErr (PGD), test | {100 * last['rerr_pgd']:.1f} % |",
         "- robust\\_loss: steps 2, restarts 1",
         "the first 20 test examples",
         "eps 0.15 (L-infinity), step size 0.0335, seed 0",
@@ -110,7 +112,7 @@ def test_the_client_of_the_hub_reads_the_card(trained, plugin, tmp_path):
     data = ModelCard.load(tmp_path / "hub" / "README.md").data
     assert data.library_name == "hookflat"
     assert data.model_name == "plain-0"
-    assert {result.metric_type for result in data.eval_results} >= {"clean_error", "rerr"}
+    assert {result.metric_type for result in data.eval_results} >= {"clean_error", "rerr_pgd"}
 
 
 def test_plain_torch_loads_the_network_as_the_card_says(trained, plugin, tmp_path):

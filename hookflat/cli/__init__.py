@@ -6,6 +6,7 @@ from hookflat.cli.inspecting import plugins, recipes, show
 from hookflat.cli.running import evaluate, rescale, run
 from hookflat.cli.sharing import card, push
 from hookflat.cli.studying import compare, report, study
+from hookflat.cli.watching import watch
 
 __all__ = [
     "app",
@@ -23,6 +24,7 @@ __all__ = [
     "run",
     "show",
     "study",
+    "watch",
 ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from hookflat.cli import completing
 from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, wide
 from hookflat.errors import UserError
 
@@ -60,7 +61,10 @@ def show(
 
 @command()
 def plugins(
-    name: Annotated[str | None, typer.Argument(help="Show the options of this plugin.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show the options of this plugin.", show_default=False, autocompletion=completing.plugins),
+    ] = None,
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> None:
@@ -124,7 +128,9 @@ def _one_plugin(source: PluginSource, json: bool) -> None:
 
 @command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Copy this recipe here.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Copy this recipe here.", show_default=False, autocompletion=completing.shipped)
+    ] = None,
     to: Annotated[Path, typer.Option(help="Where to copy it.")] = Path("."),
     json: Json = False,
 ) -> None:

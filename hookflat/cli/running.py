@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from hookflat.cli import completing
 from hookflat.cli.app import (
     Arch,
     DataSet,
@@ -52,8 +53,13 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="A run folder, hub:USER/NAME, a .safetensors or .pt file, or robustbench:ID.")
     ],
-    protocol: Annotated[str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.")] = "paper",
-    measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
+    protocol: Annotated[
+        str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.", autocompletion=completing.protocols)
+    ] = "paper",
+    measure: Annotated[
+        list[str],
+        typer.Option(help="This measure instead of a protocol. Repeatable.", autocompletion=completing.measures),
+    ] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
     arch: Arch = None,
     data: DataSet = None,

@@ -36,7 +36,7 @@ def push(
     plugin: Plugin = [],  # noqa: B006
     out: Out = None,
 ) -> None:
-    """Send a network to the Hugging Face Hub: weights, recipe, results, card; hookflat eval hub:USER/NAME fetches it."""
+    """Send a network to the Hugging Face Hub: weights, recipe, results, card. `eval hub:USER/NAME` fetches it."""
     from hookflat.sharing.bundle import bundle
     from hookflat.sharing.hub import push as send
 

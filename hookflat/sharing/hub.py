@@ -14,7 +14,7 @@ from hookflat.records.folder import NETWORKS
 
 PREFIX = "hub:"
 """In front of USER/NAME, where a run folder may stand too."""
-_Transport = HfHubHTTPError.__bases__[0]
+_Transport: type[Exception] = HfHubHTTPError.__bases__[0]  # ty: ignore[invalid-assignment]
 """HTTPError of the httpx that huggingface_hub stands on; its name changes with versions."""
 
 

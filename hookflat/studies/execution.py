@@ -22,8 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
-from hookflat.studies.study import CLUSTER, Job, State, Study
+from hookflat.studies.study import CLUSTER, Job, State, Study, write_plan
 from hookflat.threads import limit
+
+TIMES = "times.jsonl"
 
 
 def make(
@@ -40,6 +42,7 @@ def make(
     another process was making are looked at again at the end.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
+    write_plan(study)
     states: dict[str, State] = {}
     free: Queue[int] = Queue()
     for worker in range(workers):
@@ -95,16 +98,33 @@ def run_job(
             began = time.time()
             for command in job.commands(processes):
                 if _status(command, job.log, environment or {}):
-                    say(f"failed   {job.name}: {_last_line(job.log)} (see {job.log})")
+                    why = _last_line(job.log)
+                    _note(job, time.time() - began, "failed", why=why)
+                    say(f"failed   {job.name}: {why} (see {job.log})")
                     return "failed"
             seconds = time.time() - began
-            with (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
-                was = "rescaled" if job.rescaled else state
-                times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was}) + "\n")
+            _note(job, seconds, "rescaled" if job.rescaled else state)
             say(f"done     {job.name}: {_duration(seconds)}")
             return "done"
     except Timeout:
         return "elsewhere"
+
+
+def _note(job: Job, seconds: float, was: str, **about: str) -> None:
+    """One line about a run that ended, in the study's folder."""
+    with (job.folder.parent / TIMES).open("a", encoding="utf-8") as times:
+        times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was} | about) + "\n")
+
+
+def times_of(folder: Path) -> list[dict[str, Any]]:
+    """A line for every run that ended: its name, seconds, what there was of it before, or why it failed."""
+    file, lines = folder / TIMES, []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with suppress(ValueError):  # an estimate should not fail on a line that was cut off
+            entry = json.loads(line)
+            if isinstance(entry, dict) and {"run", "seconds", "was"} <= entry.keys():
+                lines.append(entry)
+    return lines
 
 
 def _status(command: list[str], log: Path, environment: dict[str, str]) -> int:
@@ -125,12 +145,7 @@ class Plan:
     def of(cls, study: Study) -> Plan:
         """Hours are judged from the runs that are done."""
         states: dict[str, State] = {job.name: job.state() for job in study.jobs}
-        times = study.folder / "times.jsonl"
-        whole = []
-        for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
-            with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
-                entry = json.loads(line)
-                whole += [entry["seconds"]] if entry["was"] == "todo" else []
+        whole = [line["seconds"] for line in times_of(study.folder) if line["was"] == "todo"]
         left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
         return cls(study, states, left * sum(whole) / len(whole) / 3600 if whole else None)
 
@@ -188,6 +203,7 @@ def submit(
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     study.folder.mkdir(parents=True, exist_ok=True)
+    write_plan(study)
     executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
     executor.update_parameters(name=f"hookflat {study.name}", **slurm)
     submitted = []

@@ -28,6 +28,8 @@ from hookflat.recipe.shipped import find_protocol, find_recipe
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import RunFolder
 
+PLAN = "plan.json"
+"""In a study's folder, the names of all its runs in order, for who looks at it without its recipe."""
 CLUSTER = "slurm"
 """In a study's folder, what its jobs on a cluster say."""
 
@@ -168,6 +170,31 @@ class Study:
     name: str
     folder: Path
     jobs: list[Job]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a written plan: its folder, and the file that says that everything is measured."""
+
+    folder: Path
+    results: Path
+
+
+def write_plan(study: Study) -> None:
+    """Note the runs in the study's folder."""
+    runs = [{"name": job.name, "results": str(job.results.relative_to(study.folder))} for job in study.jobs]
+    beside = study.folder / f".{PLAN}.writing"
+    beside.write_text(json.dumps({"name": study.name, "runs": runs}, indent=1), encoding="utf-8")
+    beside.replace(study.folder / PLAN)
+
+
+def read_plan(folder: Path) -> dict[str, Entry]:
+    """Every run of the plan that `write_plan` left in a study's folder, by name; empty where there is none."""
+    try:
+        written = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return {run["name"]: Entry(folder / run["name"], folder / run["results"]) for run in written["runs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_study(
