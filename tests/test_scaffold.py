@@ -89,7 +89,13 @@ def test_a_package_built_and_installed_keeps_the_contract_and_its_recipe_runs(ki
     next(fresh.glob("lib/*/site-packages")).joinpath("outer.pth").write_text("\n".join(outer))
     elsewhere.mkdir()
     assert "passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", package / "tests", cwd=elsewhere)
-    few = "run.epochs=1 data.train=64 model.width=8 eval.final.examples=20 eval.final_flatness.examples=10".split()
+    few = [
+        "run.epochs=1",
+        "data.train=64",
+        "model.width=8",
+        "eval.final.examples=20",
+        "eval.final_flatness.examples=10",
+    ]
     few += ["plugins.early_stopping.enabled=false", "eval.curves.examples=20", "eval.through_training.enabled=false"]
     values = [part for value in few for part in ("--set", value)]
     assert "flat_thing" in run(python, "-m", "hookflat", "plugins", "flat_thing", cwd=elsewhere)
