@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from contextlib import chdir, redirect_stdout
-from dataclasses import fields
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +13,7 @@ from hookflat.cli import main
 from hookflat.recipe import outline
 from hookflat.recipe.catalogue import Catalogue, hooks_of, kind_of
 from hookflat.recipe.options import describe
-from hookflat.recipe.recipe import RunOptions
+from hookflat.recipe.recipe import EvalOptions, RunOptions
 
 
 def completed(line, *, cwd=None):
@@ -75,8 +74,10 @@ def test_the_outline_of_a_plugin_is_what_its_class_says():
     assert outline.names_for("model") == models
 
 
-def test_the_options_of_a_run_are_all_there():
-    assert sorted(outline.RUN) == sorted(field.name for field in fields(RunOptions))
+def test_the_options_of_run_and_eval_are_all_there():
+    keys = outline.keys("at", [])
+    for table, cls in (("run", RunOptions), ("eval", EvalOptions)):
+        assert {f"{table}.{o.name}": o.description for o in describe(cls)}.items() <= keys.items()
 
 
 def test_completion_imports_neither_torch_nor_the_hub():

@@ -190,7 +190,10 @@ def test_a_run_that_is_not_complete_is_not_shared(tmp_path, trained):
     assert "is not complete" in fails(2, "card", begun)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    assert "holds other files" in fails(2, "card", trained, "--out", tmp_path / "thesis")
+    weights = (trained / "model.safetensors").read_bytes()
+    for folder in (tmp_path / "thesis", trained):  # a run's own folder is not overwritten
+        assert "holds other files" in fails(2, "card", trained, "--out", folder)
+    assert (trained / "model.safetensors").read_bytes() == weights
 
 
 def test_a_network_that_torch_cannot_follow_is_told(tmp_path):

@@ -14,8 +14,8 @@ from hookflat.recipe.catalogue import HOOKS, SLOTS
 from hookflat.recipe.merging import Merged
 from hookflat.recipe.shipped import find_recipe
 
-RUN = ("batch_size", "checkpoint_steps", "epochs", "epochs_factor", "folder", "precision", "seed", "threads")
-"""The options of `[run]`; a test holds them to be those of `RunOptions`, whose module needs torch."""
+_TABLES = {"run": "RunOptions", "eval": "EvalOptions"}
+"""Tables to the class of their options in recipe.py, which needs torch."""
 
 
 def plugin_names() -> list[str]:
@@ -46,7 +46,10 @@ def keys(recipe: str, overlays: list[str]) -> dict[str, str]:
     merged = Merged()
     for file in (recipe, *overlays):
         merged.add_file(find_recipe(file))
-    found = {f"run.{option}": "" for option in RUN} | dict.fromkeys(_dotted(merged.tables), "")
+    found = dict.fromkeys(_dotted(merged.tables), "")
+    for table, cls in _TABLES.items():
+        options = _of_class(Path(__file__).with_name("recipe.py"), cls)[0]
+        found |= {f"{table}.{option}": text for option, text in options.items()}
     places = {table["name"]: slot for slot, table in merged.tables.items() if slot in SLOTS and "name" in table}
     places |= {name: f"plugins.{name}" for name in merged.tables.get("plugins", {})}
     for name, place in places.items():

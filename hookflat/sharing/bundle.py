@@ -32,14 +32,15 @@ def bundle(
     """Write what is shared of a complete run into `folder` (of the run: `hub`); returns it. Nothing is sent.
 
     `repo`: USER/NAME on the hub, for the card. `say` is told what could not be written. Raises UserError for a run that
-    is not complete, and a folder that this function did not make.
+    is not complete, and a folder that holds anything else.
     """
     run_folder = RunFolder(source)
     tables, results = run_folder.read_recipe(), run_folder.read_results()
     if results is None or run_folder.network("last") is None:
         raise UserError(f"{source} is not complete: hookflat run first finishes and measures it")
     place = folder or source / "hub"
-    if place.exists() and any(place.iterdir()) and not RunFolder(place).is_run:
+    there = RunFolder(place)
+    if place.exists() and any(place.iterdir()) and (there.environment.exists() or not there.is_run):
         raise UserError(f"{place} is no folder to share a run in: it holds other files (choose another with --out)")
     catalogue = Catalogue(plugins)
     run = Run(load_recipe(tables, catalogue=catalogue, needs=("data", "model")), source)

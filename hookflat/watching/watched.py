@@ -91,7 +91,7 @@ class Watched:
         epoch = max((line.get("epoch", 0) for line in lines), default=0)
         last = next((line for line in reversed(times) if line.get("run") == name), {})
         trained = run.results.exists() or bool(epochs and epoch >= epochs)
-        if run.in_use() or measures.in_use():
+        if _in_use(run) or _in_use(measures):
             state = "measuring" if trained else "training"
         elif entry.results.exists():
             state = "done"
@@ -178,6 +178,13 @@ class Watched:
         return self._once(
             "declared", run.recipe, lambda: quantities(load_recipe(self._tables(run), catalogue=catalogue_of())), {}
         )
+
+
+def _in_use(run: RunFolder) -> bool:
+    """Whether a process works in it; where nobody may ask (a folder of somebody else's), no."""
+    with suppress(OSError):
+        return run.in_use()
+    return False
 
 
 def _finite(value: Any) -> Any:
