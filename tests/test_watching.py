@@ -202,7 +202,7 @@ def test_it_only_reads_and_only_what_is_shown(study):
 # --- a browser --------------------------------------------------------------------------------------------------------
 
 
-def seen(url, folder, milliseconds=5000):
+def seen(url, folder, milliseconds=10_000):
     """The document as a headless browser has it after some seconds of the page's life."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
     command = [BROWSER, *options, f"--timeout={milliseconds}", f"--virtual-time-budget={milliseconds}", url]
@@ -210,31 +210,23 @@ def seen(url, folder, milliseconds=5000):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-def test_a_browser_shows_plan_curves_and_failures_and_runs_no_markup(study, tmp_path):
+def test_a_browser_shows_plan_curves_and_failures_follows_them_and_runs_no_markup(study, tmp_path):
+    """From the fourth answer on two hours are left, and the page says so."""
     with served(study) as server:
+        facts, count = server.watched.facts, 0
+
+        def later():
+            nonlocal count
+            count += 1
+            return facts() | ({"left": 7200.0} if count > 3 else {})
+
+        server.watched.facts = later
         page = seen(f"{server.url}#trades-0", tmp_path / "profile")
-    assert "5 runs: 1 done, 1 training, 1 failed, 1 stopped, 1 to do" in page
+    assert count > 3
+    assert "5 runs: 1 done, 1 training, 1 failed, 1 stopped, 1 to do; about 2.0 h left" in page
     assert page.count("<polyline") == 4
     assert 'aria-label="rloss"' in page
     assert "owned" in page  # as text, escaped
     assert not re.search(r"<img|<b>bad", page)
     assert "&lt;b&gt;bad&lt;/b&gt;" in page
     assert "<title>5 runs" in page
-
-
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-def test_the_page_follows_what_happens(study, tmp_path):
-    """The fourth answer is of a run that has gone on; the page shows that one."""
-    with served(study) as server:
-        watched = server.watched
-        facts, count = watched.facts, 0
-
-        def later():
-            nonlocal count
-            count += 1
-            return facts() | ({"states": {"done": 5}, "left": 7200.0} if count > 3 else {})
-
-        watched.facts = later
-        page = seen(server.url, tmp_path / "profile", 15000)
-    assert count > 3
-    assert "5 runs: 5 done; about 2.0 h left" in page

@@ -28,7 +28,7 @@ def outline(plugin: str) -> tuple[dict[str, str], frozenset[str]]:
     """Options with their descriptions, and hooks, of an installed plugin; empty where its source is not at hand."""
     for point in entry_points(group="hookflat", name=plugin):
         module, _, cls = point.value.partition(":")
-        with suppress(ImportError, OSError, ValueError, SyntaxError, AttributeError):
+        with suppress(ImportError, OSError, ValueError, SyntaxError, AttributeError, RecursionError):
             spec = importlib.util.find_spec(module)
             if spec and spec.origin:
                 return _of_class(Path(spec.origin), cls)

@@ -26,11 +26,11 @@ function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function number(value, share) {
+function number(value, share, digits = 4) {
   if (value === null) return "not finite";
   if (share) return `${(100 * value).toFixed(1)} %`;
   const size = Math.abs(value);
-  return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(4)));
+  return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
 }
 
 function summary(facts) {
@@ -114,7 +114,7 @@ function chart({ title, share, lines }) {
   if (finite.length) {
     for (const value of [y0, (y0 + y1) / 2, y1]) {
       svg.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-      svg.append(shape("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, number(value, share)));
+      svg.append(shape("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, number(value, share, 3)));
     }
     for (const value of new Set([x0, x1])) {
       const anchor = x1 === x0 ? "middle" : value === x0 ? "start" : "end";
@@ -136,7 +136,7 @@ function chart({ title, share, lines }) {
 function drawRun(curves) {
   byId("run").hidden = !curves;
   if (!curves) return;
-  byId("run").querySelector("h2").textContent = curves.name;
+  byId("run").querySelector("h2").textContent = byId("plan").hidden ? "Curves" : curves.name;
   byId("charts").replaceChildren(...curves.charts.map(chart));
   for (const part of ["log", "recipe"]) {
     byId(part).hidden = !curves[part];
