@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,10 @@ def _measured(title: str, results: Results) -> Measured:
 
 
 def _packages(tables: dict[str, Any], catalogue: Catalogue) -> list[str]:
-    """Packages beside hookflat whose data set or network the recipe names."""
+    """Packages beside hookflat whose data set or network the recipe names; of files of plugins the names alone."""
     names, known = {tables[slot]["name"] for slot in ("data", "model")}, {source.name: source for source in catalogue}
-    packages = {known[name].package for name in names if name in known}
+    sources = [known[name] for name in names if name in known]
+    packages = {s.package if isinstance(s.target, EntryPoint) else Path(s.package).name for s in sources}
     return sorted(package for package in packages if not package.startswith("hookflat "))
 
 
