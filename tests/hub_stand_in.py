@@ -85,8 +85,8 @@ class Handler(BaseHTTPRequestHandler):
                 )
             siblings = [{"rfilename": file} for file in files]
             return self.answer(200, {"id": repo, "sha": self.server.commit(repo), "siblings": siblings})
-        user, name, _, _, *inner = path.strip("/").split("/")  # USER/NAME/resolve/REVISION/FILE
-        content = self.server.repos.get(f"{user}/{name}", {}).get("/".join(inner))
+        user, name, *inner = path.strip("/").split("/")  # USER/NAME/resolve/REVISION/FILE
+        content = self.server.repos.get(f"{user}/{name}", {}).get("/".join(inner[2:]))
         if content is None:
             return self.answer(404, b"", X_Error_Code="EntryNotFound")
         return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=self.server.commit(f"{user}/{name}"))

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from hookflat.errors import UserError
@@ -38,7 +38,8 @@ def downloaded(spec: str) -> Path:
     repo, _, revision = spec.removeprefix(PREFIX).partition("@")
     wanted = ["recipe.toml", "eval.json", *NETWORKS.values(), "checkpoints/epoch-*.safetensors"]
     with _told(f"{spec} cannot be fetched"):
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+        api = HfApi(library_name="hookflat")
+        folder = Path(api.snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     if not (folder / "recipe.toml").is_file():
         raise UserError(
             f"{spec} was not pushed by hookflat: it has no recipe.toml; for weights of others, download "
