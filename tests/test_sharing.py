@@ -9,11 +9,12 @@ import pytest
 import torch
 from commands import fails, hookflat
 from hub_stand_in import stand_in
-from safetensors.torch import load_file
 
 import hookflat as library
 from hookflat.errors import UserError
+from hookflat.recipe.catalogue import Catalogue
 from hookflat.sharing.exporting import export
+from hookflat.sharing.hub import push
 
 NETWORK = '''
 """A network that is exported in no time."""
@@ -63,6 +64,16 @@ def trained(plugin, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared(trained, plugin, tmp_path_factory):
+    """What `hookflat card` writes of it."""
+    folder = tmp_path_factory.mktemp("shared") / "hub"
+    done = hookflat("card", trained, "somebody/plain", "--plugin", plugin, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert "network.pt2" in done.stdout
+    return folder
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A stand-in, and a client that knows no other hub, with an empty cache and a token."""
@@ -70,6 +81,9 @@ def hub(monkeypatch, tmp_path):
 
     with stand_in() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -77,10 +91,8 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-def test_the_card_says_what_the_results_say(trained, plugin, tmp_path):
-    done = hookflat("card", trained, "somebody/plain", "--plugin", plugin, "--out", tmp_path / "hub")
-    assert done.returncode == 0, done.stderr
-    card = (tmp_path / "hub" / "README.md").read_text()
+def test_the_card_says_what_the_results_say(trained, shared, plugin):
+    card = (shared / "README.md").read_text()
     results = json.loads((trained / "eval.json").read_text())
     last = results["models"]["last"]["test"]
     for expected in (
@@ -107,23 +119,19 @@ def test_the_card_says_what_the_results_say(trained, plugin, tmp_path):
         assert str(folder) not in card
 
 
-def test_the_client_of_the_hub_reads_the_card(trained, plugin, tmp_path):
+def test_the_client_of_the_hub_reads_the_card(shared):
     from huggingface_hub import ModelCard
 
-    hookflat("card", trained, "--plugin", plugin, "--out", tmp_path / "hub")
-    data = ModelCard.load(tmp_path / "hub" / "README.md").data
+    data = ModelCard.load(shared / "README.md").data
     assert data.library_name == "hookflat"
-    assert data.model_name == "plain-0"
+    assert data.model_name == "somebody/plain"
     assert {result.metric_type for result in data.eval_results} >= {"clean_error", "rerr_pgd"}
 
 
-def test_plain_torch_loads_the_network_as_the_card_says(trained, plugin, tmp_path):
+def test_plain_torch_loads_the_network_as_the_card_says(shared, plugin, tmp_path):
     """In a process where hookflat cannot be imported; logits and gradients are those of the network."""
-    hookflat("card", trained, "--plugin", plugin, "--out", tmp_path / "hub")
-    recipe = library.load_recipe(
-        tmp_path / "hub" / "recipe.toml", catalogue=library.recipe.catalogue.Catalogue([plugin])
-    )
-    network = library.network_of(recipe, str(tmp_path / "hub")).eval()
+    recipe = library.load_recipe(shared / "recipe.toml", catalogue=Catalogue([plugin]))
+    network = library.network_of(recipe, str(shared)).eval()
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logits = network(x)
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
@@ -131,7 +139,7 @@ def test_plain_torch_loads_the_network_as_the_card_says(trained, plugin, tmp_pat
     code = f"""
 import sys; sys.modules["hookflat"] = None
 import torch
-network = torch.export.load(r"{tmp_path / "hub" / "network.pt2"}").module()
+network = torch.export.load(r"{shared / "network.pt2"}").module()
 x = torch.load(r"{tmp_path / "x.pt"}").requires_grad_()
 logits = network(x)
 torch.save((logits.detach(), torch.autograd.grad(logits[:, 0].sum(), x)[0]), r"{tmp_path / "y.pt"}")
@@ -154,8 +162,7 @@ def test_pushed_and_fetched_it_is_the_same_network(trained, plugin, hub, tmp_pat
         ["README.md", "eval.json", "model.safetensors", "network.pt2", "recipe.toml", *best]
     )
     assert theirs["model.safetensors"] == (trained / "model.safetensors").read_bytes()
-    again = hookflat("push", trained, "somebody/plain", "--plugin", plugin, "--out", tmp_path / "hub")
-    assert again.returncode == 0, again.stderr
+    assert push(tmp_path / "hub", "somebody/plain", private=True).endswith("/somebody/plain")  # again is no error
 
     measure = ["--measure", "clean_error", "--plugin", plugin, "--json"]
     fetched = hookflat("eval", "hub:somebody/plain", *measure, cwd=tmp_path)
@@ -163,22 +170,18 @@ def test_pushed_and_fetched_it_is_the_same_network(trained, plugin, hub, tmp_pat
     here = hookflat("eval", trained, *measure, "--out", tmp_path / "here")
     assert json.loads(fetched.stdout)["models"]["last"]["test"] == json.loads(here.stdout)["models"]["last"]["test"]
     assert (tmp_path / "evals" / "hub-somebody-plain-clean_error-last" / "eval.json").is_file()
-    assert ("GET", "/somebody/plain/resolve") not in {(m, p[:24]) for m, p in hub.asked if "README" in p or ".pt2" in p}
-    assert load_file(trained / "model.safetensors").keys()
+    fetched = {path.rpartition("/")[2] for method, path in hub.asked if method == "GET" and "/resolve/" in path}
+    assert fetched == {"recipe.toml", "eval.json", "model.safetensors", "best.safetensors"}
 
 
-def test_what_the_hub_refuses_ends_in_a_line(trained, plugin, hub, tmp_path, monkeypatch):
+def test_what_the_hub_refuses_ends_in_a_line(trained, shared, hub, tmp_path, monkeypatch):
     assert "hub:no/body cannot be fetched: " in fails(2, "eval", "hub:no/body", cwd=tmp_path)
     hub.repos["some/weights"] = {"pytorch_model.bin": b"x"}
     assert "was not pushed by hookflat" in fails(2, "eval", "hub:some/weights", cwd=tmp_path)
     assert "should be USER/NAME" in fails(2, "push", trained, "plain")
     monkeypatch.delenv("HF_TOKEN")
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    (folder / "recipe.toml").touch()
-    said = fails(2, "push", trained, "somebody/plain", "--plugin", plugin, "--out", folder)
-    assert "cannot be pushed: " in said
-    assert "hf auth login" in said
+    with pytest.raises(UserError, match=r"some/other cannot be pushed: .*hf auth login"):
+        push(shared, "some/other")
     hub.shutdown()
     hub.server_close()
     assert "hub:some/other cannot be fetched: " in fails(2, "eval", "hub:some/other", cwd=tmp_path)
