@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from hookflat.cli import main
+from hookflat.cli import app
 from hookflat.recipe import outline
 from hookflat.recipe.catalogue import Catalogue, hooks_of, kind_of
 from hookflat.recipe.options import describe
@@ -22,12 +22,11 @@ def completed(line, *, cwd=None):
     out = io.StringIO()
     with (
         patch.dict(os.environ, words),
-        patch.object(sys, "argv", ["hookflat"]),
         redirect_stdout(out),
         chdir(cwd or "."),
         pytest.raises(SystemExit),
     ):
-        main()
+        app(prog_name="hookflat")
     return out.getvalue().split()
 
 
@@ -41,7 +40,7 @@ def completed(line, *, cwd=None):
         ("hookflat run mart --set loss.b", ["loss.beta="]),
         ("hookflat run at --set plugins.awp.x", ["plugins.awp.xi="]),
         ("hookflat run at --set model.name=resnet", ["model.name=resnet18", "model.name=resnet_small"]),
-        ("hookflat run at --with scales/wrn --set model.wid", ["model.width="]),
+        ("hookflat run at --with scales/wrn --set model.wid", ["model.widen="]),
         ("hookflat run at --set run.epochs_", ["run.epochs_factor="]),
         ("hookflat eval runs/x --protocol land", ["landscapes"]),
         ("hookflat eval runs/x --measure hess", ["hessian"]),
@@ -58,7 +57,7 @@ def test_files_and_runs_here_are_completed_too(tmp_path):
     (tmp_path / "mine.toml").write_text('extends = "at"\n\n[loss]\nname = "trades"\n')
     (tmp_path / "mine-0").mkdir()
     (tmp_path / "mine-0" / "recipe.toml").write_text('[loss]\nname = "trades"\n')
-    assert completed("hookflat run mi", cwd=tmp_path) == ["mine-0/", "mine.toml"]
+    assert completed("hookflat run mine", cwd=tmp_path) == ["mine-0/", "mine.toml"]
     assert completed("hookflat run mine.toml --set loss.b", cwd=tmp_path) == ["loss.beta="]
     assert completed("hookflat eval mine-0 --set loss.b", cwd=tmp_path) == ["loss.beta="]
 
@@ -68,8 +67,10 @@ def test_the_outline_of_a_plugin_is_what_its_class_says():
         cls = source.load()
         options, hooks = outline.outline(source.name)
         if source.package.startswith("hookflat "):
-            assert options == {o.name: o.description for o in describe(cls)}, source.name
-            assert hooks == hooks_of(cls).keys(), source.name
+            described = {o.name: o.description for o in describe(cls)}
+            assert options.keys() == described.keys(), source.name
+            assert all(text in ("", described[name]) for name, text in options.items())  # "": of a named type
+            assert hooks == hooks_of(cls), source.name
     models = [s.name for s in Catalogue() if kind_of(s.load()) == "model"]
     assert outline.names_for("model") == models
 
@@ -88,8 +89,8 @@ import typer
 for recipe, line in (("trades", "loss."), ("at", "plugins.a"), ("at", "loss.name=")):
     context = typer.Context(typer.main.get_command(__import__("hookflat.cli").cli.app), info_name="run")
     context.params["recipe"] = recipe
-    assert completing.values(context, line), line
-assert completing.measures(context, "")
+    assert completing.option_names(context, line), line
+assert completing.measure_names(context, "")
 print(sorted({"torch", "huggingface_hub", "datasets", "matplotlib"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -45,50 +45,50 @@ def _shipped(inside: str = "") -> Iterable[tuple[str, str]]:
 
 
 @_quiet
-def recipes(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def recipe_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Recipes that ship, and TOML files here."""
     yield from (found for found in _shipped() if not found[0].startswith(("protocols/", "studies/")))
     yield from _files(incomplete)
 
 
 @_quiet
-def shipped(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def shipped_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Recipes that ship."""
     return _shipped()
 
 
 @_quiet
-def studies(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def study_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Studies that ship, and TOML files here."""
     yield from _shipped("studies")
     yield from _files(incomplete)
 
 
 @_quiet
-def protocols(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def protocol_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Protocols that ship, and TOML files here."""
     yield from _shipped("protocols")
     yield from _files(incomplete)
 
 
 @_quiet
-def plugins(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def plugin_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Installed plugins."""
-    from hookflat.recipe.outline import plugin_names
+    from hookflat.recipe.outline import installed
 
-    return ((name, "") for name in plugin_names())
+    return ((name, "") for name in installed())
 
 
 @_quiet
-def measures(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def measure_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Installed plugins that measure."""
-    from hookflat.recipe.outline import outline, plugin_names
+    from hookflat.recipe.outline import installed, outline
 
-    return ((name, "") for name in plugin_names() if "measure" in outline(name)[1])
+    return ((name, "") for name in installed() if "measure" in outline(name)[1])
 
 
 @_quiet
-def architectures(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def network_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Plugins that build a network."""
     from hookflat.recipe.outline import names_for
 
@@ -96,9 +96,9 @@ def architectures(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, st
 
 
 @_quiet
-def values(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
+def option_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """table.key= of the recipe, or the plugins for table.name=."""
-    from hookflat.recipe.outline import keys, names_for, outline, plugin_names
+    from hookflat.recipe.outline import installed, keys, names_for, outline
 
     key, equals, _ = incomplete.partition("=")
     if equals:
@@ -109,6 +109,6 @@ def values(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     known = keys(str(recipe), [str(overlay) for overlay in ctx.params.get("with_") or ()])
     if key.startswith("plugins."):
         hooks = {"gradients", "criterion", "extra_loss", "transform_batch", "after_step", "epoch_end"}
-        others = [name for name in plugin_names() if outline(name)[1] & hooks]
+        others = [name for name in installed() if outline(name)[1].keys() & hooks]
         known = {f"plugins.{name}.{o}": t for name in others for o, t in outline(name)[0].items()} | known
     return ((f"{name}=", text) for name, text in sorted(known.items()))

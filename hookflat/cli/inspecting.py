@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from hookflat.cli import completing
 from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, wide
+from hookflat.cli.completing import plugin_names, shipped_names
 from hookflat.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def show(
 def plugins(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show the options of this plugin.", show_default=False, autocompletion=completing.plugins),
+        typer.Argument(help="Show the options of this plugin.", show_default=False, autocompletion=plugin_names),
     ] = None,
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
@@ -129,7 +129,7 @@ def _one_plugin(source: PluginSource, json: bool) -> None:
 @command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Copy this recipe here.", show_default=False, autocompletion=completing.shipped)
+        str | None, typer.Argument(help="Copy this recipe here.", show_default=False, autocompletion=shipped_names)
     ] = None,
     to: Annotated[Path, typer.Option(help="Where to copy it.")] = Path("."),
     json: Json = False,

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from hookflat.cli import completing
 from hookflat.cli.app import (
     Arch,
     DataSet,
@@ -25,6 +24,7 @@ from hookflat.cli.app import (
     command,
     say,
 )
+from hookflat.cli.completing import measure_names, protocol_names
 
 Which = Annotated[list[str], typer.Option(help="Of a run folder: last, best, live, or an epoch. Repeatable.")]
 
@@ -54,11 +54,11 @@ def evaluate(
         str, typer.Argument(help="A run folder, hub:USER/NAME, a .safetensors or .pt file, or robustbench:ID.")
     ],
     protocol: Annotated[
-        str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.", autocompletion=completing.protocols)
+        str, typer.Option(help="paper, quick, full, landscapes, or a TOML file.", autocompletion=protocol_names)
     ] = "paper",
     measure: Annotated[
         list[str],
-        typer.Option(help="This measure instead of a protocol. Repeatable.", autocompletion=completing.measures),
+        typer.Option(help="This measure instead of a protocol. Repeatable.", autocompletion=measure_names),
     ] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
     arch: Arch = None,

@@ -8,15 +8,15 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from hookflat.cli import completing
 from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, wide
+from hookflat.cli.completing import study_names
 from hookflat.errors import UserError
 
 
 @command()
 def study(
     study: Annotated[
-        str, typer.Argument(help="A TOML file, or a shipped study such as table1.", autocompletion=completing.studies)
+        str, typer.Argument(help="A TOML file, or a shipped study such as table1.", autocompletion=study_names)
     ],
     with_: With = [],  # noqa: B006
     set_: Set = [],  # noqa: B006

@@ -18,27 +18,31 @@ _TABLES = {"run": "RunOptions", "eval": "EvalOptions"}
 """Tables to the class of their options in recipe.py, which needs torch."""
 
 
-def plugin_names() -> list[str]:
+Outline = tuple[dict[str, str], dict[str, bool]]
+"""Options with their descriptions; hooks, each with whether it is a wrapper."""
+
+
+def installed() -> list[str]:
     """Every installed plugin."""
     return sorted({point.name for point in entry_points(group="hookflat")})
 
 
 @cache
-def outline(plugin: str) -> tuple[dict[str, str], frozenset[str]]:
-    """Options with their descriptions, and hooks, of an installed plugin; empty where its source is not at hand."""
+def outline(plugin: str) -> Outline:
+    """Of an installed plugin; empty where its source is not at hand."""
     for point in entry_points(group="hookflat", name=plugin):
         module, _, cls = point.value.partition(":")
         with suppress(ImportError, OSError, ValueError, SyntaxError, AttributeError, RecursionError):
             spec = importlib.util.find_spec(module)
             if spec and spec.origin:
                 return _of_class(Path(spec.origin), cls)
-    return {}, frozenset()
+    return {}, {}
 
 
 def names_for(table: str) -> list[str]:
     """The installed plugins that may stand in a slot, by its hook; all where the table is no slot."""
     hook = SLOTS.get(table)
-    return [name for name in plugin_names() if hook is None or hook in outline(name)[1]]
+    return [name for name in installed() if hook is None or outline(name)[1].get(hook) is False]
 
 
 def keys(recipe: str, overlays: list[str]) -> dict[str, str]:
@@ -65,17 +69,17 @@ def _dotted(tables: dict[str, Any], at: str = "") -> list[str]:
 
 
 @cache
-def _of_class(file: Path, name: str) -> tuple[dict[str, str], frozenset[str]]:
+def _of_class(file: Path, name: str) -> Outline:
     """Of a class in a file, with what it inherits from classes of the same file and of those it imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     cls = next((n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == name), None)
     if cls is None:
         imported = _imported(tree, file, name)
-        return _of_class(imported, name) if imported else ({}, frozenset())
+        return _of_class(imported, name) if imported else ({}, {})
     options: dict[str, str] = {}
-    hooks: set[str] = set()
+    hooks: dict[str, bool] = {}
     for base in cls.bases:
-        inherited = _of_class(file, base.id) if isinstance(base, ast.Name) else ({}, frozenset())
+        inherited = _of_class(file, base.id) if isinstance(base, ast.Name) else ({}, {})
         options |= inherited[0]
         hooks |= inherited[1]
     for part in cls.body:
@@ -83,8 +87,8 @@ def _of_class(file: Path, name: str) -> tuple[dict[str, str], frozenset[str]]:
             if "ClassVar" not in ast.unparse(part.annotation) and not part.target.id.startswith("_"):
                 options[part.target.id] = _description(part.annotation)
         elif isinstance(part, ast.FunctionDef) and part.name in HOOKS:
-            hooks.add(part.name)
-    return options, frozenset(hooks)
+            hooks[part.name] = "wrapper=True" in "".join(map(ast.unparse, part.decorator_list))
+    return options, hooks
 
 
 def _imported(tree: ast.Module, file: Path, name: str) -> Path | None:
