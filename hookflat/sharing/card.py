@@ -47,6 +47,7 @@ class Card:
     classes: int | None
     shape: tuple[int, ...]
     eps: str
+    norm: str
     threat: str
     epochs: int | None
     measured: list[Measured]
@@ -78,6 +79,7 @@ class Card:
             classes=results.classes,
             shape=shape,
             eps=_radius(results.protocol.eps),
+            norm=_norm(results),
             threat=_threat(tables),
             epochs=results.epochs,
             measured=[_measured(title, one) for title, one in sets],
@@ -112,6 +114,12 @@ def _radius(eps: float) -> str:
     return f"{eps * 255:.0f}/255" if abs(eps * 255 - round(eps * 255)) < 1e-9 else f"{eps:g}"
 
 
+def _norm(results: Results) -> str:
+    """Of the evaluation; L-infinity where the protocol names none."""
+    norm = getattr(results.protocol, "norm", "Linf")
+    return {"Linf": "L-infinity"}.get(norm, norm)
+
+
 def _threat(tables: dict[str, Any]) -> str:
     attack = tables.get("attack", {})
     return f"trained against {attack['name']} at eps {_radius(attack['eps'])}" if "eps" in attack else ""
@@ -135,7 +143,7 @@ def _measured(title: str, results: Results) -> Measured:
         for measure, options in stage.measures.items()
     ]
     lines.append(
-        f"eps {_radius(protocol.eps)} (L-infinity), step size {short(protocol.step_size)}, seed {protocol.seed}"
+        f"eps {_radius(protocol.eps)} ({_norm(results)}), step size {short(protocol.step_size)}, seed {protocol.seed}"
     )
     return Measured(title, networks, result_rows(results), lines)
 
