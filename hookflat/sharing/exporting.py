@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ def export(network: nn.Module, x: torch.Tensor, file: Path) -> None:
     """
     network = network.cpu().eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No complete tensor")  # the file is read back below
             expected = network(x)
             program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             torch.export.save(program, file)
