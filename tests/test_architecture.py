@@ -13,7 +13,19 @@ import hookflat
 from hookflat.recipe.catalogue import Catalogue, hooks_of
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("functional", "reading", "recipe", "records", "training", "evaluation", "studies", "reporting", "cli")
+LAYERS = (
+    "functional",
+    "reading",
+    "recipe",
+    "records",
+    "training",
+    "sharing",
+    "evaluation",
+    "studies",
+    "reporting",
+    "watching",
+    "cli",
+)
 """Each imports only what stands before it, and the modules below all of them."""
 BELOW = {"errors", "threads", "hookspecs", "terminal"}
 

@@ -1,12 +1,18 @@
 """Trackers get what the run folder has."""
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hookflat import UserError
 from hookflat.testing import run_recipe
+
+TABLES = {"plugins": {"figures": {}}, "eval": {"curves": {"splits": ["test"]}}}
 
 
 def test_tensorboard_has_curves_figures_and_the_recipe(tmp_path):
@@ -32,3 +38,41 @@ def test_trackers_that_are_not_there_are_told_with_the_recipe(tmp_path):
         run_recipe({"track": {"with": ["aim"]}}, tmp_path / "run")
     with pytest.raises(UserError, match="unknown option"):
         run_recipe({"track": {"name": "x"}}, tmp_path / "run")
+
+
+def curve(folder):
+    """Step and RLoss of the curves on test, as the run's folder has them."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], pytest.approx(line["rloss"])) for line in lines if line["stage"] == "curves"]
+
+
+def test_wandb_offline_has_the_curves_and_the_recipe(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    folder = run_recipe(TABLES | {"track": {"with": ["wandb"]}}, tmp_path / "run").folder
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    said = file.read_bytes()  # numbers are JSON in its records
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    values = [line["rloss"] for line in lines if line["stage"] == "curves"]
+    assert len(values) == 2
+    assert all(json.dumps(value).encode() in said for value in values)
+    assert b"curves/test/RLoss" in said
+    assert b"attack.steps" in said
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/overfitting*.png"))
+
+
+def test_trackio_has_the_curves(tmp_path, monkeypatch):
+    """In its local database, in a process of its own: it reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    code = f"""
+from pathlib import Path
+from hookflat.testing import run_recipe
+run_recipe({TABLES | {"track": {"with": ["trackio"], "project": "ours"}}!r}, Path("run"))
+"""
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (database,) = (tmp_path / "trackio").glob("ours*.db")
+    with sqlite3.connect(database) as connection:
+        rows = [(step, json.loads(values)) for step, values in connection.execute("SELECT step, metrics FROM metrics")]
+    assert sorted((s, v["curves/test/RLoss"]) for s, v in rows if "curves/test/RLoss" in v) == curve(tmp_path / "run")

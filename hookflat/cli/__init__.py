@@ -1,11 +1,31 @@
 """The command line: thin. torch is imported by the commands that need it, not here."""
 
 from hookflat.cli.app import app
+from hookflat.cli.beginning import init, new_plugin
 from hookflat.cli.inspecting import plugins, recipes, show
 from hookflat.cli.running import evaluate, rescale, run
+from hookflat.cli.sharing import card, push
 from hookflat.cli.studying import compare, report, study
+from hookflat.cli.watching import watch
 
-__all__ = ["app", "compare", "evaluate", "main", "plugins", "recipes", "report", "rescale", "run", "show", "study"]
+__all__ = [
+    "app",
+    "card",
+    "compare",
+    "evaluate",
+    "init",
+    "main",
+    "new_plugin",
+    "plugins",
+    "push",
+    "recipes",
+    "report",
+    "rescale",
+    "run",
+    "show",
+    "study",
+    "watch",
+]
 
 
 def main() -> None:

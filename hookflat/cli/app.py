@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import hookflat
+from hookflat.cli.completing import network_names, option_names, recipe_names
 from hookflat.cli.signals import listening, requeue
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.recipe.tables import as_json
@@ -36,14 +37,27 @@ BUG = (
 out = Terminal(soft_wrap=True)
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A TOML file, or the name of a shipped recipe.", show_default=False)
+    str,
+    typer.Argument(
+        help="A TOML file, or the name of a shipped recipe.", show_default=False, autocompletion=recipe_names
+    ),
 ]
-With = Annotated[list[str], typer.Option("--with", help="A recipe laid over it, such as scales/cifar10. Repeatable.")]
-Set = Annotated[list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.")]
+With = Annotated[
+    list[str],
+    typer.Option(
+        "--with", help="A recipe laid over it, such as scales/cifar10. Repeatable.", autocompletion=recipe_names
+    ),
+]
+Set = Annotated[
+    list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.", autocompletion=option_names)
+]
 Plugin = Annotated[list[Path], typer.Option("--plugin", help="A Python file with plugin classes. Repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write, instead of the usual folder.")]
 Json = Annotated[bool, typer.Option("--json", help="The same facts for scripts, as JSON on standard output.")]
-Arch = Annotated[str | None, typer.Option(help="Of a file: timm:NAME, or a model plugin such as resnet18.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="Of a file: timm:NAME, or a model plugin such as resnet18.", autocompletion=network_names),
+]
 DataSet = Annotated[str | None, typer.Option("--data", help="Of a file: a folder of images, a hub id, or digits.")]
 Normalize = Annotated[str, typer.Option(help="Of a file without normalisation: none, data, or MEAN,.../STD,...")]
 Key = Annotated[str | None, typer.Option(help="Of a file with several sets of weights: which.")]

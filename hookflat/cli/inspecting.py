@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, warn, wide
+from hookflat.cli.completing import plugin_names, shipped_names
 from hookflat.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def show(
 
 @command()
 def plugins(
-    name: Annotated[str | None, typer.Argument(help="Show the options of this plugin.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show the options of this plugin.", show_default=False, autocompletion=plugin_names),
+    ] = None,
     plugin: Plugin = [],  # noqa: B006
     json: Json = False,
 ) -> None:
@@ -134,7 +138,9 @@ def _one_plugin(source: PluginSource, json: bool) -> None:
 
 @command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Copy this recipe here.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Copy this recipe here.", show_default=False, autocompletion=shipped_names)
+    ] = None,
     to: Annotated[Path, typer.Option(help="Where to copy it.")] = Path("."),
     json: Json = False,
 ) -> None:

@@ -24,6 +24,7 @@ from hookflat.cli.app import (
     command,
     say,
 )
+from hookflat.cli.completing import measure_names, protocol_names
 
 Which = Annotated[list[str], typer.Option(help="Of a run folder: last, best, live, or an epoch. Repeatable.")]
 
@@ -63,9 +64,17 @@ def run(
 
 @command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors or .pt file, or robustbench:ID.")],
-    protocol: Annotated[str, typer.Option(help="paper, quick, full, critics, landscapes, or a TOML file.")] = "paper",
-    measure: Annotated[list[str], typer.Option(help="This measure instead of a protocol. Repeatable.")] = [],  # noqa: B006
+    model: Annotated[
+        str, typer.Argument(help="A run folder, hub:USER/NAME, a .safetensors or .pt file, or robustbench:ID.")
+    ],
+    protocol: Annotated[
+        str,
+        typer.Option(help="paper, quick, full, critics, landscapes, or a TOML file.", autocompletion=protocol_names),
+    ] = "paper",
+    measure: Annotated[
+        list[str],
+        typer.Option(help="This measure instead of a protocol. Repeatable.", autocompletion=measure_names),
+    ] = [],  # noqa: B006
     which: Which = ["last"],  # noqa: B006
     arch: Arch = None,
     data: DataSet = None,
@@ -106,7 +115,9 @@ def rescale(
     from hookflat.recipe.catalogue import Catalogue
 
     source = Checkpoint(model, (which,), arch, data, normalize, key)
-    place = out or Path(model).with_name(f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}")
+    place = out or Path("_" if source.is_on_the_hub else model).with_name(
+        f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}"
+    )
     count = rescaled(source, factor, place, set_, Catalogue(plugin))
     say(f"{count} convolutions scaled by {factor:g}: {place}")
 

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, wide
+from hookflat.cli.completing import study_names
 from hookflat.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 @command()
 def study(
-    study: Annotated[str, typer.Argument(help="A TOML file, or a shipped study such as table1.")],
+    study: Annotated[
+        str, typer.Argument(help="A TOML file, or a shipped study such as table1.", autocompletion=study_names)
+    ],
     with_: With = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006

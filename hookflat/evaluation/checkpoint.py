@@ -1,10 +1,11 @@
-"""A trained network as it was given: a run folder, a file of weights, or a network of RobustBench."""
+"""A trained network as it was given: a run folder, here or on the hub, a file of weights, or one of RobustBench."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,22 @@ class Checkpoint:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run's folder."""
-        return Path(self.model).is_dir()
+        """Whether it is a run's folder, here or on the hub."""
+        return self.is_on_the_hub or Path(self.model).is_dir()
+
+    @property
+    def is_on_the_hub(self) -> bool:
+        """Whether it is to be fetched from the Hugging Face Hub, where `hookflat push` put it."""
+        return self.model.startswith("hub:")
+
+    @cached_property
+    def run_folder(self) -> RunFolder:
+        """The run's folder; what is on the hub is fetched. Raises UserError where it cannot be had."""
+        if not self.is_on_the_hub:
+            return RunFolder(Path(self.model))
+        from hookflat.sharing.hub import downloaded
+
+        return RunFolder(downloaded(self.model))
 
     @property
     def is_robustbench(self) -> bool:
@@ -49,7 +64,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """For a title and for the name of a folder."""
-        if self.is_robustbench:
+        if self.is_robustbench or self.is_on_the_hub:
             return self.model.replace(":", "-").replace("/", "-")
         return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
 
@@ -66,7 +81,9 @@ class Checkpoint:
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
         if not self.is_robustbench:
             if not Path(self.model).is_file():
-                raise UserError(f"{self.model}: neither a run folder, nor a file, nor robustbench:ID")
+                raise UserError(
+                    f"{self.model}: neither a run folder, nor a file, nor hub:USER/NAME, nor robustbench:ID"
+                )
             if not self.arch:
                 raise UserError(f"{self.model}: say what network it is for, --arch timm:NAME or --arch resnet18")
         if not self.data:
@@ -82,7 +99,7 @@ class Checkpoint:
         return tables | {"model": {"name": kind} | ({"network": network} if network else {})}
 
     def _of_the_run(self) -> dict[str, Any]:
-        tables = RunFolder(Path(self.model)).read_recipe()
+        tables = self.run_folder.read_recipe()
         tables["eval"] = {k: v for k, v in tables.get("eval", {}).items() if not isinstance(v, dict)}
         return tables
 
@@ -100,7 +117,7 @@ class Checkpoint:
             yield "last", {}, run.network
             return
         for which in self.which:
-            weights, about = RunFolder(Path(self.model)).load_network(which)
+            weights, about = self.run_folder.load_network(which)
             load_into(run.network, weights, f"{self.model} ({which})")
             yield which, about, run.network
 

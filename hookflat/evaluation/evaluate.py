@@ -40,9 +40,9 @@ def evaluate(
 ) -> FinishedRun:
     """Measure a trained network; an interrupted call goes on where it stopped.
 
-    `model`: a run folder, a file of weights, or "robustbench:ID" (`Checkpoint` has the other arguments). `protocol`:
-    "paper", "quick", "full", or a TOML file of `[eval]` tables; `measures`: single ones by name instead, on 1000 test
-    examples.
+    `model`: a run folder, "hub:USER/NAME", a file of weights, or "robustbench:ID" (`Checkpoint` has the other
+    arguments). `protocol`: "paper", "quick", "full", or a TOML file of `[eval]` tables; `measures`: single ones by name
+    instead, on 1000 test examples.
     `overrides`: as for `hookflat.run`; `eval.eps` and `eval.step_size` are a run's own unless they are set.
     Raises `hookflat.UserError` for what the caller can put right.
     """
@@ -50,8 +50,9 @@ def evaluate(
     source = Checkpoint(str(model), chosen, arch, data, normalize, key)
     recipe = recipe_of(source, protocol, measures, overrides, plugins)
     named = "-".join(measures) or Path(protocol).stem
-    home = RunFolder(Path(model)).evaluation("").path if source.is_run else Path("evals")
-    place = Path(folder) if folder else home / "-".join([*([] if source.is_run else [source.name]), named, *chosen])
+    inside = source.is_run and not source.is_on_the_hub
+    home = RunFolder(Path(model)).evaluation("").path if inside else Path("evals")
+    place = Path(folder) if folder else home / "-".join([*([] if inside else [source.name]), named, *chosen])
     with global_generators_restored():
         run = Run(recipe, place, quiet=quiet)
         with ending(run), run.folder.held():

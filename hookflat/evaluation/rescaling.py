@@ -44,6 +44,6 @@ def rescaled(
     beside = RunFolder(out.with_name(f".{out.name}.writing"))
     shutil.rmtree(beside.path, ignore_errors=True)
     beside.save_network("last", network, **about)
-    shutil.copyfile(RunFolder(Path(source.model)).recipe, beside.recipe)
+    shutil.copyfile(source.run_folder.recipe, beside.recipe)
     beside.path.rename(out)
     return count

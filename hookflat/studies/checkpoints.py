@@ -90,6 +90,11 @@ class CheckpointJob:
         """None that `changes` has not."""
         return []
 
+    @property
+    def results(self) -> Path:
+        """The file that says that everything is measured."""
+        return RunFolder(self.folder).results
+
     def state(self) -> State:
         """What there is of it."""
         there = RunFolder(self.folder)

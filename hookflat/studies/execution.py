@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
 from hookflat.studies.jobs import CLUSTER, State
-from hookflat.studies.study import AnyJob, Study
+from hookflat.studies.study import AnyJob, Study, write_plan
 from hookflat.threads import limit
 
 WAITS = "HOOKFLAT_WAITS"
 """In the environment of a study's runs: not they, but who started them puts a job back into the queue."""
+TIMES = "times.jsonl"
 
 
 def make(
@@ -45,6 +46,7 @@ def make(
     another process was making are looked at again at the end.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
+    write_plan(study)
     states: dict[str, State] = {}
     free: Queue[int] = Queue()
     for worker in range(workers):
@@ -110,16 +112,33 @@ def run_job(
                 if commands.status(command, job.log, environment or {}):
                     if commands.stopped:
                         return "begun"
-                    say(f"failed   {job.name}: {_last_line(job.log)} (see {job.log})")
+                    why = _last_line(job.log)
+                    _note(job, time.time() - began, "failed", why=why)
+                    say(f"failed   {job.name}: {why} (see {job.log})")
                     return "failed"
             seconds = time.time() - began
-            with suppress(OSError), (job.folder.parent / "times.jsonl").open("a", encoding="utf-8") as times:
-                was = "rescaled" if job.rescaled else state  # for an estimate: the run is done without it
-                times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was}) + "\n")
+            _note(job, seconds, "rescaled" if job.rescaled else state)
             say(f"done     {job.name}: {_duration(seconds)}")
             return "done"
     except Timeout:
         return "elsewhere"
+
+
+def _note(job: AnyJob, seconds: float, was: str, **about: str) -> None:
+    """One line about a run that ended, in the study's folder; an estimate can do without it."""
+    with suppress(OSError), (job.folder.parent / TIMES).open("a", encoding="utf-8") as times:
+        times.write(json.dumps({"run": job.name, "seconds": round(seconds, 1), "was": was} | about) + "\n")
+
+
+def times_of(folder: Path) -> list[dict[str, Any]]:
+    """A line for every run that ended: its name, seconds, what there was of it before, or why it failed."""
+    file, lines = folder / TIMES, []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+        with suppress(ValueError):  # an estimate should not fail on a line that was cut off
+            entry = json.loads(line)
+            if isinstance(entry, dict) and {"run", "seconds", "was"} <= entry.keys():
+                lines.append(entry)
+    return lines
 
 
 class Commands:
@@ -181,12 +200,7 @@ class Plan:
     def of(cls, study: Study) -> Plan:
         """Hours are judged from the runs that are done."""
         states: dict[str, State] = {job.name: job.state() for job in study.jobs}
-        times = study.folder / "times.jsonl"
-        whole = []
-        for line in times.read_text(encoding="utf-8").splitlines() if times.exists() else ():
-            with suppress(ValueError, KeyError):  # an estimate should not fail on a line that was cut off
-                entry = json.loads(line)
-                whole += [entry["seconds"]] if entry["was"] == "todo" else []
+        whole = [line["seconds"] for line in times_of(study.folder) if line["was"] == "todo"]
         left = sum(states[job.name] in ("todo", "begun") for job in study.jobs if not job.rescaled)
         return cls(study, states, left * sum(whole) / len(whole) / 3600 if whole else None)
 
@@ -244,6 +258,7 @@ def submit(
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     study.folder.mkdir(parents=True, exist_ok=True)
+    write_plan(study)
     executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
     executor.update_parameters(name=f"hookflat {study.name}", **slurm)
     submitted = []

@@ -7,6 +7,7 @@ cut off goes on. `hookflat.studies.execution` makes the runs.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,13 @@ from hookflat.recipe.options import InvalidOptions, build
 from hookflat.recipe.shipped import find_recipe, is_file
 from hookflat.recipe.tables import flat
 from hookflat.recipe.toml import out_of_bounds, read_toml
+from hookflat.records.disk import replacing
 from hookflat.studies.checkpoints import CheckpointJob, Checkpoints, checkpoint_jobs
 from hookflat.studies.jobs import Job
 from hookflat.terminal import clipped, shortened
+
+PLAN = "plan.json"
+"""In a study's folder, the names of all its runs in order, for who looks at it without its recipe."""
 
 AnyJob = Job | CheckpointJob
 
@@ -69,6 +74,30 @@ class Study:
     name: str
     folder: Path
     jobs: list[AnyJob]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a written plan: its folder, and the file that says that everything is measured."""
+
+    folder: Path
+    results: Path
+
+
+def write_plan(study: Study) -> None:
+    """Note the runs in the study's folder."""
+    runs = [{"name": job.name, "results": str(job.results.relative_to(study.folder))} for job in study.jobs]
+    with replacing(study.folder / PLAN) as beside:
+        beside.write_text(json.dumps({"name": study.name, "runs": runs}, indent=1), encoding="utf-8")
+
+
+def read_plan(folder: Path) -> dict[str, Entry]:
+    """Every run of the plan that `write_plan` left in a study's folder, by name; empty where there is none."""
+    try:
+        written = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return {run["name"]: Entry(folder / run["name"], folder / run["results"]) for run in written["runs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_study(

@@ -108,12 +108,12 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
     return results
 
 
-def network_of(recipe: Recipe, folder: Path) -> nn.Module:
+def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
     """The network that a complete run folder saved, on the run's device, in training mode."""
-    run = Run(recipe, folder)
+    run = Run(recipe, Path(folder))
     with global_generators_restored():
         run.build_network()
-    run.network.load_state_dict(RunFolder(folder).load_network("last")[0])
+    run.network.load_state_dict(RunFolder(Path(folder)).load_network("last")[0])
     return run.network
 
 

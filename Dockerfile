@@ -1,0 +1,32 @@
+# hookflat in a container, on the CPU:
+#   docker build -t hookflat .
+#   docker run --rm -v "$PWD/runs:/data/runs" hookflat run trades
+# With CUDA, its libraries come with PyPI's torch; the host needs the NVIDIA driver and its container toolkit:
+#   docker build -t hookflat:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
+#   docker run --rm --gpus all --ipc=host -v "$PWD/runs:/data/runs" hookflat:cuda run trades --with scales/cifar10
+# Another base, as NVIDIA's with torch in it:
+#   docker build -t hookflat:cuda --build-arg BASE=pytorch/pytorch:2.9.0-cuda12.8-cudnn9-runtime .
+
+ARG BASE=python:3.13-slim
+FROM ${BASE}
+
+# An index with the torch of the base: CPU builds by default. What a base has already stays.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+COPY pyproject.toml README.md LICENSE /src/
+COPY hookflat /src/hookflat
+COPY hookflat_plugins /src/hookflat_plugins
+COPY recipes /src/recipes
+COPY templates /src/templates
+# Some bases mark their Python as the distribution's.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "/src[pandas,tensorboard]"
+
+# Nobody's rights beyond the folder of the runs; give --user "$(id -u):$(id -g)" to own what it writes there.
+RUN useradd --create-home hookflat && mkdir -p /data/runs && chown -R hookflat /data
+USER hookflat
+WORKDIR /data
+ENV HF_HOME=/data/.huggingface
+
+ENTRYPOINT ["hookflat"]
+CMD ["--help"]

@@ -1,0 +1,1 @@
+"""template_name, a template kind for hookflat."""
