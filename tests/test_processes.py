@@ -347,6 +347,7 @@ def sent():
 
             def gradients(state, bucket, counts=counts):
                 counts["gradients"] += bucket.buffer().numel()
+                counts["statistics"] -= bucket.buffer().numel()  # the next line goes through `others`
                 return allreduce_hook(None, bucket)
 
             def others(tensor, *args, counts=counts, plain=torch.distributed.all_reduce, **options):

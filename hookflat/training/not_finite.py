@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from accelerate.utils import gather_object
 
@@ -12,13 +12,30 @@ from hookflat.training.finite import first_layer
 from hookflat.training.passes import Compiled
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from hookflat.functional.data import Batch
-    from hookflat.training.run import Run
+    from hookflat.recipe.recipe import Recipe
+    from hookflat.records.folder import RunFolder
 
 
-def not_finite(run: Run, step: int, hook: str, plugin: str) -> TrainingFailed:
+class Halted(Protocol):
+    """What is needed of a run, which imports this module."""
+
+    recipe: Recipe
+    network: nn.Module
+    model: nn.Module
+    folder: RunFolder
+    last: tuple[Batch, Tensor] | None
+    total_steps: int
+    steps_per_epoch: int
+
+    def loss_and_gradients(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Its passes."""
+        ...
+
+
+def not_finite(run: Halted, step: int, hook: str, plugin: str) -> TrainingFailed:
     """What to say of the first result that was not finite; every process calls it."""
     slot = {"craft": "attack", "loss": "loss"}.get(hook)
     plugin = run.recipe.slot_names[slot] if slot else plugin
@@ -32,7 +49,7 @@ def not_finite(run: Run, step: int, hook: str, plugin: str) -> TrainingFailed:
     )
 
 
-def first_place(run: Run, hook: str) -> str | None:
+def first_place(run: Halted, hook: str) -> str | None:
     """Where in the network values stop being finite: in the weights, or in the last batch's passes; of any process."""
     seen = (
         run.network.named_parameters()
@@ -46,7 +63,7 @@ def first_place(run: Run, hook: str) -> str | None:
     return next((place for place in gather_object([found]) if place), None)
 
 
-def _again(run: Run, batch: Batch, x_adv: Tensor) -> None:
+def _again(run: Halted, batch: Batch, x_adv: Tensor) -> None:
     """The passes of the last step."""
     for module in run.model.modules():
         if isinstance(module, Compiled):
