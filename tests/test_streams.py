@@ -74,7 +74,7 @@ class Stop:
 
     @hookimpl
     def after_step(self, run):
-        if run.step == 5 and Stop.armed:  # the sixth step
+        if run.step == 7 and Stop.armed:  # one after the checkpoint in the middle of the epoch
             Stop.armed = False
             raise KeyboardInterrupt
 
