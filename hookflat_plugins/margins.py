@@ -46,7 +46,8 @@ class MarginsMeasure:
             label = f"10 % quantile of the logit margin, {where}"
             found[f"logit_margin_quantile_{loss}"] = Quantity(label, lower_is_better=False)
             found[f"probability_margin_{loss}"] = Quantity(f"probability margin, {where}", lower_is_better=False)
-            found[f"confidence_{loss}"] = Quantity(f"confidence, {where}", "share")
+            rank = 1 if loss == "robust" else 0
+            found[f"confidence_{loss}"] = Quantity(f"confidence, {where}", "share", role="confidence", rank=rank)
             found[f"confidence_wrong_{loss}"] = Quantity(f"confidence where wrong, {where}", "share")
         return found
 

@@ -18,7 +18,7 @@ from hookflat.reporting.gathering import gather
 from hookflat.reporting.table import table1
 from hookflat.reporting.words import details, verdict
 
-MEASURES = ("clean_error", "robust_loss", "autoattack", "average_flatness", "worst_flatness", "hessian")
+MEASURES = ("clean_error", "robust_loss", "autoattack", "average_flatness", "worst_flatness", "hessian", "margins")
 NUMBERS = {
     name: asdict(quantity)
     for measure in MEASURES

@@ -8,9 +8,16 @@ from typing import Literal
 
 Unit = Literal["share", "loss", "count", "number", "flag"]
 Role = Literal[
-    "clean error", "RErr", "RLoss", "RLoss, correct", "RLoss, incorrect", "average flatness", "worst flatness"
+    "clean error",
+    "RErr",
+    "RLoss",
+    "RLoss, correct",
+    "RLoss, incorrect",
+    "average flatness",
+    "worst flatness",
+    "confidence",
 ]
-"""What a number is in the paper's table and figures."""
+"""What a number is in the paper's table and figures, and in the ranking of measures."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
             x, y, _, clusters = zip(*_points(last, claim, key, clean), strict=True)
             against[key] = difference(Sample(x, y, clusters), theirs[key], resamples=resamples)
     names = {measure: gathered.name(measure) for measure in measures}
-    ranking = rank(models, measures, outcomes, fixed=controls(gathered, clean), resamples=resamples)
+    confidences = of_role("confidence", gathered.quantities)
+    ranking = rank(
+        models, measures, outcomes, fixed=controls(gathered, clean), confidences=confidences, resamples=resamples
+    )
     percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
     return Analysis(claim, loss, measures, names, outcomes, percent, overall, within, best, paper, against, ranking)
 

@@ -11,9 +11,6 @@ from hookflat.reporting.prediction import Granulated, Prediction, granulated, ou
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
 from hookflat.reporting.statistics import Estimate, partial_spearman
 
-CONFIDENCE = ("confidence_robust", "confidence_clean")
-"""The numbers that are a network's confidence, the first that is there."""
-
 Control = Callable[[MeasuredRun, Network], float]
 
 
@@ -35,7 +32,7 @@ class Ranked:
 def controls(gathered: Gathered, clean: str) -> dict[str, Control]:
     """What a partial correlation holds fixed: clean error, confidence, learning rate; those that vary here."""
     networks = [(run, run.networks["last"]) for run in gathered.runs if "last" in run.networks]
-    confidence = next((name for name in CONFIDENCE if any(name in n.test for _, n in networks)), "")
+    confidence = gathered.playing("confidence")
     found: dict[str, Control] = {
         "clean error": lambda _, network: network.value(clean),
         "confidence": lambda _, network: network.value(confidence),
@@ -51,9 +48,13 @@ def rank(
     outcomes: Iterable[str],
     *,
     fixed: Mapping[str, Control],
+    confidences: Sequence[str] = (),
     resamples: int,
 ) -> list[Ranked]:
-    """By outcome, the measure of the largest R^2 out of sample first, those without one last."""
+    """By outcome, the measure of the largest R^2 out of sample first, those without one last.
+
+    `confidences`: the measures that are a confidence, for which none is held fixed.
+    """
     last = [
         (run, run.networks["last"], configuration.method, i)
         for configuration, i in zip(models, evidence(models), strict=True)
@@ -72,7 +73,7 @@ def rank(
             pairs = granulated(changes, *([n.value(key) for *_, n in trained] for key in (measure, outcome)))
             x, y = ([network.value(key) for _, network, *_ in rows] for key in (measure, outcome))
             prediction = out_of_sample(x, y, [r[2] for r in rows], tried=len(measures), resamples=resamples)
-            held = {n: of for n, of in fixed.items() if n != "confidence" or measure not in CONFIDENCE}
+            held = {n: of for n, of in fixed.items() if n != "confidence" or measure not in confidences}
             partial, names = _partial(rows, measure, outcome, held, resamples)
             ranked.append(Ranked(measure, outcome, partial, names, pairs, prediction))
         found += sorted(ranked, key=lambda r: -r.prediction.r2.value if r.prediction else math.inf)
