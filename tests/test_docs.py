@@ -102,7 +102,12 @@ def test_the_recipes_page_lists_every_key_and_its_default():
     rows = dict.fromkeys(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M))
     for cls in (RunOptions, EvalOptions, Stage):
         for option in describe(cls):
-            default = option.default.replace("'", '"').replace(str(8 / 255), "8/255").replace("None", "none")
+            default = (
+                option.default.replace("'", '"')
+                .replace(str(8 / 255), "8/255")
+                .replace("None", "none")
+                .replace("False", "false")
+            )
             assert (option.name, default.removesuffix(".0")) in {(n, shown.strip("`")) for n, shown in rows}, (
                 option.name
             )

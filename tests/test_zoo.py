@@ -145,7 +145,7 @@ def test_what_is_measured_is_left_alone_and_what_changed_is_told(zoo, measured, 
     place, _ = zoo
     ran = []
     with monkeypatch.context() as patch:
-        patch.setattr("hookflat.studies.execution._status", lambda *a: ran.append(a))
+        patch.setattr("hookflat.studies.execution.Commands.status", lambda *a: ran.append(a))
         assert set(make(measured).values()) == {"done"}
         assert not ran
         (place / "study.toml").write_text(ZOO.format(folder=place).replace('"TRADES"', '"TRADES-like"'))
