@@ -190,6 +190,12 @@ BALLS: dict[str, Callable[[Tensor, float], Ball]] = {"Linf": LinfBall, "L2": L2B
 """Norm to the ball in which PGD moves."""
 
 
+def check_radius(norm: Norm, eps: float) -> None:
+    """Raises ValueError for an L-infinity radius above 1, which is most likely one of 255 grey levels."""
+    if norm == "Linf" and eps > 1:
+        raise ValueError(f"eps: should be at most 1 in the L-infinity norm, as images are in [0, 1], not {eps:g}")
+
+
 def _room(delta: Tensor, x: Tensor) -> Tensor:
     """How far each value may move the way it does before it leaves [0, 1]: (n, D) float64."""
     return torch.where(delta > 0, 1 - x, x).flatten(1).double()

@@ -17,7 +17,7 @@ from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
-from hookflat.recipe.tables import Place
+from hookflat.recipe.tables import NORMS, Place, flat_by_norm
 from hookflat.terminal import clipped, shortened
 
 
@@ -67,6 +67,7 @@ class _Checker:
         if not self.tables.keys() & SLOTS.keys():
             self._fault((), 'names no plugin: begin with extends = "at", or another of `hookflat recipes`')
             raise UserError("\n".join(self.faults))
+        self._take_norms()
         run = self._options(("run",), RunOptions, self._table("run"))
         slots, slot_names = self._slots()
         plugins = self._plugins()
@@ -86,6 +87,24 @@ class _Checker:
             resolved["track"] = {"with": track.trackers, "project": track.project}
         parts = (run, options, track, slots, slot_names, plugins, stages, measures)
         return Recipe(name, *parts, self.origins, resolved, self.catalogue)
+
+    def _take_norms(self) -> None:
+        """Of every value that is written for each norm, the one of the threat's: `[attack] norm`, which measures take
+        too, unless `[eval] norm` says otherwise."""
+        norm = self._table("attack").get("norm", NORMS[0])
+        if "norm" in self._table("attack") and "norm" not in self._table("eval"):
+            self.tables.setdefault("eval", {})["norm"] = norm
+            self.origins["eval", "norm"] = self.origins.get(("attack", "norm"), "recipe")
+        for place, value in list(flat_by_norm(self.tables)):
+            threat = self._table("eval").get("norm", norm) if place[0] == "eval" else norm
+            table = self._table(*place[:-1])
+            if threat in value:
+                table[place[-1]] = value[threat]
+            elif threat in NORMS:
+                self._fault(
+                    place, f"says nothing for the norm {threat}: set it, or write {threat} = ... into its braces"
+                )
+                table[place[-1]] = next(iter(value.values()))
 
     def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.origins), "recipe")

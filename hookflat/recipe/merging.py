@@ -10,7 +10,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped, is_file
-from hookflat.recipe.tables import Place
+from hookflat.recipe.tables import Place, is_by_norm
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
@@ -68,9 +68,10 @@ class Merged:
             path = (*at, key)
             if not isinstance(key, str) or len(key) > LONGEST_NAME or not key.isprintable():
                 raise UserError(f"{origin(path)}: {_name(path)}: no table and no option is called so")
-            if not isinstance(value, dict) and (why := out_of_bounds(value)):
+            is_table = isinstance(value, dict) and not is_by_norm(value)
+            if not is_table and (why := out_of_bounds(value)):
                 raise UserError(f"{origin(path)}: {_name(path)}: {why}")
-            if isinstance(value, dict):
+            if is_table:
                 inner = {k: v for k, v in value.items() if k != "if_used"}
                 if value.get("if_used") is True and key not in table:
                     continue

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field
 
+from hookflat.functional.balls import Norm, check_radius
 from hookflat.functional.threats import Precision
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.nearest import nearest
@@ -48,12 +49,18 @@ class RunOptions:
 class EvalOptions:
     """The table `[eval]`, without its stages."""
 
-    eps: Annotated[Number, Field(ge=0, le=1, description="L-infinity radius of every measure")] = 8 / 255
+    norm: Annotated[Norm, Field(description="of every measure's threat; where nothing is said, that of [attack]")] = (
+        "Linf"
+    )
+    eps: Annotated[Number, Field(ge=0, description="radius of every measure's threat, images in [0, 1]")] = 8 / 255
     step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD")] = 0.007
     batch_size: Annotated[int, Field(ge=1, description="examples a batch, on each process")] = 250
     precision: Annotated[Precision, Field(description="of PGD's search; every number is the network's in float32")] = (
         "fp32"
     )
+
+    def __post_init__(self) -> None:
+        check_radius(self.norm, self.eps)
 
 
 @dataclass(eq=False)

@@ -10,6 +10,14 @@ from typing import Any
 Place = tuple[str, ...]
 """The path of a table or a key."""
 
+NORMS = ("Linf", "L2", "L1")
+"""Of threats: a value may be written for each, `eps = { Linf = "8/255", L2 = 0.5 }`."""
+
+
+def is_by_norm(value: Any) -> bool:
+    """Whether it is a value for each norm, and no table."""
+    return isinstance(value, dict) and bool(value) and value.keys() <= set(NORMS)
+
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """The values that differ between a folder's resolved recipe and this one, "key: 5 in the folder, 1 now"."""
@@ -28,6 +36,15 @@ def flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from flat(value, (*at, key))
         else:
             yield (*at, key), value
+
+
+def flat_by_norm(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(path, value) of every value that is written for each norm."""
+    for key, value in tables.items():
+        if is_by_norm(value):
+            yield (*at, key), value
+        elif isinstance(value, dict):
+            yield from flat_by_norm(value, (*at, key))
 
 
 def finite(value: Any) -> Any:

@@ -40,6 +40,12 @@ class Protocol(_Kept):
     stages: dict[str, StageProtocol]
     batch_size: int | None = None
     precision: str = "fp32"
+    norm: str = "Linf"
+
+    @property
+    def threat(self) -> str:
+        """In words: "L2, eps 0.5"."""
+        return f"{'L-infinity' if self.norm == 'Linf' else self.norm}, eps {self.eps:.4g}"
 
 
 def _absent(value: Any) -> Any:

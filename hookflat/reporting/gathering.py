@@ -15,6 +15,7 @@ from hookflat.recipe.tables import as_key, flat
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, Role, of_role, quantity
 from hookflat.reporting.runs import (
+    THREAT,
     Evaluation,
     MeasuredRun,
     Network,
@@ -279,13 +280,8 @@ def _take(runs: Sequence[MeasuredRun], main: Evaluation) -> list[tuple[Evaluatio
     for run, mine in zip(runs, merged, strict=True):
         run.networks = {label: network for label, network in mine[main.key].items() if network.test}
     known = {name for run in runs for n in run.networks.values() for name in (*n.test, *n.train)}
-    threat = [main.setup[name] for name in ("eps", "step_size", "data")]
-    first = {
-        e.key: e
-        for run in runs
-        for e in run.evaluations
-        if [e.setup[n] for n in ("eps", "step_size", "data")] == threat
-    }
+    threat = [main.setup[name] for name in THREAT]
+    first = {e.key: e for run in runs for e in run.evaluations if [e.setup[n] for n in THREAT] == threat}
     shared = Counter(key for mine in merged for key in mine if key in first and key != main.key)
     others = []
     for key, _ in shared.most_common():

@@ -9,7 +9,7 @@ from hookflat.reporting.gathering import Gathered
 def protocol_lines(gathered: Gathered, attack: str) -> list[str]:
     """How it was measured, a line for each stage, and what was taken from other protocols."""
     protocol = gathered.main.protocol
-    lines = [f"eps {protocol.eps:.4g}, PGD step size {protocol.step_size:.4g}; RErr by {attack}"]
+    lines = [f"{protocol.threat}, PGD step size {protocol.step_size:.4g}; RErr by {attack}"]
     lines += [_stage(name, stage) for name, stage in protocol.stages.items()]
     for other, names in gathered.others:
         title = f"from {other.name or 'the recipes'}: {', '.join(names)}"

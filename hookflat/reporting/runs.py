@@ -20,6 +20,9 @@ from hookflat.records.results import NetworkResults, Protocol, Results
 from hookflat.records.texts import read_json, read_lines, read_toml
 from hookflat.reporting.landscapes import LandscapeCurve, read_landscape
 
+THREAT = ("norm", "eps", "step_size", "data")
+"""What has to be equal of two evaluations before their numbers are set side by side."""
+
 Numbers = dict[str, float]
 Found = TypeVar("Found")
 
@@ -55,10 +58,10 @@ class _Recipe(BaseModel):
 class Evaluation:
     """One eval.json: of a training (`name` and `model` ""), or of `hookflat eval MODEL`.
 
-    `setup`: "eps", "step_size", the "data" but for its training set, and under "stages" the measures and how many
-    examples were asked for; equal where numbers can be compared. `weights`: fingerprints of the networks. `dropped`:
-    numbers that are not finite. `quantities`: what each number is. `seconds`, `training`: wall time of the measures and
-    of the training.
+    `setup`: "norm", "eps", "step_size", the "data" but for its training set, and under "stages" the measures and how
+    many examples were asked for; equal where numbers can be compared. `weights`: fingerprints of the networks.
+    `dropped`: numbers that are not finite. `quantities`: what each number is. `seconds`, `training`: wall time of the
+    measures and of the training.
     """
 
     name: str
@@ -281,7 +284,7 @@ def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
             **stage.measures,
         }
     data = {option: value for option, value in recipe.data.items() if not option.startswith("train")}
-    return {"eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
+    return {"norm": protocol.norm, "eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}
 
 
 def _network(label: str, numbers: NetworkResults, dropped: list[str]) -> Network:
@@ -300,7 +303,7 @@ def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCur
         return None
     file = place.table("last-test-landscape_layer")
     of = [e for e in evaluations if (place is folder and not e.name) or e.name == place.path.name]
-    threat = {name: of[0].setup[name] for name in ("eps", "step_size", "data")} if of else {}
+    threat = {name: of[0].setup[name] for name in THREAT} if of else {}
     try:
         return read_landscape(file, threat)
     except (OSError, KeyError, ValueError) as error:

@@ -115,14 +115,16 @@ def _radius(eps: float) -> str:
 
 
 def _norm(results: Results) -> str:
-    """Of the evaluation; L-infinity where the protocol names none."""
-    norm = getattr(results.protocol, "norm", "Linf")
-    return {"Linf": "L-infinity"}.get(norm, norm)
+    """Of the evaluation."""
+    return {"Linf": "L-infinity"}.get(results.protocol.norm, results.protocol.norm)
 
 
 def _threat(tables: dict[str, Any]) -> str:
     attack = tables.get("attack", {})
-    return f"trained against {attack['name']} at eps {_radius(attack['eps'])}" if "eps" in attack else ""
+    if "eps" not in attack:
+        return ""
+    norm = "" if attack.get("norm", "Linf") == "Linf" else f"{attack['norm']} "
+    return f"trained against {attack['name']} at {norm}eps {_radius(attack['eps'])}"
 
 
 def _measured(title: str, results: Results) -> Measured:

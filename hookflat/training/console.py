@@ -118,7 +118,7 @@ class Console:
             shown = [f"{k} {short(v)}" for k, v in options.items()]
             sizes = [f"{n} {split}" for split, n in examples.items()]
             lines.append(f"{name}: {', '.join([*shown, *sizes])} examples")
-        table.caption = "\n".join([*lines, f"eps {short(protocol.eps)}, step_size {short(protocol.step_size)}"])
+        table.caption = "\n".join([*lines, f"{protocol.threat}, step_size {short(protocol.step_size)}"])
         table.caption_justify = "left"
         self.rich.print(table)
         for name, numbers in results.models.items():

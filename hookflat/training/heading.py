@@ -25,7 +25,7 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters")
     chosen = [f"{k} {short(v)}" for k, v in _chosen(attack).items()]
     say(f"  attack   {', '.join([recipe.slot_names['attack'], *chosen])}")
-    say(f"  measures eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
+    say(f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
     say(f"  training {run.epochs} epochs of {run.steps_per_epoch} steps, batch {options.batch_size}, "
         f"{options.precision}, seed {options.seed}")  # fmt: skip
     say(f"  device   {run.device}, {run.processes} process(es){threads}")
@@ -38,7 +38,10 @@ def say_evaluation(run: Run, model: str) -> None:
     say(f"{model}" + (f": {recipe.slot_names['model']}" if "model" in recipe.slot_names else ""))
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
-    say(f"  measures eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}, seed {recipe.run.seed}")
+    say(
+        f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}, "
+        f"seed {recipe.run.seed}"
+    )
     say(f"  device   {run.device}, {run.processes} process(es)")
     say(f"  folder   {run.folder.path}")
 

@@ -69,7 +69,7 @@ class Measurements:
         images = self.data.taken(split, whole if examples is None else examples, take)
         device = self.accelerator.device
         batches = Examples(images, batch_size=options.batch_size, device=device, accelerator=self.accelerator)
-        threat, seed, precision = Threat(options.eps), self.recipe.run.seed, options.precision
+        threat, seed, precision = Threat(options.eps, options.norm), self.recipe.run.seed, options.precision
         return Subject(
             model,
             split,
@@ -184,6 +184,7 @@ class Measurements:
         }
         return Protocol(
             eps=options.eps,
+            norm=options.norm,
             step_size=options.step_size,
             batch_size=options.batch_size,
             precision=options.precision,

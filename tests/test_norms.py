@@ -1,0 +1,89 @@
+"""Threats in other norms, from a recipe to attacks and measures."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+import hookflat
+from hookflat import hookimpl
+from hookflat.errors import UserError
+from hookflat.functional.balls import BALLS, Norm
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.shipped import recipe_folders
+from hookflat.recipe.tables import NORMS
+from hookflat.testing import run_recipe, tiny_run
+from hookflat.training import loop
+
+ORDERS = {"Linf": torch.inf, "L2": 2, "L1": 1}
+EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.5}
+
+
+def test_the_norms_are_those_of_the_balls():
+    assert set(NORMS) == BALLS.keys() == {*get_args(Norm)}
+
+
+def test_every_training_of_a_scale_takes_the_radius_of_its_norm_and_so_do_its_measures():
+    catalogue, folder = Catalogue(), recipe_folders()[0][1]
+    found = set()
+    for file in sorted(folder.glob("*.toml")):
+        for norm, eps, step_size in (("L2", 0.5, 0.1), ("L1", 12.0, 2.4), ("Linf", 8 / 255, 0.007)):
+            recipe = load_recipe(
+                file.stem, overlays=["scales/cifar10"], overrides={"attack.norm": norm}, catalogue=catalogue
+            )
+            attack = recipe.slots["attack"].attack()
+            assert (attack.threat.norm, recipe.eval.norm) == (norm, norm)
+            assert attack.threat.eps == pytest.approx(eps * recipe.slots["attack"].eps_factor)
+            assert (recipe.eval.eps, recipe.eval.step_size) == (eps, step_size)
+            assert recipe.slots["attack"].alpha or attack.step_size == step_size
+            found.add(file.stem)
+    assert len(found) > 40
+
+
+def test_measures_may_be_in_another_norm_and_what_is_said_for_no_norm_is_told():
+    by_norm = {"attack.norm": "L2", "attack.eps": {"L2": 0.5, "Linf": 0.1}, "eval.norm": "L1", "eval.eps": 3}
+    recipe = load_recipe("at", overrides=by_norm)
+    assert recipe.slots["attack"].eps == 0.5
+    assert (recipe.eval.norm, recipe.eval.eps) == ("L1", 3)
+    assert load_recipe("at", overrides={"attack.eps": {"Linf": 0.2}}).slots["attack"].eps == 0.2
+    with pytest.raises(UserError, match=r"attack.eps: says nothing for the norm L2"):
+        load_recipe("at", overrides={"attack.norm": "L2", "attack.eps": {"Linf": 0.2}})
+    with pytest.raises(UserError, match=r"eps: should be at most 1 in the L-infinity norm"):
+        load_recipe("at", overrides={"attack.eps": 8})
+    with pytest.raises(UserError, match=r"attack\.norm"):
+        load_recipe("at", overrides={"attack.norm": "L3"})
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("attack", [{"name": "pgd"}, {"name": "pgd_tau"}])
+def test_training_stays_in_the_ball(norm, attack):
+    seen = []
+
+    class Spy:
+        @hookimpl(wrapper=True)
+        def craft(self, run, batch, objective):
+            x_adv = yield
+            seen.append(torch.linalg.vector_norm((x_adv - batch.x).flatten(1), ord=ORDERS[norm], dim=1))
+            return x_adv
+
+    options = {"norm": norm, "eps": EPS[norm], "step_size": EPS[norm] / 2, "steps": 3}
+    with tiny_run({"attack": attack | options, "eval": {"norm": norm}}) as run:
+        run.hooks.manager.register(Spy())
+        for batch in run.batches():
+            loop.step(run, batch)
+        assert run.subject("test").threat == hookflat.Threat(run.recipe.eval.eps, norm)
+    assert (torch.cat(seen) <= EPS[norm] * (1 + 1e-5)).all()
+    assert torch.cat(seen).median() > EPS[norm] / 2  # and uses it
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_every_measure_of_a_run_is_in_its_norm(norm, tmp_path):
+    measures = {"robust_loss": {"steps": 2, "restarts": 1}, "worst_flatness": {"attempts": 1, "sweeps": 1}}
+    measures |= {"average_flatness": {"samples": 1, "steps": 1, "reference_restarts": 1}}
+    tables = {"attack": {"name": "pgd", "norm": norm, "eps": EPS[norm], "step_size": 0.1, "steps": 1}}
+    results = run_recipe(
+        tables | {"eval": {"norm": norm, "eps": EPS[norm], "final": measures}}, tmp_path / "run"
+    ).results
+    assert results.protocol.norm == norm
+    assert results.protocol.threat == f"{norm}, eps {EPS[norm]:.4g}"
