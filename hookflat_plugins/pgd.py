@@ -13,12 +13,14 @@ from hookflat import Batch, InnerAttack, Objective, Run, hookimpl, pgd
 
 @dataclass(eq=False)
 class Pgd(InnerAttack):
-    """PGD in the L-infinity ball, the inner maximisation of adversarial training.
+    """PGD in the ball of a norm, the inner maximisation of adversarial training.
 
-    delta <- clip(delta + step_size sign(grad)), starting as the paper does, best iterate kept. In evaluation mode it
-    attacks a cheaper view of the network (batch norm folded); `mode = "train"` normalises by batch statistics, as the
-    AWP and Rice et al. repositories do, but leaves the running statistics alone. One step from a uniform start with
-    alpha = 1.25 and the last iterate is FGSM as in fast AT (Wong et al. 2020), whose code attacks in training mode.
+    delta <- project(delta + step_size direction), starting as the paper does, best iterate kept. The direction is the
+    gradient's signs in L-infinity, the gradient over its norm in L2, the signs of its largest twentieth in L1; the
+    projection is on ball and cube [0, 1] at once. In evaluation mode it attacks a cheaper view of the network (batch
+    norm folded); `mode = "train"` normalises by batch statistics, as the AWP and Rice et al. repositories do, but
+    leaves the running statistics alone. One step from a uniform start with alpha = 1.25 and the last iterate is FGSM as
+    in fast AT (Wong et al. 2020), whose code attacks in training mode.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"

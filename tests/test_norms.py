@@ -87,3 +87,11 @@ def test_every_measure_of_a_run_is_in_its_norm(norm, tmp_path):
     ).results
     assert results.protocol.norm == norm
     assert results.protocol.threat == f"{norm}, eps {EPS[norm]:.4g}"
+
+
+def test_the_union_of_the_norms_is_what_any_of_them_breaks(tmp_path):
+    options = {"linf": 0.05, "l2": 0.3, "l1": 0, "steps": 2, "restarts": 2}
+    results = run_recipe({"eval": {"final": {"multi_norm": options, "clean_error": {}}}}, tmp_path / "run").results
+    test = results.models["last"].test
+    assert test["rerr_any_norm"] >= max(test["rerr_linf"], test["rerr_l2"]) >= test["clean_error"]
+    assert "rerr_l1" not in test
