@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from hookflat.errors import UserError
+from hookflat.evaluation import robustbench
 from hookflat.functional.layers import Normalized
 from hookflat.reading.weights import check_finite, load_into, read_weights
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.folder import NETWORKS, RunFolder
 from hookflat.terminal import shortened
+from hookflat.training.fitting import check_fit
 from hookflat.training.run import Run
 
 
@@ -59,7 +61,7 @@ class Checkpoint:
     @property
     def is_robustbench(self) -> bool:
         """Whether it is a network of the package `robustbench`."""
-        return self.model.startswith("robustbench:")
+        return self.model.startswith(robustbench.PREFIX)
 
     @property
     def name(self) -> str:
@@ -79,7 +81,10 @@ class Checkpoint:
             return self._of_the_run()
         if self.which != ("last",):
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
-        if not self.is_robustbench:
+        if self.is_robustbench:
+            robustbench.read(self.model)
+            robustbench.check_installed(self.model)
+        else:
             if not Path(self.model).is_file():
                 raise UserError(
                     f"{self.model}: neither a run folder, nor a file, nor hub:USER/NAME, nor robustbench:ID"
@@ -107,8 +112,10 @@ class Checkpoint:
         """(label, what is known about it, network) of everything asked for; `run` has data and, but for RobustBench,
         a network to load into."""
         if self.is_robustbench:
-            network = _from_robustbench(self.model).to(run.device)
+            with run.accelerator.local_main_process_first():  # which downloads
+                network = robustbench.load(self.model).to(run.device)
             check_finite(network.state_dict(), self.model)
+            check_fit(network, self.model, run.data)
             yield "last", {}, network
             return
         if not self.is_run:
@@ -145,38 +152,3 @@ def _load_unwrapped(run: Run, weights: dict[str, torch.Tensor], source: str, nor
             )
     for buffer, values in ((network.mean, mean), (network.std, std)):
         buffer.copy_(torch.tensor(values).view_as(buffer))
-
-
-def _from_robustbench(spec: str) -> nn.Module:
-    """robustbench:ID, or robustbench:DATASET/ID (cifar10 unless it is named), L-infinity."""
-    try:
-        from robustbench.utils import load_model  # ty: ignore[import-not-found]
-    except ImportError as error:
-        raise UserError(f"{spec} needs the package robustbench: {error}") from error
-    dataset, _, name = spec.removeprefix("robustbench:").rpartition("/")
-    try:
-        return load_model(model_name=name, dataset=dataset or "cifar10", threat_model="Linf")
-    except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"{spec}: robustbench cannot load it: {type(error).__name__}: {error}") from error
-
-
-def all_of_robustbench(spec: str) -> list[str]:
-    """Every network of a leaderboard of RobustBench: "robustbench:*", "robustbench:cifar100/*".
-
-    L-infinity, as what is measured here; "robustbench:cifar10/Linf/*" says so. Raises UserError without the package,
-    and for a leaderboard that it has not.
-    """
-    dataset, _, threat = spec.removeprefix("robustbench:").removesuffix("*").rstrip("/").partition("/")
-    if (threat or "Linf") != "Linf":
-        raise UserError(f"{spec}: measured is L-infinity robustness: robustbench:{dataset}/*")
-    try:
-        from robustbench.model_zoo import model_dicts  # ty: ignore[import-not-found]
-    except ImportError as error:
-        raise UserError(f"{spec} needs the package robustbench: {error}") from error
-    found = {data.value: {kind.value: list(ids) for kind, ids in kinds.items()} for data, kinds in model_dicts.items()}
-    names = found.get(dataset or "cifar10", {}).get("Linf", [])
-    if not names:
-        raise UserError(
-            f"{spec}: robustbench has L-infinity networks of {', '.join(d for d in found if 'Linf' in found[d])}"
-        )
-    return [f"robustbench:{dataset or 'cifar10'}/{name}" for name in names]

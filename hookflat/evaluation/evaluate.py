@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
+from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.functional.seeds import fingerprint
@@ -84,6 +85,7 @@ def _evaluate(source: Checkpoint, run: Run) -> Results:
     recipe, place, console = run.recipe, run.folder.path, run.console
     run.accelerator.wait_for_everyone()  # the main process holds the folder
     if source.is_robustbench:
+        robustbench.check(source.model)
         run.build_data()
     else:
         run.build_network()

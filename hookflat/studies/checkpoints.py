@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from hookflat.errors import UserError
-from hookflat.evaluation.checkpoint import Checkpoint, all_of_robustbench
+from hookflat.evaluation import robustbench
+from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.evaluation.evaluate import recipe_of
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import Label, RunFolder
@@ -25,7 +26,7 @@ class Checkpoints:
     """One table `[[study.checkpoints]]`: networks that are given alike."""
 
     models: Annotated[
-        list[str], Field(description="files (or a pattern), run folders, robustbench:ID, robustbench:DATASET/*")
+        list[str], Field(description="files (or a pattern), run folders, robustbench:ID, robustbench:DATASET/THREAT/*")
     ] = field(default_factory=list)
     name: Annotated[str, Field(description="of the row, where it is one; otherwise the file's or the folder's")] = ""
     method: Annotated[str, Field(description="what it was trained with; rows of one are taken together")] = ""
@@ -157,8 +158,8 @@ def checkpoint_jobs(
 
 def _each(given: str, where: str) -> list[str]:
     """What a pattern stands for."""
-    if given.startswith("robustbench:"):
-        return all_of_robustbench(given) if given.endswith("*") else [given]
+    if given.startswith(robustbench.PREFIX):
+        return robustbench.matching(given) if has_magic(given) else [given]
     if not has_magic(given):
         return [given]
     found = sorted(glob(given, recursive=True))
