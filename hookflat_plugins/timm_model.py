@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -18,7 +20,9 @@ Stem = Literal["imagenet", "cifar"]
 class TimmModel:
     """Any timm network by name, input normalisation inside, so that attacks live in [0, 1].
 
-    Normalises by the training set's statistics; pretrained networks by the ones they were trained with.
+    Normalises by the training set's statistics; pretrained networks by the ones they were trained with, by their mean
+    over the channels where the data has another number. Networks that are made for one image size (transformers) are
+    made for the data's.
     """
 
     paper: ClassVar[str] = "Wightman 2019, github.com/huggingface/pytorch-image-models"
@@ -27,7 +31,12 @@ class TimmModel:
     act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish)")] = None
     stem: Annotated[Stem, Field(description="cifar: 3x3 of stride 1, no pooling (ResNet, ResNetV2)")] = "imagenet"
     pretrained: Annotated[bool, Field(description="start from timm's published weights")] = False
+    weights: Annotated[str, Field(description="file of these, in place of timm's download; with pretrained")] = ""
     arguments: Annotated[dict[str, Any], Field(description="more for timm.create_model")] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights and not self.pretrained:
+            raise ValueError("weights are what pretrained = true starts from: set that, or leave them out")
 
     @hookimpl
     def build_model(self, run: Run) -> nn.Module:
@@ -36,7 +45,14 @@ class TimmModel:
         if not timm.is_model(self.network):
             hint = nearest(self.network, timm.list_models())[:200]
             raise UserError(f"model.network = {self.network!r} is not a timm network{hint}")
-        arguments = dict(self.arguments)
+        config = timm.get_pretrained_cfg(self.network)
+        arguments: dict[str, Any] = dict(self.arguments)
+        if config and config.fixed_input_size and config.input_size[1:] != run.data.train.shape[1:]:
+            arguments = {"img_size": run.data.train.shape[1:]} | arguments
+        if self.weights:
+            if not Path(self.weights).is_file():
+                raise UserError(f"model.weights = {self.weights!r}: no such file")
+            arguments["pretrained_cfg_overlay"] = {"file": self.weights}
         if self.act_layer:
             arguments["act_layer"] = self.act_layer
         try:
@@ -47,7 +63,7 @@ class TimmModel:
                 in_chans=run.data.channels,
                 **arguments,
             )
-        except (TypeError, ValueError, KeyError, OSError) as error:
+        except (TypeError, ValueError, KeyError, AssertionError, OSError, RuntimeError, UnpicklingError) as error:
             raise UserError(f"model: timm cannot make {self.network!r}: {error}") from error
         if self.stem == "cifar":
             _cifar_stem(net, self.network, run.data.channels)
@@ -56,8 +72,9 @@ class TimmModel:
     def _statistics(self, run: Run, net: Any) -> Any:
         if not self.pretrained:
             return run.data.train.statistics()
-        config = net.pretrained_cfg
-        return torch.tensor(config["mean"]), torch.tensor(config["std"])
+        both = torch.tensor(net.pretrained_cfg["mean"]), torch.tensor(net.pretrained_cfg["std"])
+        channels = run.data.channels
+        return both if len(both[0]) == channels else [values.mean().expand(channels) for values in both]
 
 
 def _cifar_stem(net: Any, name: str, channels: int) -> None:

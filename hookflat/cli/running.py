@@ -87,6 +87,10 @@ def evaluate(
 ) -> None:
     """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
     _quiet_libraries()
+    from hookflat.evaluation import robustbench
+
+    if model.startswith(robustbench.PREFIX):
+        robustbench.check_installed(model)  # before torch, which takes seconds to import
     from hookflat.evaluation.evaluate import evaluate as evaluate_model
 
     options = {"arch": arch, "data": data, "normalize": normalize, "key": key, "overrides": set_, "plugins": plugin}

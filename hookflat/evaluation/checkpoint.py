@@ -82,7 +82,6 @@ class Checkpoint:
         if self.which != ("last",):
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
         if self.is_robustbench:
-            robustbench.read(self.model)
             robustbench.check_installed(self.model)
         else:
             if not Path(self.model).is_file():

@@ -16,13 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from hookflat.errors import UserError
 from hookflat.recipe.nearest import nearest
 from hookflat.terminal import clipped
+
+if TYPE_CHECKING:
+    from torch import nn  # takes seconds to import: not to say that a package is missing
 
 PREFIX = "robustbench:"
 WEIGHTS = Path("models")
@@ -64,6 +65,7 @@ def read(spec: str) -> Entry:
 
 def check_installed(spec: str) -> None:
     """Raises UserError that names the packages which `spec` needs and which are not installed; imports none."""
+    read(spec)
     if missing := [name for name in NEEDS if not _installed(name)]:
         packages = f"the package{'s' * (len(missing) > 1)} {', '.join(missing)}"
         raise UserError(f"{spec} needs {packages}: {INSTALL}")

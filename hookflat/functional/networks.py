@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
@@ -39,13 +39,27 @@ def he_initialised(net: nn.Module) -> nn.Module:
     return net
 
 
-def small_image_resnet(width: int, blocks: int, channels: int, classes: int, norm: str, act: str) -> nn.Module:
-    """timm's ResNet of four stages with a 3x3 stem of stride 1, no pooling, and biases in stem and shortcuts."""
-    from timm.models.resnet import BasicBlock, ResNet
+def small_image_resnet(
+    width: int,
+    blocks: int | Sequence[int],
+    channels: int,
+    classes: int,
+    norm: str,
+    act: str,
+    *,
+    bottleneck: bool = False,
+    bias: bool = True,
+) -> nn.Module:
+    """timm's ResNet of four stages with a 3x3 stem of stride 1 and no pooling.
+
+    `blocks`: of each stage; `bottleneck`: of three convolutions, with four times the channels; `bias`: in stem and
+    shortcuts.
+    """
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
     net = ResNet(
-        cast(Any, BasicBlock),  # timm's annotation asks for an instance
-        (blocks,) * 4,
+        cast(Any, Bottleneck if bottleneck else BasicBlock),  # timm's annotation asks for an instance
+        (blocks,) * 4 if isinstance(blocks, int) else tuple(blocks),
         num_classes=classes,
         in_chans=channels,
         channels=(width, 2 * width, 4 * width, 8 * width),
@@ -55,10 +69,10 @@ def small_image_resnet(width: int, blocks: int, channels: int, classes: int, nor
         act_layer=act,
         zero_init_last=False,
     )
-    net.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+    net.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
     net.maxpool = nn.Identity()
     for module in net.modules():
-        if isinstance(module, BasicBlock) and isinstance(shortcut := module.downsample, nn.Sequential):
+        if isinstance(module, BasicBlock | Bottleneck) and isinstance(shortcut := module.downsample, nn.Sequential):
             old = cast(nn.Conv2d, shortcut[0])
-            shortcut[0] = nn.Conv2d(old.in_channels, old.out_channels, 1, cast(Any, old.stride))
+            shortcut[0] = nn.Conv2d(old.in_channels, old.out_channels, 1, cast(Any, old.stride), bias=bias)
     return he_initialised(net)

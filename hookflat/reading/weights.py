@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,13 @@ _DEEPMIND = (
     (r"^batchnorm\.", "bn."),
     (r"^logits\.", "fc."),
 )
-FOREIGN = ((_WIDE, 1), (_PREACT, 1), (_DEEPMIND, 0))
+_RESNET = ((r"^layer(\d)\.", "layer{}."), (r"shortcut\.", "downsample."), (r"^linear\.", "fc."))
+FOREIGN = ((_WIDE, 1), (_PREACT, 1), (_DEEPMIND, 0), (_RESNET, 0))
 """What others call the parts of our networks, and from what number they count stages: TRADES and RST; Rice et al., AWP
-and RobustBench; Gowal et al., Rebuffi et al. and Wang et al."""
-_UNUSED = ("sub_block1.", "mean", "std")  # TRADES's code makes a block that it never calls
+and RobustBench; Gowal et al., Rebuffi et al. and Wang et al.; pytorch-cifar's ResNet, as in MART and RobustBench."""
+NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"))
+"""What others call the mean and deviation that their networks take off images first."""
+_UNUSED = ("sub_block1.",)  # TRADES's code makes a block that it never calls
 
 
 def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -96,15 +99,15 @@ def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Load `weights` into `network`, or into the network inside its normalisation where they are of that.
 
-    Prefixes that wrappers put in front of every key are taken off. Returns the module that the weights fitted. Raises
-    UserError with every key that is missing, left over or of another shape, and for weights that are not floats or not
-    finite; nothing is loaded then.
+    A normalisation that the weights bring becomes that of `network`. Prefixes that wrappers put in front of every key
+    are taken off. Returns the module that the weights fitted. Raises UserError with every key that is missing, left
+    over or of another shape, and for weights that are not floats or not finite; nothing is loaded then.
     """
     inner = [network.net] if isinstance(network, Normalized) else []
     faults = []
     for target in (network, *inner):
         expected = target.state_dict()
-        for candidate in (renamed for unwrapped in _unwrapped(weights) for renamed in _renamed(unwrapped)):
+        for candidate in _candidates(weights):
             missing, left, other = _differences(expected, candidate)
             if not (missing or left or other):
                 if not_floats := [
@@ -122,6 +125,18 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     raise UserError(
         f"{source} does not fit the network ({told}): is it another architecture, or another --set model...?"
     )
+
+
+def _candidates(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights by every name that they may have in our networks, behind the normalisation that they bring last."""
+    for unwrapped in _unwrapped(weights):
+        yield from _renamed(unwrapped)
+        for mean, std in NORMALISATIONS:
+            if {mean, std} <= unwrapped.keys():
+                own = {"mean": unwrapped[mean].reshape(1, -1, 1, 1), "std": unwrapped[std].reshape(1, -1, 1, 1)}
+                inside = {k: v for k, v in unwrapped.items() if k not in (mean, std)}
+                for renamed in (renamed for inner in _unwrapped(inside) for renamed in _renamed(inner)):
+                    yield own | {f"net.{k}": v for k, v in renamed.items()}
 
 
 def _renamed(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
