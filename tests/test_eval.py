@@ -1,6 +1,5 @@
 """`hookflat eval`: any network, one command, results that can be trusted and resumed."""
 
-import sys
 import types
 
 import pyarrow.parquet
@@ -206,12 +205,13 @@ def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
     assert other.protocol.eps == 8 / 255
 
 
-def test_shipped_protocols_are_the_paper_s():
+def test_shipped_protocols_are_the_paper_s(tmp_path):
     from hookflat.evaluation.checkpoint import Checkpoint
-    from hookflat.evaluation.evaluate import _recipe
+    from hookflat.evaluation.evaluate import recipe_of
 
-    source = Checkpoint("robustbench:X", data="digits")
-    paper = _recipe(source, "paper", (), (), ())
+    (tmp_path / "net.pt").touch()
+    source = Checkpoint(str(tmp_path / "net.pt"), arch="resnet_small", data="digits")
+    paper = recipe_of(source, "paper", (), (), ())
     assert [s.examples for s in paper.stages.values()] == [10_000, 1000, 1000]
     assert all(s.splits == ["train", "test"] for s in paper.stages.values())
     found = paper.measures["robustness"] | paper.measures["flatness"]
@@ -225,7 +225,7 @@ def test_shipped_protocols_are_the_paper_s():
     )
     assert paper.eval.eps == 8 / 255
     for name in ("quick", "full", "landscapes"):
-        assert _recipe(source, name, (), (), ()).stages
+        assert recipe_of(source, name, (), (), ()).stages
 
 
 # --- networks from elsewhere ----------------------------------------------------------------------------------------
@@ -269,27 +269,6 @@ def test_timm_networks(tmp_path):
     x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
     loss = torch.nn.functional.cross_entropy(net.eval()(x), y).item()
     assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-3)
-
-
-def test_robustbench_networks_where_the_package_is_installed(small, tmp_path, monkeypatch):
-    net, _, _ = small
-    asked = {}
-
-    def load_model(**options):
-        asked.update(options)
-        return net
-
-    package = types.ModuleType("robustbench")
-    package.utils = types.ModuleType("robustbench.utils")
-    package.utils.load_model = load_model
-    options = {"data": "digits", "measures": ["clean_error"], "overrides": [SMALL[0], SMALL[1], SMALL[3]]}
-    with pytest.raises(UserError, match="needs the package robustbench"):
-        evaluate("robustbench:Carmon2019Unlabeled", folder=tmp_path / "no", **options)
-    monkeypatch.setitem(sys.modules, "robustbench", package)
-    monkeypatch.setitem(sys.modules, "robustbench.utils", package.utils)
-    found = evaluate("robustbench:Carmon2019Unlabeled", folder=tmp_path / "out", **options).results
-    assert asked == {"model_name": "Carmon2019Unlabeled", "dataset": "cifar10", "threat_model": "Linf"}
-    assert 0 <= found.models["last"].test["clean_error"] <= 1
 
 
 def test_rescaled_networks_measure_alike(tmp_path):

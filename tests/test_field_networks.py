@@ -1,18 +1,27 @@
-"""PreActResNet and wide ResNets: parameter counts, and the functions of the official code on its own weights."""
+"""The field's residual networks: parameter counts, and the functions of the official code on its own weights."""
 
-import sys
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hookflat.errors import UserError
+from hookflat.functional.layers import Normalized, RecenteredBatchNorm2d
 from hookflat.functional.preactivation import PreActNet
 from hookflat.reading.weights import load_into
+from hookflat_plugins.cifar_resnet import CifarResNet
 
 
-def wrn(depth, widen, **options):
-    return PreActNet(16, [16 * widen, 32 * widen, 64 * widen], (depth - 4) // 6, 3, 10, "batch", "relu", **options)
+def wrn(depth, widen, act="relu", **options):
+    return PreActNet(16, [16 * widen, 32 * widen, 64 * widen], (depth - 4) // 6, 3, 10, "batch", act, **options)
+
+
+def cifar(depth, width=8, norm="batch", act="relu"):
+    data = types.SimpleNamespace(channels=3, num_classes=10)
+    data.train = types.SimpleNamespace(statistics=lambda: (torch.zeros(3), torch.ones(3)))
+    return CifarResNet(depth, width, norm, act).build_model(run=types.SimpleNamespace(data=data)).net
 
 
 def preact(width, **options):
@@ -27,6 +36,9 @@ def preact(width, **options):
         (lambda: wrn(34, 20), 184_531_674),
         (lambda: wrn(70, 16), 266_796_506),
         (lambda: preact(64), 11_172_170),
+        (lambda: cifar(18, 64), 11_173_962),
+        (lambda: cifar(34, 64), 21_282_122),
+        (lambda: cifar(50, 64), 23_520_842),
     ],
 )
 def test_published_parameter_counts(make, parameters):
@@ -119,10 +131,37 @@ def rice_names(key):
     return key.replace("fc.", "linear.")
 
 
+def cifar_code(w, x):
+    """ResNet of pytorch-cifar, as in MART and RobustBench."""
+    x = norm(w, "bn1", F.conv2d(x, w["conv1.weight"], padding=1)).relu()
+    for name in sorted({".".join(key.split(".")[:2]) for key in w if key.startswith("layer")}, key=natural):
+        first = name.endswith(".0") and not name.startswith("layer1")
+        convolutions = [w[key] for n in (1, 2, 3) if (key := f"{name}.conv{n}.weight") in w]
+        out = x
+        for n, weight in enumerate(convolutions, 1):
+            stride = 2 if first and n == len(convolutions) - 1 else 1
+            out = norm(w, f"{name}.bn{n}", F.conv2d(out, weight, stride=stride, padding=weight.shape[-1] // 2))
+            out = out.relu() if n < len(convolutions) else out
+        short = w.get(f"{name}.shortcut.0.weight")
+        beside = x if short is None else norm(w, f"{name}.shortcut.1", F.conv2d(x, short, stride=2 if first else 1))
+        x = (out + beside).relu()
+    return F.linear(x.mean((2, 3)), w["linear.weight"], w["linear.bias"])
+
+
+def natural(name):
+    return [int(part) for part in name.removeprefix("layer").split(".")]
+
+
+def cifar_names(key):
+    return key.replace("downsample", "shortcut").replace("fc.", "linear.")
+
+
 CODES = {
     "trades": (lambda: wrn(16, 1), trades_names, trades_code, {"sub_block1.layer.0.bn1.weight": torch.ones(16)}),
-    "deepmind": (lambda: wrn(16, 1, same=True), deepmind_names, deepmind_code, {"mean": torch.zeros(3, 1, 1)}),
+    "deepmind": (lambda: wrn(16, 1, same=True), deepmind_names, deepmind_code, {}),
     "rice": (lambda: preact(8), rice_names, lambda w, x: rice_code(w, x, False), {}),
+    "pytorch-cifar": (lambda: cifar(18), cifar_names, cifar_code, {}),
+    "pytorch-cifar, bottlenecks": (lambda: cifar(50), cifar_names, cifar_code, {}),
     "robustbench": (lambda: preact(8, raw_shortcut=True), rice_names, lambda w, x: rice_code(w, x, True), {}),
 }
 
@@ -139,30 +178,38 @@ def test_the_official_weights_load_and_give_the_official_logits(name, prefix):
     assert torch.allclose(net(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std")])
+@pytest.mark.parametrize("inner", ["", "model."])
+def test_a_normalisation_that_weights_bring_is_kept(names, inner):
+    net = Normalized(wrn(10, 1, same=True), torch.zeros(3), torch.ones(3)).eval()
+    weights = {inner + k: v for k, v in random_weights(net.net, deepmind_names).items()}
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    own = dict(zip(names, (mean.view(3, 1, 1), std.view(1, 3, 1, 1)), strict=True))
+    assert load_into(net, weights | own, "a file") is net
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(net.mean.flatten(), mean)
+    inside = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(net(x), net.net(inside), atol=1e-5)
+    with pytest.raises(UserError, match="does not fit the network"):
+        load_into(net.net, weights | own, "a file")  # nowhere to keep it
+    with pytest.raises(UserError, match="mean"):
+        load_into(net, weights | own | {names[0]: torch.zeros(1)}, "a file")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "rebn"])
+@pytest.mark.parametrize("act", ["relu", "silu", "gelu", "mish"])
+def test_every_network_takes_every_normalisation_and_activation(norm, act):
+    kinds = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm, "rebn": RecenteredBatchNorm2d}
+    for net in (cifar(18, 8, norm, act), cifar(50, 8, norm, act), PreActNet(8, [8, 16], 1, 3, 10, norm, act)):
+        types_there = {type(module) for module in net.modules()}
+        assert types_there & {*kinds.values()} == {kinds[norm]}
+        assert {kind.__name__.lower() for kind in types_there} & {"relu", "silu", "gelu", "mish"} == {act}
+        assert net(torch.rand(2, 3, 8, 8)).isfinite().all()
+
+
 def test_a_missing_tensor_is_still_named():
     net = wrn(10, 1)
     weights = random_weights(net, trades_names)
     del weights["block2.layer.0.convShortcut.weight"]
     with pytest.raises(UserError, match="shortcut"):
         load_into(net, weights, "a file")
-
-
-def test_robustbenchs_own_classes_agree():
-    pytest.importorskip("robustbench.model_zoo.architectures.wide_resnet", exc_type=ImportError)
-    modules = sys.modules["robustbench.model_zoo.architectures.wide_resnet"]
-    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet
-    from robustbench.model_zoo.architectures.resnet import PreActBlock as TheirBlock
-    from robustbench.model_zoo.architectures.resnet import PreActResNet
-
-    x = torch.rand(2, 3, 32, 32)
-    pairs = [
-        (modules.WideResNet(16, widen_factor=2), wrn(16, 2)),
-        (DMWideResNet(10, 16, 2, mean=(0.0,) * 3, std=(1.0,) * 3), wrn(16, 2, same=True)),
-        (PreActResNet(TheirBlock, [2] * 4, bn_before_fc=True), preact(64, raw_shortcut=True)),
-        (PreActResNet(TheirBlock, [2] * 4, bn_before_fc=True, out_shortcut=True), preact(64)),
-        (PreActResNet(TheirBlock, [2] * 4), preact(64, raw_shortcut=True, final_norm=False)),
-    ]
-    for theirs, ours in pairs:
-        theirs.train()(x)
-        load_into(ours, theirs.state_dict(), "theirs")
-        assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-4)

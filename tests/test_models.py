@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -62,9 +63,28 @@ def test_timm_networks_take_classes_channels_activation_and_stem():
     assert vit(torch.rand(1, 1, 6, 6)).shape == (1, 3)
 
 
+def test_transformers_of_timm_take_the_data_s_image_size():
+    net = built(name="timm", network="vit_tiny_patch16_224", arguments={"patch_size": 3}).net
+    assert net.patch_embed.img_size == (6, 6)
+
+
+def test_pretrained_weights_from_a_file_fit_other_classes_and_channels(tmp_path):
+    torch.manual_seed(0)
+    published = timm.create_model("resnet10t")
+    torch.save(published.state_dict(), tmp_path / "resnet10t.pth")
+    net = built(name="timm", network="resnet10t", pretrained=True, weights=str(tmp_path / "resnet10t.pth"))
+    assert torch.equal(net.net.layer4[0].conv1.weight, published.layer4[0].conv1.weight)
+    stem = published.conv1[0].weight.sum(dim=1, keepdim=True)
+    assert torch.allclose(net.net.conv1[0].weight, stem)
+    assert net.net.fc.out_features == 3
+    assert (net.mean.item(), net.std.item()) == pytest.approx((0.449, 0.226), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        ({"weights": "x.pth"}, "weights are what pretrained = true starts from"),
+        ({"weights": "x.pth", "pretrained": True}, "model.weights = 'x.pth': no such file"),
         ({"network": "resnet81"}, "'resnet81' is not a timm network (did you mean"),
         ({"network": "vit_tiny_patch16_224", "stem": "cifar"}, "fits timm's ResNet and ResNetV2 families"),
         ({"network": "resnet18", "arguments": {"wings": 2}}, "timm cannot make 'resnet18'"),

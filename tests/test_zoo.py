@@ -3,20 +3,16 @@
 import csv
 import json
 import os
-import sys
-import types
-from enum import Enum
 
 import pytest
 import torch
-from commands import fails, hookflat
+from commands import hookflat
 from made_runs import network, write
 from safetensors.torch import load_file, save_file
 from test_field_networks import rice_names, trades_names
 from test_study import here  # noqa: F401
 
 from hookflat import UserError, report, run
-from hookflat.recipe.shipped import recipes_folder
 from hookflat.reporting.analysis import analyse
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.leaderboard import leaderboard
@@ -206,30 +202,6 @@ def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):
     assert (found.models, found.clusters) == (3, 2)  # two of a method are no independent evidence
     write(tmp_path / "own" / "at-0", "at")
     assert leaderboard(table1(gather([tmp_path / "own"]))) == []
-
-
-def test_all_of_robustbench_s_threat_model(tmp_path, monkeypatch):
-    data, kind = Enum("Data", {"c10": "cifar10", "c100": "cifar100"}), Enum("Kind", {"linf": "Linf", "l2": "L2"})
-    package = types.ModuleType("robustbench.model_zoo")
-    package.model_dicts = {
-        data.c10: {kind.linf: {"A2019": {}, "B2020": {}}, kind.l2: {"C2021": {}}},
-        data.c100: {kind.l2: {"D": {}}},
-    }
-    (tmp_path / "zoo.toml").write_text((recipes_folder() / "studies" / "zoo.toml").read_text())
-    assert "needs the package robustbench" in fails(2, "study", tmp_path / "zoo.toml", "--plan")
-    monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
-    monkeypatch.setitem(sys.modules, "robustbench.model_zoo", package)
-    found = read_study("zoo")
-    assert [job.name for job in found.jobs] == ["cifar10-A2019", "cifar10-B2020"]
-    (command,) = found.jobs[1].commands()
-    assert command[3:6] == ["eval", "robustbench:cifar10/B2020", "--protocol"]
-    assert found.jobs[1].label.early_stopped
-    for spec, match in (("cifar100/*", "robustbench has .* of cifar10"), ("cifar10/L2/*", "is L-infinity")):
-        (tmp_path / "zoo.toml").write_text(
-            f'[study]\nprotocol = "quick"\n[[study.checkpoints]]\nmodels = ["robustbench:{spec}"]'
-        )
-        with pytest.raises(UserError, match=match):
-            read_study(tmp_path / "zoo.toml")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ class Entry(NamedTuple):
         """Its weights, or of an ensemble what comes before `_m0.pt`."""
         return WEIGHTS / self.dataset / self.threat / f"{self.name}.pt"
 
+    @property
+    def in_timm(self) -> str:
+        """What the package calls it where it hands it to timm, which keeps its weights in the cache of torch.hub."""
+        return f"{self.name}_{self.dataset}_{self.threat}".lower().replace("-", "_")
+
 
 def read(spec: str) -> Entry:
     """What robustbench:ID, robustbench:DATASET/ID or robustbench:DATASET/THREAT/ID says; cifar10 and Linf by default.
@@ -117,9 +122,12 @@ def load(spec: str) -> nn.Module:
             f"torch.load(FILE, weights_only=False), as torch.save({{'state_dict': ...}}, FILE)"
         ) from error
     except Exception as error:  # of the package, and of what it downloads with
+        import timm
+
+        place = "the cache of torch.hub" if timm.is_model(entry.in_timm) else entry.file
         raise UserError(
             f"{spec}: robustbench cannot load it: {type(error).__name__}: {_first_line(error)} "
-            f"(its weights belong in {entry.file}, and are taken from there)"
+            f"(its weights belong in {place}, and are taken from there)"
         ) from error
 
 
