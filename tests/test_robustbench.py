@@ -14,6 +14,8 @@ from torch import nn
 
 from hookflat import UserError, evaluate
 from hookflat.evaluation import robustbench
+from hookflat.evaluation.checkpoint import Checkpoint
+from hookflat.evaluation.evaluate import recipe_of
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.studies.study import read_study
 
@@ -82,6 +84,7 @@ def test_a_network_is_measured_through_stand_ins_that_are_gone_afterwards(packag
 
     x, y = Digits(train=40, test=30).build_data().test.part(0, 20).__getitems__(torch.arange(20))
     assert found.models["last"].test["clean_loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+    assert (found.protocol.norm, found.protocol.eps, found.protocol.step_size) == ("L2", 0.5, 0.1)
     assert {name: sys.modules.get(name) for name in there} == there
     if there["autoattack"] is None:
         assert sys.modules["robustbench.evaluation"].AutoAttack is pyautoattack.AutoAttack
@@ -107,6 +110,23 @@ def test_an_import_that_fails_otherwise_is_told(package):
     with pytest.raises(UserError, match="cannot be imported: No module named 'surely_not_there'"):
         robustbench.check("robustbench:A2019")
     assert "autoattack.state" not in sys.modules or "autoattack" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "threat"),
+    [
+        ("A2019", [], ("Linf", 8 / 255, 0.007)),
+        ("cifar100/L2/D", [], ("L2", 0.5, 0.1)),
+        ("cifar100/L2/D", ["eval.norm=Linf"], ("Linf", 8 / 255, 0.007)),
+        ("cifar10/L2/C2021", ["eval.eps=1"], ("L2", 1.0, 0.1)),
+        ("cifar10/corruptions/E", [], ("Linf", 8 / 255, 0.007)),
+        ("imagenet/F", [], ("Linf", 4 / 255, 1 / 255)),
+    ],
+)
+def test_a_network_is_measured_under_the_threat_of_its_leaderboard(package, spec, more, threat):
+    source = Checkpoint(f"robustbench:{spec}", data="digits")
+    options = recipe_of(source, "paper", (), more, ()).eval
+    assert (options.norm, options.eps, options.step_size) == pytest.approx(threat)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class Checkpoint:
         data = {"name": self.data} if known else {"name": "images", "path": self.data}
         tables = {"data": data, "run": {"folder": "evals"}}
         if self.is_robustbench:
-            return tables
+            return tables | {"eval": robustbench.read(self.model).threat_options}
         kind, _, network = (self.arch or "").partition(":")
         return tables | {"model": {"name": kind} | ({"network": network} if network else {})}
 

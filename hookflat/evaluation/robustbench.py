@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hookflat.errors import UserError
 from hookflat.recipe.nearest import nearest
@@ -30,6 +30,11 @@ WEIGHTS = Path("models")
 """Where the package keeps the files of weights, below the working directory."""
 NEEDS = ("robustbench", "geotorch", "torchdiffeq", "gdown", "requests", "pandas")
 """What it imports and hookflat may be without."""
+THREATS: dict[str, dict[str, Any]] = {
+    "cifar": {"eps": {"Linf": "8/255", "L2": 0.5}, "step_size": {"Linf": 0.007, "L2": 0.1}},
+    "imagenet": {"eps": {"Linf": "4/255"}, "step_size": {"Linf": "1/255"}},
+}
+"""Radii of the leaderboards, and steps of PGD for them."""
 INSTALL = "pip install --no-deps robustbench==1.1.1, then pip install geotorch torchdiffeq gdown==5.1.0 requests pandas"
 
 
@@ -49,6 +54,12 @@ class Entry(NamedTuple):
     def file(self) -> Path:
         """Its weights, or of an ensemble what comes before `_m0.pt`."""
         return WEIGHTS / self.dataset / self.threat / f"{self.name}.pt"
+
+    @property
+    def threat_options(self) -> dict[str, Any]:
+        """The table `[eval]` that measures it under its leaderboard's threat; L-infinity where that is corruptions."""
+        norm = self.threat if self.threat in ("Linf", "L2") else "Linf"
+        return {"norm": norm} | THREATS["imagenet" if self.dataset == "imagenet" else "cifar"]
 
     @property
     def in_timm(self) -> str:
