@@ -1,7 +1,7 @@
 """Networks of RobustBench's leaderboards (Croce et al. 2021, arXiv 2010.09670), by the package robustbench.
 
-Version 1.1.1 pins an older timm and imports two modules under names that nothing provides any more. It is installed
-without what it asks for, and modules stand in for the two while it is imported.
+Version 1.1.1 pins an older timm and imports two modules under names that its requirements do not provide. It is
+installed without them, and modules stand in for the two while it is imported.
 """
 
 from __future__ import annotations
