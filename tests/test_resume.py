@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from processes import start as processes_of
+from safetensors.torch import load_file, save_file
 
-from hookflat import TrainingFailed, UserError, hookimpl
+from hookflat import TrainingFailed, UserError, hookimpl, load_recipe, network_of
+from hookflat.recipe.catalogue import Catalogue
 from hookflat.testing import TinyData, TinyModel, recipe, run_recipe, tiny_run
 from hookflat.training import checkpoints, entry, loop
 from hookflat.training.epochs import end_epoch
@@ -253,16 +255,68 @@ class Hostile:
         return os.system, ("touch proof",)
 
 
+def forged(checkpoint):
+    """The checksums of a checkpoint are right again."""
+    names = ("model.safetensors", "training.pt", "metrics.jsonl", "recipe.toml")
+    sums = [f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (checkpoint / "SHA256SUMS").write_text("".join(sums))
+
+
 def test_no_code_in_a_checkpoint_is_run(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, (_, newer) = copied(begun, tmp_path / "run")
     torch.save({"step": Hostile()}, newer / "training.pt")
-    names = ("model.safetensors", "training.pt", "metrics.jsonl", "recipe.toml")
-    sums = [f"{hashlib.sha256((newer / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (newer / "SHA256SUMS").write_text("".join(sums))
+    forged(newer)
     with pytest.raises(UserError, match=f"{newer} does not hold the state of this run"):
         again(folder)
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [3],
+        lambda state: state | {"step": "x"},
+        lambda state: state | {"step": 10**9},
+        lambda state: state | {"optimizer": {"state": {0: {"momentum_buffer": "x"}}, "param_groups": []}},
+        lambda state: state | {"plugins": {"awp": {}}},
+        lambda state: state | {"generators": [{"random": (3, (1, 2), None)}]},
+        lambda state: {},
+    ],
+)
+def test_a_stranger_s_checkpoint_that_holds_something_else_is_told(begun, tmp_path, change):
+    folder, (_, newer) = copied(begun, tmp_path / "run")
+    torch.save(change(torch.load(newer / "training.pt", weights_only=True)), newer / "training.pt")
+    forged(newer)
+    with pytest.raises(UserError, match=f"{newer} does not hold the state of this run: .+"):
+        again(folder)
+
+
+def test_weights_that_are_not_finite_are_not_trained_further(begun, tmp_path):
+    folder, (_, newer) = copied(begun, tmp_path / "run")
+    weights = load_file(newer / "model.safetensors")
+    weights["net.0.weight"][0, 0, 0, 0] = float("nan")
+    save_file(weights, newer / "model.safetensors")
+    forged(newer)
+    with pytest.raises(UserError, match=r"model.safetensors: 'net.0.weight' is not finite in 1 of its 36 values"):
+        again(folder)
+
+
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "is not finite in 1 of"), (None, "missing: net.0.weight")])
+def test_a_network_of_a_run_is_whole_and_finite(whole, tmp_path, value, told):
+    folder, _ = copied(whole, tmp_path / "run")
+    weights = load_file(folder / "model.safetensors")
+    weights["net.0.weight"][0, 0, 0, 0] = 0.5
+    found = load_recipe(recipe(), catalogue=Catalogue([TinyData, TinyModel]))
+    save_file(weights, folder / "model.safetensors")
+    assert torch.equal(network_of(found, folder).state_dict()["net.0.weight"], weights["net.0.weight"])
+    if value is None:
+        del weights["net.0.weight"]
+    else:
+        weights["net.0.weight"][0, 0, 0, 0] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=told):
+        network_of(found, folder)
 
 
 def test_a_state_that_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
