@@ -62,6 +62,12 @@ def failing(whole, folder, at, number):
     return [f"{errno.errorcode[number]} at write {at} ({found.what}): {f}" for f in faults + differences(whole, folder)]
 
 
+@pytest.fixture(autouse=True)
+def empty_figures(monkeypatch):
+    """Drawing takes most of the time of a run as small as these; the files are written as ever."""
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+
+
 @contextmanager
 def disk(place, kilobytes):
     """A file system of that size in the memory; to grow with `grown`."""
