@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ RECIPES = {
     "bf16": {"run": {"precision": "bf16"}},
     "two processes": {"plugins": {"awp": {}}},
 }
+ENDS = (signal.SIGKILL, 3, signal.SIGTERM)
+"""The killed one; another one that noticed, or that was ended because one was killed, as launchers do."""
 FILES = ("model.safetensors", "checkpoints/best.safetensors", "metrics.jsonl")
 
 
@@ -102,7 +105,7 @@ def killed(name, whole, place, chosen):
         code, said = session(name, folder, at)
         if code:
             kills += 1
-            wrong += [f"{name}, killed at {at}: exit code {code}, {said[-1000:]}"] if code not in (9, 3) else []
+            wrong += [f"{name}, killed at {at}: exit code {code}, {said[-1000:]}"] if code not in ENDS else []
         elif at in MOMENTS:
             wrong.append(f"{name}: no moment was {at!r}")
     code, said = session(name, folder, 0)
