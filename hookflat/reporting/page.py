@@ -71,7 +71,7 @@ def page(contents: Contents, inline: dict[str, str], pictures: dict[str, str]) -
     return text
 
 
-def _shown(value: Any) -> Any:
+def _without_codes(value: Any) -> Any:
     """What the template writes: texts without control characters, which no page may hold; Markup is our own."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -89,7 +89,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_without_codes,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
