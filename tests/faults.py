@@ -26,21 +26,24 @@ sys.addaudithook(_audit)
 
 
 class Moments:
-    """Calls `act` at the n-th moment, and counts."""
+    """Calls `act` at the n-th moment, or at the first one that `at(what)` chooses, and counts."""
 
     def __init__(self, at, act):
         self.at, self.act, self.seen, self.what = at, act, 0, ""
 
     def __call__(self, what):
         self.seen += 1
-        if self.seen == self.at:
+        if not self.what and (self.at(what) if callable(self.at) else self.seen == self.at):
             self.what = what
             self.act(what)
 
 
 @contextmanager
 def moments(folder, at, act, *, passes=False):
-    """Inside, `act(what)` is called at the moment `at` (counted from 1) in `folder`; `passes`: they count, too."""
+    """Inside, `act(what)` is called at the moment `at` in `folder`: a number, from 1, or a function that chooses.
+
+    `passes`: they count, too.
+    """
     found = Moments(at, act)
     sync = os.fsync
 

@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import struct
 import tarfile
+import zlib
 
 import datasets
 import numpy as np
@@ -80,3 +82,33 @@ def parquet(folder, label=None, **splits):
             table = table.cast_column(name, kind)
         table.to_parquet(folder / f"{split}-00000.parquet")
     return folder
+
+
+# --- hostile ones -----------------------------------------------------------------------------------------------------
+
+
+def chunk(kind, stored):
+    return struct.pack(">I", len(stored)) + kind + stored + struct.pack(">I", zlib.crc32(kind + stored))
+
+
+def bomb(side=40_000):
+    """A PNG of 2 kB that claims 1.6 billion pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1_000_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def deep(mode):
+    stored = io.BytesIO()
+    pixels = np.zeros((5, 5), {"I;16": np.uint16, "F": np.float32, "I": np.int32}[mode])
+    Image.fromarray(pixels).save(stored, "PNG" if mode == "I;16" else "TIFF")
+    return stored.getvalue()
+
+
+def deep_rgb():
+    rows = b"".join(b"\0" + bytes(5 * 6) for _ in range(5))
+    header = struct.pack(">IIBBBBB", 5, 5, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\nshowpage\n"

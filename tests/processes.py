@@ -1,5 +1,6 @@
 """The command line on one or several processes, forked from this one: a fresh interpreter takes seconds to start."""
 
+import importlib
 import io
 import os
 import signal
@@ -66,6 +67,8 @@ def start(folder, *arguments, processes=1, call=None, **environment):
     shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
     if processes > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    for name in ("timm.layers", "torch._dynamo"):  # a training imports both: once here, or seconds in each process
+        importlib.import_module(name)
     pids = []
     sys.stdout.flush()
     for rank in range(processes):

@@ -332,6 +332,10 @@ def test_what_is_wrong_is_told(small, tmp_path):
     with pytest.raises(UserError, match=r"it has no recipe\.toml"):
         evaluate(tmp_path)
     assert "its recipe names data and network" in fails(2, "eval", tmp_path, "--arch", "x", cwd=tmp_path)
+    for damaged, table in (("[run]\nseed = 1\n", "data"), ("eval = 3\n[data]\n[model]\n", "eval")):
+        (tmp_path / "recipe.toml").write_text(damaged)
+        with pytest.raises(UserError, match=rf"recipe\.toml is not what hookflat writes: it has no table \[{table}\]"):
+            evaluate(tmp_path)
 
 
 # --- measures in recipes --------------------------------------------------------------------------------------------

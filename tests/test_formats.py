@@ -62,6 +62,8 @@ def test_a_report_on_hostile_names_has_no_markup_and_no_formulas_of_theirs(tmp_p
         for row in csv.reader((tmp_path / "out" / file).read_text().splitlines()):
             for cell in row:
                 assert not re.match(r"[=@]|[+-](?![\d.]+(e[+-]?\d+)?$)", cell), cell
+    for file in [tmp_path / "out" / "report.html", *(tmp_path / "out").rglob("*.svg")]:
+        assert file.read_text().replace("\n", "").isprintable(), file
     page = (tmp_path / "out" / "report.md").read_text()
     assert page.replace("\n", "").isprintable()
     assert "[x](http:x)" not in page

@@ -1,19 +1,20 @@
 """The same images from every kind of file; and each kind of damage is one line that names file or row."""
 
-import io
 import os
 import pickle
-import struct
 import time
-import zlib
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from image_files import (
+    POSTSCRIPT,
+    bomb,
     cifar10_batches,
     cifar10_binary,
+    deep,
+    deep_rgb,
     parquet,
     pictures,
     png,
@@ -323,33 +324,6 @@ def test_a_damaged_parquet_is_named(tmp_path):
     for damaged in (whole[:-30], b"no parquet at all", b""):
         file.write_bytes(damaged)
         assert "train-00000.parquet is damaged" in told(path)
-
-
-def chunk(kind, stored):
-    return struct.pack(">I", len(stored)) + kind + stored + struct.pack(">I", zlib.crc32(kind + stored))
-
-
-def bomb(side=40_000):
-    """A PNG of 2 kB that claims 1.6 billion pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1_000_000), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def deep(mode):
-    stored = io.BytesIO()
-    pixels = np.zeros((5, 5), {"I;16": np.uint16, "F": np.float32, "I": np.int32}[mode])
-    Image.fromarray(pixels).save(stored, "PNG" if mode == "I;16" else "TIFF")
-    return stored.getvalue()
-
-
-def deep_rgb():
-    rows = b"".join(b"\0" + bytes(5 * 6) for _ in range(5))
-    header = struct.pack(">IIBBBBB", 5, 5, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\nshowpage\n"
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,12 @@ def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):
     )
     wrong('[study]\nruns = ["at"]\nseeds = []', "seeds")
     wrong('[[study.grid]]\nrecipe = "at"\nvalues = { "loss.bta" = [1] }', "unknown option of 'at'")
+    many = "\n".join(f'"plugins.awp.{key}" = {list(range(100))}' for key in "abcdefgh")
+    wrong(
+        f'[[study.grid]]\nrecipe = "at"\n[study.grid.values]\n{many}',
+        r"has 1[0]{16} runs \(study.grid\[0\] alone: 1[0]{16} a seed\), more than 10000",
+    )
+    wrong(f'[study]\nruns = ["at"]\nseeds = {list(range(10_001))}', "has 10001 runs, more than 10000")
     with pytest.raises(UserError, match="no study nothing"):
         read_study("nothing")
     for clash in ("run.seed=3", "loss.beta=2"):

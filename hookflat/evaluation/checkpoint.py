@@ -104,7 +104,10 @@ class Checkpoint:
 
     def _of_the_run(self) -> dict[str, Any]:
         tables = self.run_folder.read_recipe()
-        tables["eval"] = {k: v for k, v in tables.get("eval", {}).items() if not isinstance(v, dict)}
+        for name in ("data", "model", "eval"):
+            if not isinstance(tables.setdefault(name, {} if name == "eval" else None), dict):
+                raise UserError(f"{self.run_folder.recipe} is not what hookflat writes: it has no table [{name}]")
+        tables["eval"] = {k: v for k, v in tables["eval"].items() if not isinstance(v, dict)}
         return tables
 
     def networks(self, run: Run) -> Iterable[tuple[str, dict[str, Any], nn.Module]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.reporting.analysis import Analysis
@@ -29,6 +30,7 @@ from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import Drawing
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
+from hookflat.terminal import printable
 
 LIMIT = 4_500_000
 """Bytes of a page, above which recipes of single runs are left out, then figures are pictures."""
@@ -69,6 +71,11 @@ def page(contents: Contents, inline: dict[str, str], pictures: dict[str, str]) -
     return text
 
 
+def _without_codes(value: Any) -> Any:
+    """What the template writes: texts without control characters, which no page may hold; Markup is our own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str:
     gathered, table, analysis = contents.gathered, contents.table, contents.analysis
     environments: dict[str, int] = {}
@@ -82,6 +89,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
         autoescape=True,
+        finalize=_without_codes,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

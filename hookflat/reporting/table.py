@@ -24,6 +24,7 @@ from hookflat.reporting.formats import csv_text
 from hookflat.reporting.gathering import Configuration, Gathered, options_of, plain
 from hookflat.reporting.runs import MeasuredRun, Network
 from hookflat.reporting.trust import flags_of
+from hookflat.terminal import printable
 
 Group = Literal["good", "average", "poor", ""]
 
@@ -153,11 +154,11 @@ def published() -> dict[str, dict[str, float | str]]:
 def title(configuration: Configuration) -> str:
     """The paper's name for a method, or the recipe's; with the options that make it another than its like."""
     if configuration.checkpoint:
-        return configuration.checkpoint
+        return printable(configuration.checkpoint)
     ours = all(run.trained_here for run in configuration.runs)
     name = in_words(configuration.method) if ours else configuration.method
     options = [f"{key.split('.')[-1]} {plain(value)}" for key, value in configuration.setting]
-    return ", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options])
+    return printable(", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options]))
 
 
 def in_words(method: str) -> str:

@@ -37,6 +37,7 @@ from hookflat.reporting.style import GRID, INK, PAGE, Drawing
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
 from hookflat.reporting.trust import trust_lines
 from hookflat.reporting.words import details, verdict
+from hookflat.terminal import printable
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
@@ -135,12 +136,12 @@ def _settle(figure: Figure) -> None:
 
 
 def svg(drawing: Drawing) -> str:
-    """The figure as SVG, the same bytes each time."""
+    """The figure as SVG, the same bytes each time; names in it without the control characters that XML refuses."""
     out = io.StringIO()
     figure: Figure = drawing.figure  # ty: ignore[invalid-assignment]
     with mpl.rc_context({"svg.hashsalt": drawing.name}):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    return printable(out.getvalue())
 
 
 def inlined(drawing: Drawing, text: str) -> str:
@@ -156,7 +157,7 @@ def inlined(drawing: Drawing, text: str) -> str:
     text = compact(text)
     width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) / 72  # ty: ignore[not-subscriptable]
     size = f"max-width: {120 * width:.0f}px"
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.title)}" style="{size}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(printable(drawing.title))}" style="{size}" ', 1)
 
 
 def compact(text: str) -> str:
@@ -176,7 +177,7 @@ def compact(text: str) -> str:
 def _picture(drawing: Drawing, png: Path) -> str:
     """The figure's PNG as an element of a page."""
     data = base64.b64encode(png.read_bytes()).decode()
-    return f'<img alt="{escape(drawing.title)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(printable(drawing.title))}" src="data:image/png;base64,{data}">'
 
 
 _LINK = re.compile(r'<a xlink:href="#([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +32,9 @@ from hookflat.terminal import clipped, shortened
 
 PLAN = "plan.json"
 """In a study's folder, the names of all its runs in order, for who looks at it without its recipe."""
+
+MOST_RUNS = 10_000
+"""Of a study: a grid with one list of values too many has millions, and would be unfolded for hours."""
 
 AnyJob = Job | CheckpointJob
 
@@ -124,6 +129,7 @@ def read_study(
     values = _flat(options.set) | given
     base = Job("", "", 0, place, (*options.overlays, *overlays), (), protocol or options.protocol, tuple(options.which))
     base = replace(base, measure=tuple(_flat(options.measure).items()), plugins=tuple(map(str, plugins)))
+    _check_size(path, options, grids)
     jobs: list[AnyJob] = []
     for seed in options.seeds:  # every row once before any row twice
         for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
@@ -145,11 +151,21 @@ def read_study(
     return Study(path.stem, place, jobs)
 
 
+def _check_size(path: Path, options: StudyOptions, grids: Sequence[Grid]) -> None:
+    """Raises UserError for more runs than anyone can make."""
+    points = [math.prod(map(len, grid.values.values())) * (1 + len(grid.rescale)) for grid in grids]
+    if (count := len(options.seeds) * (len(options.runs) + sum(points))) > MOST_RUNS:
+        wide = f" (study.grid[{points.index(max(points))}] alone: {shortened(max(points))} a seed)" if points else ""
+        raise UserError(
+            f"{path}: has {shortened(count)} runs{wide}, more than {MOST_RUNS}: give fewer values, or several studies"
+        )
+
+
 def _check(path: Path, options: StudyOptions, jobs: Sequence[AnyJob]) -> None:
     """Raises UserError for names that are there twice, and every recipe, protocol or checkpoint that is wrong."""
-    names = [job.name for job in jobs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{path}: names {sorted(twice)[0]!r} twice")
+    names = Counter(job.name for job in jobs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{path}: names {min(twice)!r} twice")
     if not jobs:
         raise UserError(f"{path}: a study needs runs = [...], [[study.grid]] or [[study.checkpoints]]")
     for job in jobs:

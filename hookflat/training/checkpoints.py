@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from hookflat.errors import TrainingFailed, UserError
+from hookflat.reading.weights import check_finite
 from hookflat.records.checkpoints import MODEL, STATE
 from hookflat.records.folder import save_weights
+from hookflat.terminal import clipped
 from hookflat.training.run import Run
 
 
@@ -103,11 +104,23 @@ def resume(run: Run) -> bool:
     try:
         weights, state = load_file(checkpoint / MODEL), _read(checkpoint / STATE)
         check_processes(run, state)
-        run.network.load_state_dict(weights)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{checkpoint} does not hold the state of this run: {first}") from None
-    run.step, run.epoch, run.lr = state["step"], state["epoch"], state["lr"]
+        check_finite(weights, str(checkpoint / MODEL))
+        _restore(run, weights, state)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # checksums say that it is as somebody wrote it, not that a run did
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{checkpoint} does not hold the state of this run: {clipped(first, 200)}") from error
+    run.accelerator.wait_for_everyone()  # nobody writes before all have read
+    return True
+
+
+def _restore(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    step, epoch = state["step"], state["epoch"]
+    if not (0 <= epoch <= run.epochs and 0 <= step - epoch * run.steps_per_epoch <= run.steps_per_epoch):
+        raise ValueError(f"step {step} is not in epoch {epoch}")
+    run.network.load_state_dict(weights)
+    run.step, run.epoch, run.lr = step, epoch, state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
     if run.loss_scale:
         run.loss_scale.cancelled = state["cancelled"]
@@ -118,8 +131,6 @@ def resume(run: Run) -> bool:
         run.plugins[name].load_state_dict(plugin_state)
     if run.rank < len(state["generators"]):  # another number of processes: what is new begins as built
         _set_generators(state["generators"][run.rank], run.device)
-    run.accelerator.wait_for_everyone()  # nobody writes before all have read
-    return True
 
 
 def _agreed(run: Run) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hookflat.functional.brackets import global_generators_restored
+from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.recipe import Recipe
@@ -109,11 +110,14 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
 
 
 def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
-    """The network that a complete run folder saved, on the run's device, in training mode."""
+    """The network that a complete run folder saved, on the run's device, in training mode.
+
+    Raises UserError for weights that are not of that network, or not finite.
+    """
     run = Run(recipe, Path(folder))
     with global_generators_restored():
         run.build_network()
-    run.network.load_state_dict(RunFolder(Path(folder)).load_network("last")[0])
+    load_into(run.network, RunFolder(Path(folder)).load_network("last")[0], f"{folder}: the network 'last'")
     return run.network
 
 
