@@ -14,7 +14,7 @@ from hookflat import Batch, InnerAttack, Number, Objective, Run, frozen, hookimp
 
 @dataclass(eq=False)
 class NoisyFgsm(InnerAttack):
-    """N-FGSM: x_adv = clip_[0, 1](x + eta + alpha eps sign(grad at x + eta)), eta uniform in the ball of k eps.
+    """N-FGSM: x_adv = clip(x + eta + alpha eps sign(g), 0, 1), eta uniform in the ball of k eps, g the gradient there.
 
     Without projection on the ball of eps, which keeps single-step training from catastrophic overfitting: examples lie
     up to (k + alpha) eps away. The noise is cut to [0, 1] first, as in the official code, which attacks in training
