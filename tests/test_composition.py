@@ -180,7 +180,7 @@ def test_the_order_of_commuting_plugins_does_not_matter(weights_in_alphabetical_
 OTHER = {
     "adr": {"decay": 0.5, "temperature": 4.0, "last_temperature": 3.0, "share": 0.1, "last_share": 0.3},
     "apgd": {
-        **{"eps": 0.2, "eps_factor": 0.5, "steps": 3, "restarts": 1, "start": "zero"},
+        **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "steps": 3, "restarts": 1, "start": "zero"},
         **{"mode": "train", "precision": "bf16"},
     },
     "activation": {"act": "silu"},
@@ -208,20 +208,28 @@ OTHER = {
     "mail": {"form": "at", "bias": 0.0, "slope": 3.0, "beta": 1.0, "start": 0.9},
     "mart": {"beta": 1.0},
     "mi_fgsm": {
-        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "decay": 0.0},
+        **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "decay": 0.0},
         **{"start": "uniform", "keep": "best", "mode": "train", "precision": "bf16"},
     },
     "multistep": {"milestones": [0.5], "factor": 0.5},
     "n_fgsm": {
-        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "noise": 1.0},
+        **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "noise": 1.0},
         **{"mode": "train", "precision": "bf16"},
     },
     "pgd": {
-        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "restarts": 1},
+        **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "restarts": 1},
         **{"start": "uniform", "keep": "last", "mode": "train", "precision": "bf16"},
     },
     "pgd_tau": {
-        **{"eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "start": "uniform"},
+        **{
+            "norm": "L2",
+            "eps": 0.2,
+            "eps_factor": 0.5,
+            "step_size": 0.02,
+            "alpha": 0.3,
+            "steps": 3,
+            "start": "uniform",
+        },
         **{"mode": "train", "precision": "bf16", "tau": 2, "grows": [0.0], "noise": 0.05},
     },
     "random_weights": {"xi": 0.1, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
