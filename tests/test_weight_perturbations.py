@@ -235,13 +235,13 @@ def rwp_by_hand(run, batch, x_adv, xi, threshold, steps):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_rwp_ascends_the_examples_of_small_loss(steps):
-    with tiny_run({"plugins": {"rwp": {"xi": 0.1, "steps": steps}}}) as run:
+    with tiny_run({"plugins": {"rwp": {"xi": 1.0, "steps": steps}}}) as run:
         batch, x_adv = started(run)
         losses = nn.functional.cross_entropy(run.network(x_adv), batch.y, reduction="none")
         threshold = losses.median().item() + 1e-4
         run.network.load_state_dict({k: v.clone() for k, v in run.network.state_dict().items()})
         run.plugins["rwp"].threshold = threshold
-        weights, nu = rwp_by_hand(run, batch, x_adv, 0.1, threshold, steps)
+        weights, nu = rwp_by_hand(run, batch, x_adv, 1.0, threshold, steps)
         everything = gradients_by_hand(run, batch, x_adv)
         expected = gradients_by_hand(run, batch, x_adv, list(zip(weights, nu, strict=True)))
         ours = hooked_gradients(run, batch, x_adv)
