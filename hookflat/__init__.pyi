@@ -50,6 +50,7 @@ from .functional.balls import Norm as Norm
 from .functional.balls import Start as Start
 from .functional.threats import Attack as Attack
 from .functional.threats import Threat as Threat
+from .functional.apgd import apgd as apgd
 from .functional.attacks import clean_logits as clean_logits
 from .functional.attacks import pgd as pgd
 from .functional.attacks import pgd_tau as pgd_tau

@@ -22,7 +22,12 @@ class PreventLabelLeaking:
 
     paper: ClassVar[str] = "Kurakin et al. 2017, arXiv 1611.01236; protocol of Stutz et al. 2021, section 4"
     kind: ClassVar[str] = "regularizer"
-    excludes: ClassVar[dict[str, str]] = {"trades": _OWN_OBJECTIVE, "uat": _OWN_OBJECTIVE}
+    excludes: ClassVar[dict[str, str]] = {
+        "ikl": _OWN_OBJECTIVE,
+        "mail": _OWN_OBJECTIVE,
+        "trades": _OWN_OBJECTIVE,
+        "uat": _OWN_OBJECTIVE,
+    }
 
     @hookimpl
     def attack_objective(self, run: Run, batch: Batch) -> Objective:

@@ -100,3 +100,80 @@ def test_mart_loss_and_gradient(beta):
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
             assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(4.0, 20.0, 4.0), (1.0, 0.5, 1.0)])
+def test_ikl_is_the_sum_over_pairs_of_classes_with_the_weights_of_the_epoch_before(alpha, beta, temperature):
+    """Cui et al. (2023) as the official code computes it: pairs of classes, one after the other."""
+    loss = {"name": "ikl", "alpha": alpha, "beta": beta, "temperature": temperature}
+    with tiny_run({"loss": loss}) as run:
+        batch, x_adv = in_float64(run)
+        weights = torch.full((3, 3), 1 / 3, dtype=torch.float64)
+        for _ in range(2):  # the first epoch, and one with weights
+            ours = run.loss(batch, x_adv)
+            z, z_adv = run.network(batch.x), run.network(x_adv)
+            s = weights[batch.y]
+            squares = 0.0
+            for j in range(3):
+                for k in range(3):
+                    difference = (z[:, j] - z[:, k]) - (z_adv[:, j] - z_adv[:, k])
+                    squares = squares + 0.25 * (s[:, j] * s[:, k] * difference**2).sum() / len(z)
+            soft = -(softmax(z).detach() * softmax(z_adv).log()).sum(1).mean()
+            natural = -softmax(z).log().gather(1, batch.y[:, None]).mean()
+            expected = natural + alpha * soft + beta * squares
+            assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+            for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
+                assert torch.allclose(a, b, atol=1e-10)
+            run.hook.epoch_end(run=run)
+            p = softmax(z.detach() / temperature)
+            weights = torch.stack([p[batch.y == k].mean(0) for k in range(3)])
+
+
+def test_a_class_without_examples_keeps_its_weights():
+    with tiny_run({"loss": {"name": "ikl"}}) as run:
+        batch, x_adv = in_float64(run)
+        batch.y = batch.target = torch.zeros_like(batch.y)
+        run.loss(batch, x_adv)
+        run.hook.epoch_end(run=run)
+        weights = run.plugins["ikl"].state_dict()["classes"]
+        assert torch.equal(weights[1:], torch.full((2, 3), 1 / 3, dtype=torch.float64))
+        assert weights[0].sum().item() == pytest.approx(1)
+        assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("form", ["at", "trades"])
+def test_mail_weighs_examples_by_their_margin(form):
+    """Liu et al. (2021) as the official code computes it, from the two largest probabilities."""
+    with tiny_run({"loss": {"name": "mail", "form": form, "bias": -0.2, "slope": 5.0, "start": 0.5}}) as run:
+        batch, x_adv = in_float64(run)
+        for step in (0, run.total_steps - 1):
+            run.step = step
+            ours = run.loss(batch, x_adv)
+            p, q = softmax(run.network(batch.x)), softmax(run.network(x_adv))
+            rows, (top, place) = torch.arange(len(p)), q.detach().topk(2, dim=1)
+            true = q.detach()[rows, batch.y]
+            other = torch.where((place == batch.y[:, None]).any(1), top.sum(1) - true, top[:, 0])
+            weight = 3 / (1 + torch.exp(-5.0 * (other - true - 0.2))) if step else torch.ones(8)
+            if form == "at":
+                expected = (weight * -q[rows, batch.y].log()).mean()
+            else:
+                kl = (p * torch.log(p / q)).sum(1)
+                expected = -p[rows, batch.y].log().mean() + 6.0 * (kl * weight).sum() / len(p)
+            assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+            for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
+                assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_dom_removes_examples_of_small_clean_loss_from_its_start_on():
+    with tiny_run({"loss": {"name": "dom", "threshold": 1.05, "start": 0.5}}) as run:
+        batch = next(run.batches())
+        x_adv = (batch.x + 0.1).clamp(0, 1)
+        run.network.eval()
+        clean = nn.functional.cross_entropy(run.network(batch.x), batch.y, reduction="none")
+        kept = clean >= clean.median()
+        run.plugins["dom"].threshold = clean.median().item() - 1e-5
+        assert 0 < kept.sum() < len(kept)
+        wrong = nn.functional.cross_entropy(run.network(x_adv), batch.y, reduction="none")
+        assert run.loss(batch, x_adv).item() == pytest.approx(wrong.mean().item(), abs=1e-6)
+        run.step = run.total_steps // 2
+        assert run.loss(batch, x_adv).item() == pytest.approx(wrong[kept].sum().item() / 8, abs=1e-6)

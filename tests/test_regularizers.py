@@ -8,8 +8,10 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from hookflat.functional.data import Batch, Images
+from hookflat.functional.threats import Threat
 from hookflat.testing import tiny_run
 from hookflat.training import loop
+from hookflat_plugins.adr import AnnealingSelfDistillation
 from hookflat_plugins.augment import Augment
 from hookflat_plugins.autoaugment import AutoAugment, policy_on
 from hookflat_plugins.label_noise import LabelNoise
@@ -248,3 +250,82 @@ def test_swa_estimates_batch_statistics_anew_on_the_clean_training_set():
         x = inputs["x"].transpose(0, 1).flatten(1)
         assert torch.allclose(norm.running_mean, x.mean(1), atol=1e-5)
         assert torch.allclose(norm.running_var, x.var(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_adr_mixes_the_target_with_the_average_s_prediction(progress, soft):
+    """Wu et al. (2023) example by example: temperature and share anneal; the average's error cuts the share."""
+    plugin = AnnealingSelfDistillation(temperature=2.0, last_temperature=1.0, share=0.7, last_share=0.9)
+    torch.manual_seed(0)
+    logits, y = 3 * torch.randn(20, 4, dtype=torch.float64), torch.randint(4, (20,))
+    hard = torch.eye(4, dtype=torch.float64)[y]
+    target = 0.9 * hard + 0.025 if soft else y
+    temperature, share = {0.0: (2.0, 0.7), 0.5: (1.5, 0.8), 1.0: (1.0, 0.9)}[progress]
+    expected = []
+    for z, label, old in zip(logits, y, target if soft else hard, strict=True):
+        p = torch.exp(z / temperature) / torch.exp(z / temperature).sum()
+        cut = min(max(share - (p.max() - p[label]).item(), 0.0), 1.0)
+        expected.append(cut * p + (1 - cut) * old)
+    ours = plugin.rectified(logits, target, progress)
+    assert torch.allclose(ours, torch.stack(expected), atol=1e-12)
+    assert torch.allclose(ours.sum(1), torch.ones(20, dtype=torch.float64))
+
+
+def test_the_teacher_of_adr_is_the_average_of_the_weights_and_the_attack_sees_its_labels():
+    with tiny_run({"plugins": {"adr": {"decay": 0.6}}}) as run:
+        expected = {k: v.clone() for k, v in run.network.state_dict().items()}
+        for batch in run.batches():
+            run.hook.transform_batch(run=run, batch=batch)
+            teacher = run.plugins["adr"]._teacher.module
+            assert not teacher.training
+            logits = teacher(batch.x).detach()
+            rectified = run.plugins["adr"].rectified(logits, batch.y, run.step / run.total_steps)
+            assert torch.allclose(batch.target, rectified)
+            objective = run.hook.attack_objective(run=run, batch=batch)
+            soft = -(batch.target * run.attack_model(batch.x).log_softmax(1)).sum(1)
+            assert torch.allclose(objective(run.attack_model, batch.x), soft, atol=1e-5)
+            run.update(run.hook.gradients(run=run, batch=batch, x_adv=batch.x))
+            run.hook.after_step(run=run)
+            now = run.network.state_dict()
+            for k, v in expected.items():
+                expected[k] = 0.6 * v + 0.4 * now[k] if v.is_floating_point() else now[k]
+        for k, v in teacher.state_dict().items():
+            assert torch.allclose(v.float(), expected[k].float(), atol=1e-6), k
+
+
+def test_adr_leaves_the_objective_of_trades_alone():
+    with tiny_run({"plugins": {"adr": {}}, "loss": {"name": "trades"}}) as run:
+        batch = next(run.batches())
+        run.hook.transform_batch(run=run, batch=batch)
+        objective = run.hook.attack_objective(run=run, batch=batch)
+        assert torch.allclose(objective(run.attack_model, batch.x), torch.zeros(8), atol=1e-6)  # KL of x from itself
+
+
+def test_grad_align_is_one_minus_the_cosine_of_gradients_in_the_ball():
+    """Andriushchenko and Flammarion (2020) as the official code computes it: norms and dot products."""
+    with tiny_run({"plugins": {"grad_align": {"weight": 0.7}}}) as run:
+        run.network.double()
+        batch = next(run.batches())
+        batch.x = batch.x.double()
+        seen = {k: v.clone() for k, v in run.network.state_dict().items()}
+        (ours,) = run.hook.extra_loss(run=run, batch=batch, x_adv=batch.x)
+        assert all(torch.equal(v, seen[k]) for k, v in run.network.state_dict().items())
+        noisy = Threat(0.1).ball(batch.x).start("uniform", batch.row, run.seed("grad_align"))
+        assert 0.09 < (noisy - batch.x).abs().max() <= 0.1 + 1e-12
+        gradients = []
+        for x in (batch.x, noisy):
+            x = x.clone().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(run.network(x), batch.y)
+            gradients.append(torch.autograd.grad(loss, x, create_graph=True)[0])
+        first, second = gradients[0].detach(), gradients[1]
+        norms = [(g**2).sum((1, 2, 3)) ** 0.5 for g in (first, second)]
+        expected = 0.7 * (1 - ((first * second).sum((1, 2, 3)) / (norms[0] * norms[1])).mean())
+        assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+        assert ours.item() > 1e-3
+        weights = list(run.network.parameters())
+        pairs = [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (ours, expected)]
+        for a, b in zip(*pairs, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or torch.allclose(a, b, atol=1e-10)
+        assert sum(a is not None and a.abs().sum() > 0 for a in pairs[0]) > 1

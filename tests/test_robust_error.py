@@ -104,3 +104,28 @@ def test_a_search_in_low_precision_breaks_what_fp32_breaks(digits_net, digits_pa
         assert torch.equal(alone.wrong, exact.wrong)
     else:
         assert low.loss == pytest.approx(exact.loss.mean().item(), rel=0.02)
+
+
+def test_restarts_that_go_round_in_circles_end(digits_net, digits_pair):
+    """Doldo et al. (2025): the same RErr as that of `robust_loss`, which takes every step."""
+    x, y = (t[:16] for t in digits_pair)
+    work, attack = Work(), {"eps": 0.08, "step_size": 0.03, "steps": 100, "restarts": 1}
+    long = hookflat.robust_error(digits_net, (x, y), work=work, **attack)
+    reference = hookflat.robust_loss(digits_net, (x, y), **attack)
+    assert torch.equal(long.wrong, reference.per_example.wrong)
+    robust = int((~long.wrong).sum())
+    assert robust > 5
+    assert work.tally.passes < 0.7 * robust * 100
+
+
+def test_an_image_that_does_not_move_takes_one_step():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        linear[1].weight.zero_()
+        linear[1].bias.copy_(torch.tensor([1.0, 0.0]))
+    work = Work()
+    found = hookflat.robust_error(
+        linear, (torch.rand(5, 1, 4, 4), torch.zeros(5).long()), steps=50, restarts=3, work=work
+    )
+    assert found.error == 0
+    assert work.tally.passes == 5 * 3

@@ -205,3 +205,96 @@ def test_amp_follows_the_official_rule():
 def test_an_auxiliary_head_is_no_part_of_the_neighbourhood():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), AuxiliaryHead(nn.Linear(5, 3), nn.Linear(5, 4)))
     assert set(layers(net)) == {"0.weight", "0.bias", "2.classifier.weight", "2.classifier.bias"}
+
+
+def rwp_by_hand(run, batch, x_adv, xi, threshold, steps):
+    """Yu et al. (2022) as the official code does it: proxies that SGD moves, one scale for all weights."""
+    weights = weights_of(run)
+    total = [torch.zeros_like(w) for w in weights]
+    nu = [torch.zeros_like(w) for w in weights]
+    state = {k: v.clone() for k, v in run.network.state_dict().items()}
+    for _ in range(steps):
+        with torch.no_grad():
+            for w, n in zip(weights, nu, strict=True):
+                w.add_(n)
+        start = [w.detach().clone() for w in weights]
+        loss = nn.functional.cross_entropy(run.network(x_adv), batch.y, reduction="none")
+        optimizer = torch.optim.SGD(weights, lr=0.01)
+        optimizer.zero_grad()
+        (-(loss * (loss < threshold)).mean()).backward()
+        optimizer.step()
+        total = [d + (w.detach() - s) for d, w, s in zip(total, weights, start, strict=True)]
+        optimizer.zero_grad()
+        run.network.load_state_dict(state)
+        size = torch.cat([w.detach().flatten() for w in weights]).norm()
+        scale = xi * size / (torch.cat([d.flatten() for d in total]).norm() + 1e-20)
+        nu = [scale * d for d in total]
+    run.network.zero_grad()
+    return weights, nu
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rwp_ascends_the_examples_of_small_loss(steps):
+    with tiny_run({"plugins": {"rwp": {"xi": 1.0, "steps": steps}}}) as run:
+        batch, x_adv = started(run)
+        losses = nn.functional.cross_entropy(run.network(x_adv), batch.y, reduction="none")
+        threshold = losses.median().item() + 1e-4
+        run.network.load_state_dict({k: v.clone() for k, v in run.network.state_dict().items()})
+        run.plugins["rwp"].threshold = threshold
+        weights, nu = rwp_by_hand(run, batch, x_adv, 1.0, threshold, steps)
+        everything = gradients_by_hand(run, batch, x_adv)
+        expected = gradients_by_hand(run, batch, x_adv, list(zip(weights, nu, strict=True)))
+        ours = hooked_gradients(run, batch, x_adv)
+        assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+        assert any(not torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(ours, everything, strict=True))
+
+
+def test_rwp_without_examples_of_small_loss_is_no_perturbation():
+    with tiny_run({"plugins": {"rwp": {"xi": 0.5, "steps": 2, "threshold": 0.0}}}) as run:
+        batch, x_adv = started(run)
+        expected = gradients_by_hand(run, batch, x_adv)
+        assert_close(hooked_gradients(run, batch, x_adv), expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_gsam_takes_off_what_is_orthogonal_to_the_perturbed_gradient(alpha):
+    with tiny_run({"plugins": {"gsam": {"rho": 0.3, "alpha": alpha}}}) as run:
+        batch, x_adv = started(run)
+        flat = torch.cat([g.flatten() for g in gradients_by_hand(run, batch, x_adv)])
+        nu = 0.3 * flat / flat.norm()
+        parts = [n.view_as(p) for n, p in zip(nu.split([p.numel() for p in trained(run)]), trained(run), strict=True)]
+        perturbed = gradients_by_hand(run, batch, x_adv, list(zip(trained(run), parts, strict=True)))
+        perturbed = torch.cat([g.flatten() for g in perturbed])
+        cosine = (flat @ perturbed) / (flat.norm() * perturbed.norm())
+        vertical = flat - cosine * flat.norm() * perturbed / perturbed.norm()
+        ours = torch.cat([g.flatten() for g in hooked_gradients(run, batch, x_adv)])
+        assert torch.allclose(ours, perturbed - alpha * vertical, rtol=1e-4, atol=1e-6)
+        assert abs(vertical @ perturbed) < 1e-5
+        assert vertical.norm() > 1e-3
+
+
+def test_the_radius_of_gsam_follows_the_learning_rate():
+    table = {"plugins": {"gsam": {"rho": 0.3, "rho_min": 0.1}}, "schedule": {"name": "multistep", "milestones": [0.5]}}
+    with tiny_run(table) as run:
+        radii = []
+        for _ in range(run.total_steps):
+            radii.append(run.plugins["gsam"]._radius(run))
+            run.optimizer.step()
+            run.schedule.step()
+    assert radii[0] == pytest.approx(0.3)
+    assert radii[-1] == pytest.approx(0.1 + 0.2 * 0.1)
+
+
+def test_friendly_sam_perturbs_along_what_batches_do_not_share():
+    with tiny_run({"plugins": {"friendly_sam": {"rho": 0.3, "sigma": 0.7, "decay": 0.6}}}) as run:
+        mean = None
+        for batch in run.batches():
+            x_adv = (batch.x + 0.1).clamp(0, 1)
+            g = torch.cat([g.flatten() for g in gradients_by_hand(run, batch, x_adv)])
+            direction = g if mean is None else g - 0.7 * mean
+            mean = g if mean is None else 0.6 * mean + 0.4 * g
+            nu = (0.3 * direction / direction.norm()).split([p.numel() for p in trained(run)])
+            moves = [(p, n.view_as(p)) for p, n in zip(trained(run), nu, strict=True)]
+            expected = gradients_by_hand(run, batch, x_adv, moves)
+            assert_close(hooked_gradients(run, batch, x_adv), expected)
+            run.zero_grad()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, Unpack, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
@@ -36,6 +37,7 @@ def pgd(
     attack: Attack = PGD20,
     objective: Objective | None = None,
     keep: Literal["best", "last"] = "best",
+    momentum: float = 0.0,
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
@@ -46,8 +48,9 @@ def pgd(
     `x`: (n, C, H, W) in [0, 1]; `y`: (n,) int64, needed unless `objective` is given (default: cross-entropy with `y`).
     `attack`, or any of its values by keyword (20 steps of 0.007 from one start in the L-infinity ball of 8/255).
     `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
-    every restart, the start included; `"last"` the last iterate of the last restart. `mode="train"` normalises by
-    batch statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
+    every restart, the start included; `"last"` the last iterate of the last restart. `momentum`: steps follow
+    g <- momentum g + grad / ||grad||_1 (MI-FGSM's mu, Dong et al. 2018, Alg. 1). `mode="train"` normalises by batch
+    statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
     position in the batch). The paper's start may lie arbitrarily near `x`; an objective divided by the distance needs
     `start="uniform"`. Raises ValueError for images outside [0, 1] and for labels that the network has no logit for,
     unless `keys` are given. The model's weights, buffers, mode and flags are left as found; in evaluation mode its
@@ -62,7 +65,7 @@ def pgd(
     if keys is None:
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
-    objective = objective or _cross_entropy_with(cast(Tensor, y), x, checked=checked)
+    objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
     x = x.detach()
     ball = attack.threat.ball(x)
     x_adv = best_x = x
@@ -71,28 +74,44 @@ def pgd(
         attacked = model if mode == "train" else attack_view(model, attack.precision)
         for restart in range(attack.restarts):
             start = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", restart))
-            for x_adv, value in ascent(attacked, objective, ball, start, attack, score_last=keep == "best"):
+            points = ascent(attacked, objective, ball, start, attack, momentum=momentum, score_last=keep == "best")
+            for x_adv, value in points:
                 best_x, best = better(best_x, best, x_adv, value)
     return best_x if keep == "best" else x_adv
 
 
 def ascent(
-    model: nn.Module, objective: Objective, ball: Ball, x_adv: Tensor, attack: Attack, *, score_last: bool = True
+    model: nn.Module,
+    objective: Objective,
+    ball: Ball,
+    x_adv: Tensor,
+    attack: Attack,
+    *,
+    momentum: float = 0.0,
+    score_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The `steps + 1` points of PGD from one start, each with the objective there, (n, C, H, W) and (n,), detached.
 
     `model` is frozen already. The objective at the last point is NaN unless `score_last`.
     """
+    velocity = torch.zeros_like(x_adv)
     for _ in range(attack.steps):
-        with torch.enable_grad():
-            x_adv.requires_grad_()
-            value = objective(model, x_adv)
-            (gradient,) = torch.autograd.grad(value.sum(), x_adv)
-        x_adv = x_adv.detach()
-        yield x_adv, value.detach()
+        x_adv, value, gradient = gradient_at(model, objective, x_adv)
+        yield x_adv, value
+        if momentum:
+            gradient = velocity = momentum * velocity + F.normalize(gradient.flatten(1), p=1).view_as(gradient)
         x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient))
     with torch.no_grad():
         yield x_adv, objective(model, x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
+
+
+def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The point, its objective (n,) and the gradient for it, all detached; `model` is frozen already."""
+    with torch.enable_grad():
+        x_adv = x_adv.detach().requires_grad_()
+        value = objective(model, x_adv)
+        (gradient,) = torch.autograd.grad(value.sum(), x_adv)
+    return x_adv.detach(), value.detach(), gradient
 
 
 def pgd_tau(
@@ -117,7 +136,7 @@ def pgd_tau(
     there is one start, uniform in the ball where nothing is said, and 10 steps.
     """
     checked = keys is None
-    objective = objective or _cross_entropy_with(y, x, checked=checked)
+    objective = objective or cross_entropy_with(y, x, checked=checked)
     if keys is None:
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
@@ -179,7 +198,7 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
     return of
 
 
-def _cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
+def cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
     """Cross-entropy with the labels of `x`; `checked`: labels that the network has no logit for raise ValueError."""
     if checked:
         check_pairs(x, y)

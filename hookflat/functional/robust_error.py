@@ -36,7 +36,9 @@ def robust_error(
 ) -> RobustError:
     """The RErr of `robust_loss`, in fewer passes: what is broken gets no more steps and restarts.
 
-    The points are the same; the search packs what is still robust into full batches, and `model` itself confirms every
+    A restart also ends where it comes back to a point: signed steps of one length, cut off by the ball, often go round
+    in circles after some ten of them, and every point of the circle was seen (Doldo et al. 2025, arXiv 2503.19347). The
+    points are the same; the search packs what is still robust into full batches, and `model` itself confirms every
     adversarial example. This process's share of the examples is held in memory.
     """
     work, attack = work or Work(), attack.but(**options)
@@ -89,19 +91,22 @@ class _Breaking:
         restarts = torch.arange(attack.restarts, device=queue.device).repeat_interleave(len(examples))
         # what is under attack, where it is, after how many steps
         index, x_adv, steps = queue[:0], self.x[:0], queue[:0]
+        landmark, circling = x_adv, closed[:0]  # where each was after 0, 1, 2, 4, 8, ... steps, and whether it is again
         asked, candidates = queue[:0], self.x[:0]  # what the network itself has to judge
         while True:
-            going, waiting = ~closed[index], ~closed[queue]
-            index, x_adv, steps = index[going], x_adv[going], steps[going]
+            going, waiting = ~(closed[index] | circling), ~closed[queue]
+            index, x_adv, steps, landmark = index[going], x_adv[going], steps[going], landmark[going]
             queue, restarts = queue[waiting], restarts[waiting]
             if free := rows - len(index):
                 index = torch.cat([index, queue[:free]])
-                x_adv = torch.cat([x_adv, self.starts(queue[:free], restarts[:free])])
+                starts = self.starts(queue[:free], restarts[:free])
+                x_adv, landmark = torch.cat([x_adv, starts]), torch.cat([landmark, starts])
                 steps = torch.cat([steps, torch.zeros_like(queue[:free])])
                 queue, restarts = queue[free:], restarts[free:]
             over = steps == attack.steps
             asked, candidates = torch.cat([asked, index[over]]), torch.cat([candidates, x_adv[over]])
-            index, x_adv, steps = index[~over], x_adv[~over], steps[~over]
+            index, x_adv, steps, landmark = index[~over], x_adv[~over], steps[~over], landmark[~over]
+            circling = torch.zeros_like(index, dtype=torch.bool)
             while len(asked) >= rows or (len(asked) and not len(index)):
                 judged, asked = asked[:rows], asked[rows:]
                 wrong = scores(self.model, candidates[:rows], self.y[judged])[1]
@@ -120,6 +125,9 @@ class _Breaking:
             asked, candidates = torch.cat([asked, index[wrong]]), torch.cat([candidates, x_adv[wrong]])
             closed[index[wrong]] = True
             x_adv, steps = ball.project(x_adv + attack.step_size * ball.ascent(gradient)), steps + 1
+            circling = (x_adv == landmark).flatten(1).all(dim=1)
+            due = (steps & (steps - 1) == 0).view(-1, *[1] * (x_adv.dim() - 1))
+            landmark = torch.where(due, x_adv, landmark)
 
     def starts(self, index: Tensor, restarts: Tensor) -> Tensor:
         """Where the restarts of some examples begin, in order; `restarts` is sorted."""

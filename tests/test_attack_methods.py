@@ -1,0 +1,130 @@
+"""APGD, momentum and N-FGSM against AutoAttack's code and against loops by hand."""
+
+import pytest
+import torch
+from pyautoattack import autopgd_base
+from torch import nn
+
+import hookflat
+from hookflat import Threat, derive_seed
+from hookflat.functional.losses import cross_entropy
+from hookflat.testing import Found, tiny_run
+
+EPS = {"Linf": 0.08, "L2": 0.8, "L1": 4.0}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh(), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(6 * 36, 4)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(3)  # steep enough for steps to oscillate
+    return net
+
+
+def images(n=12, low=0.0, high=1.0):
+    generator = torch.Generator().manual_seed(1)
+    x = low + (high - low) * torch.rand(n, 2, 6, 6, generator=generator)
+    return x, torch.randint(0, 4, (n,), generator=generator)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 60])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_apgd_walks_as_autoattack_s_from_the_same_start(norm, steps, float64):
+    """In L2 inside the cube, where its projection and ours, which is exact, agree."""
+    net, (x, y) = network(), images(low=0.4, high=0.6) if norm == "L2" else images()
+    eps = 0.3 if norm == "L2" else EPS[norm]
+    start = Threat(eps, norm).ball(x).start("uniform", torch.arange(len(x)), derive_seed(0, "start", 0))
+    theirs = autopgd_base.APGDAttack(net, n_iter=steps, norm=norm, eps=eps, device="cpu")
+    theirs.init_hyperparam(x)
+    expected = theirs.attack_single_run(x, y, start)[0]
+    ours = hookflat.apgd(net, x, y, eps=eps, norm=norm, steps=steps)
+    assert torch.allclose(ours, expected, atol=1e-12 if norm == "Linf" else 1e-6)  # it adds 1e-12 to every norm
+    assert (ours - start).abs().amax() > 0.1 * eps
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_apgd_in_l1_walks_as_autoattack_s_from_the_same_start(steps, monkeypatch):
+    """Which computes projections in float32, and changes its algorithm where a start is given, not drawn."""
+    net, (x, y) = network(), images()
+    start = Threat(EPS["L1"], "L1").ball(x).start("uniform", torch.arange(len(x)), derive_seed(0, "start", 0))
+    theirs = autopgd_base.APGDAttack(net, n_iter=steps, norm="L1", eps=EPS["L1"], device="cpu")
+    theirs.init_hyperparam(x)
+    with monkeypatch.context() as drawn:
+        drawn.setattr(torch, "randn", lambda *_: start - x)
+        expected = theirs.attack_single_run(x, y)[0]
+    ours = hookflat.apgd(net, x, y, eps=EPS["L1"], norm="L1", steps=steps)
+    assert torch.allclose(ours, expected, atol=2e-6)
+    assert (ours - start).abs().amax() > 0.01
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_apgd_finds_no_less_than_pgd_of_as_many_passes_and_stays_in_the_ball(norm):
+    net, (x, y) = network(), images(30)
+    found, threat = Found.of(net), Threat(EPS[norm], norm)
+    options = {"eps": EPS[norm], "norm": norm, "start": "uniform"}
+    x_adv = hookflat.apgd(net, x, y, steps=20, **options)
+    assert threat.ball(x).norm(x_adv - x).max() <= EPS[norm] * (1 + 1e-5)
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    plain = hookflat.pgd(net, x, y, steps=20, step_size=EPS[norm] / 4, **options)
+    assert cross_entropy(net(x_adv), y).mean() >= cross_entropy(net(plain), y).mean()
+    assert torch.equal(x_adv, hookflat.apgd(net, x, y, steps=20, **options))
+    found.assert_unchanged(net)
+
+
+def test_apgd_says_what_it_needs():
+    with pytest.raises(ValueError, match="labels y, or an objective"):
+        hookflat.apgd(network(), images()[0])
+    with pytest.raises(ValueError, match="restarts >= 1"):
+        hookflat.apgd(network(), *images(), restarts=0)
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_momentum_is_algorithm_1_of_its_paper(decay):
+    net, (x, y) = network().double(), images()
+    x = x.double()
+    x_adv, velocity = x.clone(), torch.zeros_like(x)
+    for _ in range(5):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(x_adv), y).sum(), x_adv)
+        length = gradient.abs().sum((1, 2, 3), keepdim=True)
+        velocity = decay * velocity + gradient / length
+        x_adv = (x_adv.detach() + 0.03 * velocity.sign()).clamp(x - 0.08, x + 0.08).clamp(0, 1)
+    options = {"eps": 0.08, "step_size": 0.03, "steps": 5, "start": "zero", "keep": "last"}
+    ours = hookflat.pgd(net, x, y, momentum=decay, **options)
+    assert torch.allclose(ours, x_adv, atol=1e-12)
+    assert not torch.allclose(ours, hookflat.pgd(net, x, y, **options), atol=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "alpha"), [(2.0, 1.0), (1.0, 0.5)])
+def test_n_fgsm_adds_the_step_to_the_noise_and_clips_to_the_cube_alone(noise, alpha):
+    attack = {"name": "n_fgsm", "eps": 0.1, "noise": noise, "alpha": alpha}
+    with tiny_run({"attack": attack}) as run:
+        batch = next(run.batches())
+        eta = Threat(0.1 * noise).ball(batch.x).start("uniform", batch.row, run.seed("attack")) - batch.x
+        assert 0.09 * noise < eta.abs().max() <= 0.1 * noise + 1e-6
+        x_noisy = (batch.x + eta).requires_grad_()
+        run.network.eval()
+        (gradient,) = torch.autograd.grad(cross_entropy(run.network(x_noisy), batch.y).sum(), x_noisy)
+        expected = (x_noisy.detach() + 0.1 * alpha * gradient.sign()).clamp(0, 1)
+        objective = run.hook.attack_objective(run=run, batch=batch)
+        x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+    assert torch.allclose(x_adv, expected, atol=1e-6)
+    assert (x_adv - batch.x).abs().max() > 0.1 * max(noise, alpha)
+
+
+@pytest.mark.parametrize("name", ["apgd", "mi_fgsm", "n_fgsm"])
+def test_the_attacks_raise_the_loss(name):
+    with tiny_run({"attack": {"name": name, "eps": 0.1, "step_size": 0.02, "steps": 5}}) as run:
+        batch = next(run.batches())
+        objective = run.hook.attack_objective(run=run, batch=batch)
+        x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+        assert objective(run.attack_model, x_adv).mean() > objective(run.attack_model, batch.x).mean() + 1e-4
