@@ -1,4 +1,5 @@
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,10 +191,16 @@ def test_a_plugin_that_ends_the_program_is_named_wherever_it_does(end, tmp_path)
 def test_a_key_that_is_pressed_is_nobodys_fault(tmp_path):
     from hookflat.testing import run_recipe
 
-    source = "    def wait(self):\n        while True: pass\n"
-    file = mine(tmp_path, top="import _thread", hook="_thread.interrupt_main(); self.wait()", after=source)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+    source = (
+        "    def wait(self):\n        until = time.monotonic() + 30\n        while time.monotonic() < until: pass\n"
+    )
+    file = mine(tmp_path, top="import _thread, time", hook="_thread.interrupt_main(); self.wait()", after=source)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
