@@ -37,6 +37,8 @@ def thrown(error: BaseException) -> bool:
     """
     if isinstance(error, Exception):
         return True
+    if isinstance(error, Stopped):
+        return False
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
         innermost = innermost.tb_next

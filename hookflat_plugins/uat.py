@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -32,9 +33,13 @@ class UnsupervisedAdversarialTraining:
         self._labeled: Tensor | None = None
         self._rows = 0
 
-    @hookimpl
-    def transform_batch(self, run: Run, batch: Batch) -> None:
-        """Count labelled images: processes, and parts of a batch, may hold more or fewer."""
+    @hookimpl(wrapper=True)
+    def gradients(self, run: Run, batch: Batch) -> Generator[None, Tensor, Tensor]:
+        self._count(run, batch)
+        return (yield)
+
+    def _count(self, run: Run, batch: Batch) -> None:
+        """The labelled images of a whole batch: processes, and parts of it, may hold more or fewer."""
         if self.targets == "ot":
             self._labeled = run.accelerator.reduce(batch.labeled.sum().float(), "mean").clamp_min(1)
             self._rows = len(batch.row)
@@ -55,7 +60,7 @@ class UnsupervisedAdversarialTraining:
         if self.targets == "++":
             return run.criterion(logits_adv, batch.target).mean() + smoothness
         if self._labeled is None:
-            self.transform_batch(run, batch)
+            self._count(run, batch)
         assert self._labeled is not None
         counted = self._labeled * (len(batch.row) / self._rows)  # of a part of the batch, its share
         return (run.criterion(logits, batch.target) * batch.labeled).sum() / counted + smoothness

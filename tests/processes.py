@@ -27,7 +27,7 @@ class Started:
     codes: dict[int, int]
 
     def poll(self):
-        """The largest exit code once all have ended, else None; where one fails, the others are ended."""
+        """The exit code of the first that failed, once all have ended, else None; the others are ended then."""
         for rank, pid in enumerate(self.pids):
             if rank not in self.codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -36,7 +36,9 @@ class Started:
                     if self.codes[rank]:
                         time.sleep(0.5)
                         self.kill(signal.SIGTERM)
-        return max(map(abs, self.codes.values())) if len(self.codes) == len(self.pids) else None
+        if len(self.codes) < len(self.pids):
+            return None
+        return next((abs(code) for code in self.codes.values() if code), 0)
 
     def kill(self, sign=signal.SIGKILL):
         for rank, pid in enumerate(self.pids):

@@ -43,7 +43,7 @@ def completed(line, *, cwd=None):
         ("hookflat run at --with scales/wrn --set model.wid", ["model.widen="]),
         ("hookflat run at --set run.epochs_", ["run.epochs_factor="]),
         ("hookflat eval runs/x --protocol land", ["landscapes"]),
-        ("hookflat eval runs/x --measure hess", ["hessian"]),
+        ("hookflat eval runs/x --measure hess", ["hessian", "hessian_density"]),
         ("hookflat study tabl", ["table1"]),
         ("hookflat new-plugin x --kind wei", ["weight-perturbation"]),
         ("hookflat run no_such_recipe --set loss.", []),

@@ -1,5 +1,6 @@
 """`hookflat eval`: any network, one command, results that can be trusted and resumed."""
 
+import signal
 import types
 
 import pyarrow.parquet
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import hookflat as library
 from hookflat import UserError
+from hookflat.errors import Stopped
 from hookflat.functional.data import Examples
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.folder import about_weights
@@ -150,7 +152,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(traine
     def counted(self, passes):
         passed(self, passes)
         if self.tally.passes > stop_at:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
     monkeypatch.setattr(Work, "passed", counted)
     for _ in range(60):

@@ -1,6 +1,7 @@
 """Early stopping and the measures of a run, against the library's functions."""
 
 import json
+import signal
 import types
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 import hookflat
 from hookflat import UserError
+from hookflat.errors import Stopped
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.data import Examples
 from hookflat.records.folder import RunFolder
@@ -149,7 +151,7 @@ def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypa
         if name == "sharpness" and not stopped:
             stopped.append(name)
             computed.clear()
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
         def recorded():
             computed.append(name)

@@ -1,6 +1,7 @@
 """Sets that are read when they are wanted: the same batches, resume and processes as in memory."""
 
 import os
+import signal
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from processes import finished
 from safetensors.torch import load_file
 
 from hookflat import TrainingFailed, UserError, hookimpl
+from hookflat.errors import Stopped
 from hookflat.reading import streams
 from hookflat.testing import run_recipe, tiny_run
 
@@ -76,7 +78,7 @@ class Stop:
     def after_step(self, run):
         if run.step == 7 and Stop.armed:  # one after the checkpoint in the middle of the epoch
             Stop.armed = False
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
 
 def test_a_streamed_run_that_was_stopped_goes_on_bit_for_bit(path, tmp_path):

@@ -85,7 +85,7 @@ def report(
         table = table1(gathered)
         analysis = analyse(gathered, resamples)
         drawn = drawings(gathered, table)
-        said, more = verdict(analysis, gathered), details(analysis, gathered) + trust_lines(gathered)
+        said, more = verdict(analysis, gathered) + trust_lines(gathered), details(analysis, gathered)
         try:
             _write(place, Contents(gathered, table, analysis, drawn, said, more))
         except OSError as error:

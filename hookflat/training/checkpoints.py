@@ -44,7 +44,7 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
         "step": run.step,
         "epoch": run.epoch,
         "processes": run.processes,
-        "cancelled": run.loss_scale.cancelled if run.loss_scale else 0,
+        "loss_scale": run.loss_scale.state_dict() if run.loss_scale else None,
         "loss_sum": run.loss_sum.cpu(),
         "lr": run.lr,
         "seconds": time.perf_counter() - run.began,
@@ -123,7 +123,7 @@ def _restore(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> Non
     run.step, run.epoch, run.lr = step, epoch, state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
     if run.loss_scale:
-        run.loss_scale.cancelled = state["cancelled"]
+        run.loss_scale.load_state_dict(state["loss_scale"])
     run.began = time.perf_counter() - state["seconds"]
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])

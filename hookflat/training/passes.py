@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -64,7 +65,7 @@ class LossScale:
 
     Outside of a backward pass `.grad` holds gradients at their own size, so that weight perturbations, clipping and
     plugins see what they would in float32. The scale is a power of two: multiplying by it and dividing is exact. It is
-    torch's, which accelerate's optimizer steps with, and its checkpoints keep.
+    torch's, which accelerate's optimizer steps with.
     """
 
     def __init__(self, accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
@@ -73,6 +74,15 @@ class LossScale:
         self.cancelled = 0  # steps of this epoch
         self._overflow = torch.zeros((), device=accelerator.device)
         self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"scaler": self._scaler.state_dict(), "cancelled": self.cancelled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._scaler.load_state_dict(state["scaler"])
+        self.cancelled = state["cancelled"]
 
     @property
     def scale(self) -> float:

@@ -18,6 +18,7 @@ from hookflat.functional.brackets import global_generators_restored
 from hookflat.functional.data import Examples
 from hookflat.recipe.recipe import Recipe
 from hookflat.training import checkpoints, loop
+from hookflat.training.ending import ending
 from hookflat.training.first_step import watched
 from hookflat.training.heading import say_training
 from hookflat.training.run import Run
@@ -69,28 +70,29 @@ def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
         run = in_nowhere(recipe, place[0], quiet=False, files=plugins)
-        say = run.console.say
-        say_training(run, resumed=False)
-        batch, began = next(run.batches()), time.perf_counter()
-        with watched(run.network, run.hooks):
-            loss = float(loop.step(run, batch))
-        run.check()
-        say(f"one step: loss {loss:.4f}, {time.perf_counter() - began:.2f} s, "
-            f"memory {gigabytes(peak_memory(run.device))}")  # fmt: skip
-        checkpoints.save(run)
-        model = run.eval_model()
-        for name, stage in recipe.stages.items():
-            for split in stage.splits:
-                whole = run.measurements.subject(model, split, stage.examples, stage.take)
-                few = Examples(
-                    whole.examples.images.part(0, EXAMPLES * run.processes),
-                    batch_size=EXAMPLES,
-                    device=run.device,
-                    accelerator=run.accelerator,
-                )
-                subject = replace(whole, examples=few)
-                result = run.measurements.stage(name, {split: subject})
-                took = result[split]["seconds"]
-                told = ", ".join(f"{measure} {seconds:.1f} s" for measure, seconds in took.items())
-                say(f"{name}, {len(few)} {split} examples: {told}")
-        say("a dry run: nothing was kept")
+        with ending(run):
+            say = run.console.say
+            say_training(run, resumed=False)
+            batch, began = next(run.batches()), time.perf_counter()
+            with watched(run.network, run.hooks):
+                loss = float(loop.step(run, batch))
+            run.check()
+            say(f"one step: loss {loss:.4f}, {time.perf_counter() - began:.2f} s, "
+                f"memory {gigabytes(peak_memory(run.device))}")  # fmt: skip
+            checkpoints.save(run)
+            model = run.eval_model()
+            for name, stage in recipe.stages.items():
+                for split in stage.splits:
+                    whole = run.measurements.subject(model, split, stage.examples, stage.take)
+                    few = Examples(
+                        whole.examples.images.part(0, EXAMPLES * run.processes),
+                        batch_size=EXAMPLES,
+                        device=run.device,
+                        accelerator=run.accelerator,
+                    )
+                    subject = replace(whole, examples=few)
+                    result = run.measurements.stage(name, {split: subject})
+                    took = result[split]["seconds"]
+                    told = ", ".join(f"{measure} {seconds:.1f} s" for measure, seconds in took.items())
+                    say(f"{name}, {len(few)} {split} examples: {told}")
+            say("a dry run: nothing was kept")
