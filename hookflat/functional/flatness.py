@@ -272,7 +272,7 @@ class _Climb:
         summed = summed or [torch.zeros_like(w) for w in self.weights]
         if examples.set.processes > 1:
             flat = examples.set.sum(torch.cat([total.view(1), *(g.flatten() for g in summed)]))
-            total, *parts = flat.split([1, *(g.numel() for g in summed)])
+            total, *parts = flat[0], *flat[1:].split([g.numel() for g in summed])
             summed = [part.view_as(g) for part, g in zip(parts, summed, strict=True)]
         self._move(summed)
         return total, by_inputs
