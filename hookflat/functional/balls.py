@@ -5,6 +5,7 @@ Every ball is cut by the cube [0, 1], and projections are exact: the nearest ima
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, Protocol, Self
 
@@ -40,7 +41,7 @@ class Ball(Protocol):
         ...
 
 
-class _Ball:
+class _Ball(ABC):
     """What the norms share: random starts."""
 
     def __init__(self, x: Tensor, eps: float) -> None:
@@ -82,13 +83,13 @@ class _Ball:
         """Of a point uniform on the sphere."""
         return seeds.normal(keys, tuple(self.x.shape[1:]), seed)
 
+    @abstractmethod
     def norm(self, delta: Tensor) -> Tensor:
         """Of each change of an image (n, C, H, W), in the ball's norm: (n,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, x_adv: Tensor) -> Tensor:
         """The allowed image nearest to `x_adv`."""
-        raise NotImplementedError
 
     def part(self, index: Tensor) -> Self:
         """Around the images at `index`."""

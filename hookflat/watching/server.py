@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hookflat.errors import UserError
-from hookflat.watching.watched import Watched, as_json
+from hookflat.recipe.tables import as_json
+from hookflat.watching.watched import Watched
 
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -70,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             facts = self.server.watched.facts()
         elif asked.path == "/curves":
             facts = self.server.watched.curves(parse_qs(asked.query).get("run", [""])[0])
-        self._answer(200 if facts is not None else 404, as_json(facts or {}), "application/json")
+        self._answer(200 if facts is not None else 404, as_json(facts or {}).encode(), "application/json")
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -59,7 +57,7 @@ class Watched:
         facts = {"name": self.folder.resolve().name, "study": self.is_study, "runs": runs}
         facts["states"] = Counter(run["state"] for run in runs)
         facts["left"] = self._left(runs, times) if self.is_study else runs[0]["left"]
-        return _finite(facts)
+        return facts
 
     def curves(self, name: str) -> Facts | None:
         """The charts of a run, each a title and lines of (epoch, value) by split; None for a name that is no run's."""
@@ -81,7 +79,7 @@ class Watched:
             title = what.label + (f" ({stage.replace('_', ' ')})" if twice[key] > 1 else "")
             charts.append({"title": title, "share": what.unit == "share", "lines": splits})
         charts.sort(key=lambda chart: chart["title"] in ("loss", "lr"))
-        return _finite({"name": name, "charts": charts, "recipe": self._text(run.recipe), "log": self._log(run)})
+        return {"name": name, "charts": charts, "recipe": self._text(run.recipe), "log": self._log(run)}
 
     # --- one run ------------------------------------------------------------------------------------------------------
 
@@ -185,17 +183,3 @@ def _in_use(run: RunFolder) -> bool:
     with suppress(OSError):
         return run.in_use()
     return False
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_json(facts: Facts) -> bytes:
-    """For the page."""
-    return json.dumps(facts, allow_nan=False).encode()
