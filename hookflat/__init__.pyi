@@ -24,7 +24,7 @@ from .functional.attack_view import attack_view as attack_view
 from .functional.attacks import Objective as Objective
 from .functional.data import Batch as Batch
 from .functional.data import Data as Data
-from .functional.data import Examples as Examples
+from .functional.examples import Examples as Examples
 from .functional.data import Images as Images
 from .functional.data import StreamedImages as StreamedImages
 from .functional.work import Work as Work

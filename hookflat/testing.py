@@ -23,7 +23,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hookflat.errors import TrainingFailed
 from hookflat.functional import seeds
-from hookflat.functional.data import Data, Examples, Images
+from hookflat.functional.data import Data, Images
+from hookflat.functional.examples import Examples
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import NORMS
 from hookflat.functional.threats import Threat

@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from PIL import Image as PilImage
 
 from hookflat import UserError
-from hookflat.functional.data import Data, Examples, Images
+from hookflat.functional.data import Data, Images
+from hookflat.functional.examples import Examples
 from hookflat.reading import hub
 from hookflat.testing import tiny_run
 

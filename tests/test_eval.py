@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import hookflat as library
 from hookflat import UserError
 from hookflat.errors import Stopped
-from hookflat.functional.data import Examples
+from hookflat.functional.examples import Examples
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.folder import about_weights
 from hookflat.records.results import Results

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional.data import Examples, Images
+from hookflat.functional.data import Images
+from hookflat.functional.examples import Examples
 
 FUNCTIONS = {
     "pgd": lambda net, x, y: hookflat.pgd(net, x, y, steps=1),

@@ -12,7 +12,7 @@ import hookflat
 from hookflat import UserError
 from hookflat.errors import Stopped
 from hookflat.functional.brackets import full_float32
-from hookflat.functional.data import Examples
+from hookflat.functional.examples import Examples
 from hookflat.records.folder import RunFolder
 from hookflat.testing import run_recipe, tiny_run
 

@@ -6,7 +6,8 @@ from torch import nn
 
 import hookflat
 from hookflat.functional import robustness
-from hookflat.functional.data import Examples, Images
+from hookflat.functional.data import Images
+from hookflat.functional.examples import Examples
 from hookflat.functional.work import Work
 
 ATTACK = {"eps": 0.1, "step_size": 0.03, "steps": 5, "restarts": 3}

@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
-from hookflat.functional.data import Examples, Images
+from hookflat.functional.data import Images
+from hookflat.functional.examples import Examples
 from hookflat.functional.networks import small_image_resnet
 from hookflat.testing import Found
 

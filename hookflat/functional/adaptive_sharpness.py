@@ -21,7 +21,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import differentiable, frozen
 from hookflat.functional.curvature import Sharpness, attack_for
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.flatness import Flatness, Held
 from hookflat.functional.layers import AuxiliaryHead, NormalizedLogits, RecenteredBatchNorm2d
 from hookflat.functional.losses import cross_entropy

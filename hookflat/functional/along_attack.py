@@ -13,7 +13,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent
 from hookflat.functional.brackets import frozen
 from hookflat.functional.curvature import relative_flatness_of
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sphere
 from hookflat.functional.robustness import Scored, columns

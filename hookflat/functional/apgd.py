@@ -15,7 +15,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import Objective, better, cross_entropy_with, gradient_at
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import check_images
+from hookflat.functional.examples import check_images
 from hookflat.functional.threats import Attack, AttackOptions
 
 APGD10 = Attack(steps=10, start="uniform")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import check_images, check_labels, check_pairs
+from hookflat.functional.examples import check_images, check_labels, check_pairs
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions, Ball
 

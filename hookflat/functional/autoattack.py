@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Examples, Loader, Set, set_of
+from hookflat.functional.examples import Examples, Loader, Set, set_of
 from hookflat.functional.work import Values, Work
 
 Version = Literal["standard", "plus", "rand", "custom"]

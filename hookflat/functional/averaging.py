@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from hookflat.functional.brackets import restored
-from hookflat.functional.data import Examples, Images
+from hookflat.functional.data import Images
+from hookflat.functional.examples import Examples
 from hookflat.functional.layers import AuxiliaryHead
 
 

@@ -20,7 +20,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import differentiable, frozen
-from hookflat.functional.data import Loader, Set, set_of
+from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
 from hookflat.functional.threats import Attack, AttackOptions

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from hookflat.errors import UserError
-from hookflat.functional.brackets import frozen
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 _ON_DEVICE = 4 * 2**30
 """Bytes of images that are kept on a GPU: CIFAR-10 has 0.15 GiB, ImageNet at 64 pixels 15."""
@@ -257,153 +252,3 @@ class Batch:
         self.target = torch.where(taken, y, self.target)
         self.index = torch.where(taken, -1, self.index)
         self.labeled = self.labeled & ~taken
-
-
-class Set(Protocol):
-    """Examples to measure on, as the measures see them: in batches, and what the other processes have of them.
-
-    Iterating yields (x, y, key): images (n, C, H, W) in [0, 1], labels (n,), and the position (n,) of each example in
-    the whole set, which seeds its random numbers.
-    """
-
-    processes: int
-    rank: int
-    batch_size: int
-    """The most examples that go through a network at a time, as far as it is known; 0 where it is not."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
-
-    def gather(self, values: Tensor) -> Tensor:
-        """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
-        ...
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes."""
-        ...
-
-
-class Examples(Set):
-    """The images of one split; over several processes each takes its share, each example once."""
-
-    def __init__(
-        self,
-        images: Images,
-        *,
-        batch_size: int = 250,
-        device: torch.device | str = "cpu",
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        self.images, self.batch_size, self.device, self.accelerator = images, batch_size, device, accelerator
-        self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-        self.mine = torch.arange(len(images))[self.rank :: self.processes]
-
-    def __len__(self) -> int:
-        """The number of examples over all processes."""
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        batches = self.mine.split(self.batch_size) if len(self.mine) else ()
-        for indices, (x, y) in zip(batches, self.images.batches(batches), strict=True):
-            yield x.to(self.device), y.to(self.device), indices.to(self.device)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
-        if self.processes == 1:
-            return values
-        every = torch.zeros(len(self), dtype=torch.float64, device=values.device)
-        every[self.mine.to(values.device)] = values.double()
-        return self.sum(every).to(values.dtype)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes."""
-        if self.accelerator is None or self.processes == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.accelerator.device), "sum").to(values.device)
-
-
-class Pairs(Set):
-    """Batches (x, y) from anywhere, the whole set on this process, in the order in which they come."""
-
-    processes, rank, batch_size = 1, 0, 0
-
-    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], model: nn.Module) -> None:
-        match loader:
-            case (Tensor() as x, Tensor() as y):
-                self.batch_size = 250
-                check_pairs(x, y)
-                self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(250), y.split(250), strict=True))
-            case _:
-                self.batches = loader
-        self.model, self.device = model, _device_of(model)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        seen = classes = 0
-        for x, y in self.batches:
-            check_images(x)
-            classes = classes or classes_of(self.model, x)
-            check_labels(y, classes)
-            check_pairs(x, y)
-            keys = torch.arange(seen, seen + len(y), device=self.device)
-            yield x.to(self.device), y.to(self.device, torch.int64), keys
-            seen += len(y)
-        if not seen:
-            raise ValueError("no examples to measure on: the loader gave no batch (it must be iterable more than once)")
-
-    def gather(self, values: Tensor) -> Tensor:
-        """All there are."""
-        return values
-
-    def sum(self, values: Tensor) -> Tensor:
-        """All there is."""
-        return values
-
-
-Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Examples
-"""Batches (x, y), one pair of tensors (split into batches of 250), or `Examples`.
-
-Images that are not floats in [0, 1], and labels that are not integers from 0 to the network's outputs minus 1, raise
-ValueError.
-"""
-
-
-def set_of(loader: Loader, model: nn.Module) -> Set:
-    """What a measure of `model` iterates over, images and labels checked and moved to its device."""
-    if not isinstance(loader, Examples):
-        return Pairs(loader, model)
-    if len(loader):
-        check_labels(loader.images.y, classes_of(model, loader.images.__getitems__(torch.tensor([0]))[0]))
-    return loader
-
-
-def classes_of(model: nn.Module, x: Tensor) -> int:
-    """How many logits `model` has for the first of the images `x`; it is left as found."""
-    with frozen(model), torch.no_grad():
-        return model(x[:1].to(_device_of(model))).shape[-1]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def check_pairs(x: Tensor, y: Tensor) -> None:
-    """Raises ValueError where there are not as many labels as images."""
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} images have {len(y)} labels")
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raises ValueError for labels that are not integers (n,) from 0 to `classes` - 1."""
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels should be integers (n,), not {tuple(y.shape)} {y.dtype}")
-    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels should lie in 0..{classes - 1} for {classes} logits, not in {low}..{high}")
-
-
-def check_images(x: Tensor) -> None:
-    """Raises ValueError for images that are not floats in [0, 1]."""
-    if not x.is_floating_point():
-        raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
-    low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")

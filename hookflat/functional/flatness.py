@@ -20,7 +20,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader, Set, set_of
+from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, layers, moved, norm_of, scaled_to, sphere
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses

@@ -20,7 +20,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, Objective, pgd
 from hookflat.functional.brackets import frozen
 from hookflat.functional.curvature import attack_for
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.robustness import columns
 from hookflat.functional.threats import Attack, AttackOptions, Threat

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader
+from hookflat.functional.examples import Loader
 from hookflat.functional.flatness import PGD10, adversarial_direction
 from hookflat.functional.neighborhood import layers, moved, scaled_to, sphere
 from hookflat.functional.robustness import attacked, mean

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hookflat.functional.data import check_labels
+from hookflat.functional.examples import check_labels
 
 _NO_LABEL = -(2**31)
 """Torch leaves -100 out of the loss in silence; nobody means this one."""

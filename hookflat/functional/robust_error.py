@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.robustness import PGD20X10, Scored, mean, scores, searched_views, start_of_restart
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Work

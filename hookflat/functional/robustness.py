@@ -18,7 +18,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader, Set, set_of
+from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work

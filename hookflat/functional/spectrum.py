@@ -14,7 +14,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attacks import PGD20
 from hookflat.functional.brackets import frozen
 from hookflat.functional.curvature import HessianOf, Points, attack_for
-from hookflat.functional.data import Loader
+from hookflat.functional.examples import Loader
 from hookflat.functional.neighborhood import layers
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work

@@ -21,7 +21,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen
-from hookflat.functional.data import Loader, set_of
+from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.robust_error import robust_error

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hookflat.functional.data import Set
+    from hookflat.functional.examples import Set
 
 Values = dict[str, Tensor]
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from hookflat.functional.brackets import full_float32, global_generators_restored
-from hookflat.functional.data import Batch, Examples, Images
+from hookflat.functional.data import Batch, Images
+from hookflat.functional.examples import Examples
 from hookflat.functional.robustness import RobustLoss
 from hookflat.recipe.recipe import Recipe, Stage
 from hookflat.training import checkpoints, loop

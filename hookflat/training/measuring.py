@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.functional.brackets import full_float32
-from hookflat.functional.data import Data, Examples
+from hookflat.functional.data import Data
+from hookflat.functional.examples import Examples
 from hookflat.functional.seeds import fingerprint
 from hookflat.functional.threats import Threat
 from hookflat.functional.work import Tally, Work

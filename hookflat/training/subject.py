@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from hookflat.functional.data import Examples
+from hookflat.functional.examples import Examples
 from hookflat.functional.robust_error import RobustError, robust_error
 from hookflat.functional.robustness import RobustLoss, robust_loss
 from hookflat.functional.threats import Attack, Precision, Threat

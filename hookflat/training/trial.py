@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hookflat.functional.brackets import global_generators_restored
-from hookflat.functional.data import Examples
+from hookflat.functional.examples import Examples
 from hookflat.recipe.recipe import Recipe
 from hookflat.training import checkpoints, loop
 from hookflat.training.ending import ending
