@@ -101,6 +101,7 @@ from .functional.neighborhood import project as project
 from .functional.neighborhood import scaled_to as scaled_to
 from .functional.neighborhood import sharpest as sharpest
 from .functional.neighborhood import sphere as sphere
+from .functional.averaging import MovingAverage as MovingAverage
 from .functional.averaging import recalibrated as recalibrated
 
 # --- brackets: what they change they put back

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Decay, Number, Objective, Run, Share, cross_entropy, hookimpl
-
-if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
+from hookflat import Batch, Decay, MovingAverage, Number, Objective, Run, Share, cross_entropy, hookimpl
 
 
 @dataclass(eq=False)
@@ -42,30 +39,18 @@ class AnnealingSelfDistillation:
     last_share: Annotated[Share, Field(description="at last")] = 0.95
 
     def __post_init__(self) -> None:
-        self._teacher: ModelEmaV3 | None = None
-        self._loaded: dict[str, Any] | None = None
-
-    def _started(self, run: Run) -> ModelEmaV3:
-        """The average; it starts from the weights before the first step."""
-        from timm.utils import ModelEmaV3
-
-        if self._teacher is None:
-            self._teacher = ModelEmaV3(run.network, decay=self.decay)
-        if self._loaded is not None:
-            self._teacher.module.load_state_dict(self._loaded)
-            self._loaded = None
-        return self._teacher
+        self._teacher = MovingAverage(self.decay)
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Any:
         optimizer = yield
-        self._started(run)
+        self._teacher.of(run.network)  # it begins with the weights before the first step
         return optimizer
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
         with torch.no_grad():
-            logits = self._started(run).module(batch.x)
+            logits = self._teacher.of(run.network)(batch.x)
         batch.target = self.rectified(logits, batch.target, run.step / run.total_steps)
 
     def rectified(self, logits: Tensor, target: Tensor, progress: float) -> Tensor:
@@ -87,11 +72,10 @@ class AnnealingSelfDistillation:
 
     @hookimpl
     def after_step(self, run: Run) -> None:
-        self._started(run).update(run.network)
+        self._teacher.update(run.network)
 
     def state_dict(self) -> dict[str, Any]:
-        assert self._teacher is not None
-        return dict(self._teacher.module.state_dict())
+        return self._teacher.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loaded = state
+        self._teacher.load_state_dict(state)

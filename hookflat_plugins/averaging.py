@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from hookflat import Decay, Run, hookimpl, recalibrated
-
-if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
+from hookflat import Decay, MovingAverage, Run, hookimpl, recalibrated
 
 
 @dataclass(eq=False)
@@ -30,40 +27,27 @@ class Averaging:
     statistics: Annotated[Literal["average", "copy", "recalibrate"], Field(description="of batch norm")] = "average"
 
     def __post_init__(self) -> None:
-        self._average: ModelEmaV3 | None = None
-        self._loaded: dict[str, Any] | None = None
-
-    def _started(self, run: Run) -> ModelEmaV3:
-        """The average; it starts from the weights before the first step."""
-        from timm.utils import ModelEmaV3
-
-        if self._average is None:
-            self._average = ModelEmaV3(run.network, decay=self.decay, exclude_buffers=self.statistics != "average")
-        if self._loaded is not None:
-            self._average.module.load_state_dict(self._loaded)
-            self._loaded = None
-        return self._average
+        self._average = MovingAverage(self.decay, statistics=self.statistics == "average")
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Any:
         optimizer = yield
-        self._started(run)
+        self._average.of(run.network)  # it begins with the weights before the first step
         return optimizer
 
     @hookimpl
     def after_step(self, run: Run) -> None:
-        self._started(run).update(run.network)
+        self._average.update(run.network)
 
     @hookimpl
     def eval_model(self, run: Run) -> nn.Module:
-        average = self._started(run).module
+        average = self._average.of(run.network)
         if self.statistics != "recalibrate":
             return average
         return recalibrated(average, run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
 
     def state_dict(self) -> dict[str, Any]:
-        assert self._average is not None
-        return dict(self._average.module.state_dict())
+        return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loaded = state
+        self._average.load_state_dict(state)

@@ -277,7 +277,7 @@ def test_the_teacher_of_adr_is_the_average_of_the_weights_and_the_attack_sees_it
         expected = {k: v.clone() for k, v in run.network.state_dict().items()}
         for batch in run.batches():
             run.hook.transform_batch(run=run, batch=batch)
-            teacher = run.plugins["adr"]._teacher.module
+            teacher = run.plugins["adr"]._teacher.of(run.network)
             assert not teacher.training
             logits = teacher(batch.x).detach()
             rectified = run.plugins["adr"].rectified(logits, batch.y, run.step / run.total_steps)

@@ -153,7 +153,7 @@ def test_recalibration_leaves_the_second_head_alone():
     with tiny_run({"plugins": plugins}) as run:
         for batch in run.batches():
             loop.step(run, batch)
-        average = run.plugins["averaging"]._average.module
+        average = run.plugins["averaging"]._average.of(run.network)
         heads = [next(m for m in net.modules() if isinstance(m, AuxiliaryHead)) for net in (average, run.eval_model())]
         means = [head.head[2].running_mean for head in heads]
         assert torch.equal(*means)

@@ -1,8 +1,9 @@
-"""Statistics of averaged networks."""
+"""Averaged networks, and their statistics."""
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +13,49 @@ from hookflat.functional.brackets import restored
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.layers import AuxiliaryHead
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
+
+class MovingAverage:
+    """m <- decay m + (1 - decay) w of a network's weights w, by timm; it begins as the network that it first sees.
+
+    `statistics`: whether running statistics are averaged too, or those of the network. What `load_state_dict` is given
+    counts from the next sight on.
+    """
+
+    def __init__(self, decay: float, *, statistics: bool = True) -> None:
+        self.decay, self.statistics = decay, statistics
+        self._average: ModelEmaV3 | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def of(self, network: nn.Module) -> nn.Module:
+        """The average, in evaluation mode."""
+        return self._started(network).module
+
+    def update(self, network: nn.Module) -> None:
+        """One step of the average."""
+        self._started(network).update(network)
+
+    def _started(self, network: nn.Module) -> ModelEmaV3:
+        from timm.utils import ModelEmaV3  # timm takes two seconds to import
+
+        if self._average is None:
+            self._average = ModelEmaV3(network, decay=self.decay, exclude_buffers=not self.statistics)
+        if self._loaded is not None:
+            self._average.module.load_state_dict(self._loaded)
+            self._loaded = None
+        return self._average
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; it has begun."""
+        assert self._average is not None
+        return dict(self._average.module.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._loaded = state
 
 
 def recalibrated(model: nn.Module, images: Images, *, batch_size: int, device: torch.device | str = "cpu") -> nn.Module:
