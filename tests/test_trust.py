@@ -167,7 +167,7 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     assert [cells[n]["trust"] for n in ("masked", "honest", "unknown")] == ["1 flag", "ok", ""]
     assert cells["masked"]["external RErr"] == "45.0"
-    assert "<td>1 flag</td>" in done.page.read_text()
+    assert '<td class="minor">1 flag</td>' in done.page.read_text()
 
 
 def test_reports_without_flags_are_as_they_were(tmp_path):
