@@ -115,7 +115,7 @@ class Console:
         protocol, lines = results.protocol, []
         measures = {m: (s.examples, o) for s in protocol.stages.values() for m, o in s.measures.items()}
         for name, (examples, options) in measures.items():
-            shown = [f"{k} {short(v)}" for k, v in options.items()]
+            shown = [f"{k} {short(v)}" for k, v in options.items() if v not in ("", None)]
             sizes = [f"{n} {split}" for split, n in examples.items()]
             lines.append(f"{name}: {', '.join([*shown, *sizes])} examples")
         table.caption = "\n".join([*lines, f"{protocol.threat}, step_size {short(protocol.step_size)}"])
