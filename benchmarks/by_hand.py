@@ -42,7 +42,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, attack: Budget, clean: Tensor | 
 
 def robust_loss(model: nn.Module, x: Tensor, y: Tensor, attack: Budget, restarts: int) -> Tensor:
     """(n,) the largest cross-entropy of the best iterates of all restarts."""
-    worst = torch.full((len(x),), -torch.inf)
+    worst = torch.full((len(x),), -torch.inf, device=x.device)
     for _ in range(restarts):
         x_adv = (x + attack.eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
         for step in range(attack.steps + 1):
@@ -216,7 +216,8 @@ class Training:
     def label_noise(self, x: Tensor, y: Tensor) -> Tensor:
         """Two fifths of the labels redrawn, in the loss alone."""
         x_adv = self._craft(x, y)
-        noisy = torch.where(torch.rand(len(y)) < 0.4, torch.randint(0, 10, (len(y),)), y)
+        drawn = torch.rand(len(y), device=y.device) < 0.4
+        noisy = torch.where(drawn, torch.randint_like(y, 10), y)
         return self._update(F.cross_entropy(self.model(x_adv), noisy))
 
     def autoaugment(self, x: Tensor, y: Tensor) -> Tensor:

@@ -291,7 +291,7 @@ class Bench:
         x, y, took = self.x[:4], self.y[:4], {}
         for restarts in (1, 2, 4):
             began = time.perf_counter()
-            hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=restarts)
+            hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=restarts)  # gives numbers: it waited
             took[restarts] = time.perf_counter() - began
         shown = ", ".join(f"{r}: {s / took[1]:.2f}" for r, s in took.items())
         print(f"\ntime of RLoss by restarts, over one: {shown}")

@@ -26,6 +26,7 @@ class AutoAugment:
 
     def __post_init__(self) -> None:
         self._mean: Tensor | None = None
+        self._colour: Tensor | None = None  # the same on the device
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
@@ -38,6 +39,8 @@ class AutoAugment:
     def _cut(self, x: Tensor, draws: Tensor) -> Tensor:
         """x with the square [centre - side/2, centre + side/2) of every image set to the mean colour."""
         assert self._mean is not None
+        if self._colour is None:
+            self._colour = self._mean.to(x).view(1, -1, 1, 1)
         height, width = x.shape[2:]
         inside = []
         for size, draw in ((height, draws[:, 0]), (width, draws[:, 1])):
@@ -46,7 +49,7 @@ class AutoAugment:
             pixel = torch.arange(size, device=x.device)
             inside.append((pixel >= first[:, None]) & (pixel < first[:, None] + side))
         square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        return torch.where(square, self._mean.to(x).view(1, -1, 1, 1), x)
+        return torch.where(square, self._colour, x)
 
 
 def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from hookflat.functional import cuda_graphs
 from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d
 from hookflat.functional.threats import Precision
 from hookflat.functional.winograd import WinogradConv2d, pays
@@ -52,9 +53,10 @@ class AttackView(nn.Module):
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
         self._plain = plain if fast is not plain else None
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._precision = "bf16" if precision == "auto" and bf16_pays(device) else precision
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._precision = "bf16" if precision == "auto" and bf16_pays(self._device) else precision
         self._compile = compile
+        self._graphs = cuda_graphs.Graphs()
         self._use(fast)
         self.refresh()
 
@@ -80,6 +82,13 @@ class AttackView(nn.Module):
         for module in self.view.modules():
             if isinstance(module, WinogradConv2d):
                 module.refresh()
+
+    def once(self) -> nn.Module:
+        """The same for one pass forward and back to the images, replayed on GPUs (`cuda_graphs`)."""
+        watched = hooked(self) or any(isinstance(m, AuxiliaryHead) for m in self.view.modules())
+        if self._compile or watched or not cuda_graphs.possible(self._device):
+            return self
+        return cuda_graphs.Once(self, self._graphs)
 
     def places(self, weight: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Where a parameter of the network is in the view: each tensor, and the factor folded into it, if any."""
@@ -116,6 +125,11 @@ class AttackView(nn.Module):
         if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
             self._folds = []
             self._use(plain)
+
+
+def once(model: nn.Module) -> nn.Module:
+    """What to ask for one gradient at the images: a view's `once`, or the network itself."""
+    return model.once() if isinstance(model, AttackView) else model
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import attack_view
+from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
 from hookflat.functional.examples import check_images, check_labels, check_pairs
 from hookflat.functional.losses import cross_entropy
@@ -109,7 +109,7 @@ def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[
     """The point, its objective (n,) and the gradient for it, all detached; `model` is frozen already."""
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
-        value = objective(model, x_adv)
+        value = objective(once(model), x_adv)
         (gradient,) = torch.autograd.grad(value.sum(), x_adv)
     return x_adv.detach(), value.detach(), gradient
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hookflat.functional.attack_view import attack_view
+from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
 from hookflat.functional.examples import Examples, Loader, Set, set_of
 from hookflat.functional.work import Values, Work
@@ -171,7 +171,7 @@ class _Observed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K)."""
         self.work.passed(len(x))
-        return self.model(x.to(self.dtype)).float()
+        return once(self.model)(x.to(self.dtype)).float()
 
 
 def _whole(loader: Loader, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, Set]:

@@ -100,7 +100,7 @@ def ball(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, fi
     """
     radii = torch.rand(len(weights), generator=generator)
     on_sphere = sphere(weights, xi, generator, filters=filters)
-    return [r.to(nu) * nu for r, nu in zip(radii.unbind(), on_sphere, strict=True)]
+    return [r * nu for r, nu in zip(radii.tolist(), on_sphere, strict=True)]  # numbers: a GPU waits for a copy
 
 
 def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filters: bool = False) -> list[Tensor]:

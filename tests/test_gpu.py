@@ -1,0 +1,170 @@
+"""What only a GPU can show: `ACCELERATE_USE_CPU=false python -m pytest tests/test_gpu.py`."""
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hookflat
+from hookflat import Data, Images, hookimpl
+from hookflat.functional import cuda_graphs, seeds
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.records.folder import RunFolder
+from hookflat.testing import TinyData, TinyModel, recipe, run_recipe, tiny_run
+from hookflat.training import entry, loop
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "false",
+    reason="needs a GPU, and ACCELERATE_USE_CPU=false",
+)
+
+SMALL = {"data": {"name": "digits", "train": 256, "test": 64}, "model": {"name": "resnet_small", "width": 16}}
+METHODS = {
+    "at": {},
+    "trades": {"loss": {"name": "trades"}},
+    "mart": {"loss": {"name": "mart"}},
+    "awp": {"plugins": {"awp": {"xi": 0.01}}},
+    "random weights": {"plugins": {"random_weights": {"xi": 0.5}}},
+    "entropy-sgd": {"optimizer": {"name": "entropy_sgd", "langevin_steps": 3}},
+    "label noise": {"plugins": {"label_noise": {"rate": 0.4}}},
+    "augment": {"plugins": {"augment": {"padding": 1}}},
+    "clipping": {"plugins": {"weight_clipping": {"w_max": 0.05}}},
+    "averaging": {"plugins": {"averaging": {"decay": 0.9}}},
+    "bf16": {"run": {"precision": "bf16"}, "attack": {"precision": "bf16"}},
+}
+
+
+@dataclass(eq=False)
+class Coloured:
+    """Random colour images."""
+
+    @hookimpl
+    def build_data(self):
+        x = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        images = Images(x, torch.arange(256) % 10)
+        return Data(images, images, 10)
+
+
+COLOURED = {"data": {"name": "coloured"}, "plugins": {"augment": {}, "autoaugment": {}}}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "autoaugment"])
+def test_no_step_waits_for_the_device(name):
+    tables = SMALL | METHODS.get(name, COLOURED)
+    with tiny_run(tables, [Coloured]) as run:
+        assert run.device.type == "cuda"
+        batches = [b for _ in range(3) for b in run.batches()]
+        for batch in batches[:8]:  # captures, caches and the optimizer's state are made in the first ones
+            loop.step(run, batch)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches[8:12]:
+                loop.step(run, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.check()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with tiny_run(SMALL) as run:
+        for _ in range(6):
+            for batch in run.batches():
+                loop.step(run, batch)
+            run.epoch += 1
+        x, y = run.data.test.__getitems__(torch.arange(64))
+        return run.network.eval(), x.cuda(), y.cuda()
+
+
+def test_graphs_find_what_passes_find(trained, monkeypatch):
+    net, x, y = trained
+    attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10)
+    captured = []
+    capture = torch.cuda.make_graphed_callables
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *a: captured.append(a) or capture(*a))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no CUDA graph")
+        with_graphs = [hookflat.robust_loss(net, (x, y), attack=attack, restarts=3), *_points(net, x, y, attack)]
+        assert captured
+    monkeypatch.setenv(cuda_graphs.SWITCH, "0")
+    without = [hookflat.robust_loss(net, (x, y), attack=attack, restarts=3), *_points(net, x, y, attack)]
+    assert with_graphs[0].loss == pytest.approx(without[0].loss, rel=1e-4)
+    assert with_graphs[0].error == without[0].error
+    for a, b in zip(with_graphs[1:], without[1:], strict=True):
+        assert (a != b).float().mean() < 0.01  # signs of gradients that round to zero
+
+
+def _points(net, x, y, attack):
+    return hookflat.pgd(net, x, y, attack=attack, momentum=0.9), hookflat.apgd(net, x, y, eps=0.15)
+
+
+def test_measures_agree_with_the_cpu(trained):
+    net, x, y = trained
+    attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10, restarts=2)
+
+    def measured(net, x, y):
+        robust = hookflat.robust_loss(net, (x, y), attack=attack)
+        average = hookflat.average_flatness(net, (x, y), samples=3, xi=0.3, reference=robust.loss, attack=attack)
+        worst = hookflat.worst_flatness(
+            net, (x, y), attempts=2, sweeps=10, xi=0.003, reference=robust.loss, attack=attack
+        )
+        found = hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["apgd-ce", "apgd-t"])
+        return robust.loss, robust.error, average.flatness, worst.flatness, found.error
+
+    on_gpu = measured(net, x, y)
+    on_cpu = measured(net.cpu(), x.cpu(), y.cpu())
+    net.cuda()
+    assert on_gpu == pytest.approx(on_cpu, rel=5e-3, abs=1 / 64 + 1e-9)
+
+
+def test_low_precision_reports_no_fewer_errors(trained):
+    net, x, y = trained
+    attack = hookflat.Attack(hookflat.Threat(0.1), 0.02, 10)
+    full = hookflat.robust_loss(net, (x, y), attack=attack)
+    low = hookflat.robust_loss(net, (x, y), attack=attack, precision="bf16")
+    assert low.error >= full.error
+    assert low.loss == pytest.approx(full.loss, rel=0.02)
+
+
+def test_draws_are_those_of_the_cpu():
+    keys = torch.arange(1000)
+    assert torch.equal(seeds.uniform(keys, (7,), 3), seeds.uniform(keys.cuda(), (7,), 3).cpu())
+    assert torch.allclose(seeds.normal(keys, (7,), 3), seeds.normal(keys.cuda(), (7,), 3).cpu(), atol=1e-5)
+    like = torch.zeros(64, 64, 3, 3)
+    (here,) = seeds.normals_like([like], torch.Generator().manual_seed(0))
+    (there,) = seeds.normals_like([like.cuda()], torch.Generator().manual_seed(0))
+    assert torch.allclose(here, there.cpu(), atol=1e-5)
+
+
+def test_autoaugment_does_to_a_batch_what_the_cpu_does():
+    from hookflat_plugins.autoaugment import policy_on
+
+    x = torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(400, 5, generator=torch.Generator().manual_seed(1))
+    mean = torch.full((3,), 0.5)
+    here, there = policy_on(x, draws, mean), policy_on(x.cuda(), draws.cuda(), mean.cuda()).cpu()
+    off = (here.int() - there.int()).abs()
+    assert (off > 1).float().mean() < 1e-3  # a nearest pixel that rounds to its neighbour
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_run_goes_on_where_it_stopped(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    tables = SMALL | {"run": {"epochs": 2, "precision": precision}}
+    run_recipe(tables, tmp_path / "whole")
+    stopped = hookflat.load_recipe(recipe(tables), catalogue=Catalogue([TinyData, TinyModel]))
+    entry.first_steps(stopped, 17, folder=tmp_path / "stopped")
+    run_recipe(tables, tmp_path / "stopped")
+    one, other = (load_file(RunFolder(tmp_path / name).network("last")) for name in ("whole", "stopped"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_compiled_network_trains_and_is_attacked(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        run_recipe(SMALL | {"run": {"epochs": 1, "compile": True}, "attack": {"compile": True}}, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").network("last")
