@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -53,25 +55,22 @@ class AutoAugment:
 
 
 def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
-    """torchvision's CIFAR-10 policy on every image of a batch (n, C, H, W) uint8, on its device.
+    """torchvision's CIFAR-10 policy on images x (n, C, H, W) uint8, each with its own draws.
 
     `draws` (n, 5) in [0, 1): the sub-policy, and for each of its two operations whether it is applied and in which
     direction. `mean` (C,) in [0, 1] fills what comes from outside. An operation runs once for all images that it is
     due on; on a GPU on all images, so that nobody has to wait and see which they are.
     """
-    from torchvision.transforms import v2
-    from torchvision.transforms.autoaugment import AutoAugmentPolicy
-
-    torchvisions = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=(255 * mean).round().int().tolist())
-    policies = torchvisions._policies
+    policies, space = _torchvisions()._policies, _torchvisions()._AUGMENTATION_SPACE
     chosen = (draws[:, 0] * len(policies)).long().clamp_max(len(policies) - 1)
+    fill = _colour(tuple((255 * mean).round().int().tolist()), x.device)
     for number in range(2):
         applied, sign = draws[:, 1 + 2 * number], draws[:, 2 + 2 * number]
         due: dict[tuple[str, float], Tensor] = {}
         for i, policy in enumerate(policies):
             name, probability, bin_of_ten = policy[number]
             here = (chosen == i) & (applied <= probability)
-            bins, signed = torchvisions._AUGMENTATION_SPACE[name]
+            bins, signed = space[name]
             sizes = bins(10, x.shape[2], x.shape[3])
             size = 0.0 if sizes is None else float(sizes[bin_of_ten])
             for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
@@ -80,14 +79,51 @@ def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
         before = x
         for (name, size), images in due.items():
             if x.is_cuda:
-                changed = _operation(torchvisions, before, name, size)
-                x = torch.where(images.view(-1, 1, 1, 1), changed, x)
+                x = torch.where(images.view(-1, 1, 1, 1), _operation(before, name, size, fill), x)
             elif len(index := images.nonzero().flatten()):
-                x = x.index_copy(0, index, _operation(torchvisions, before[index], name, size))
+                x = x.index_copy(0, index, _operation(before[index], name, size, fill))
     return x
 
 
-def _operation(torchvisions: Any, x: Tensor, name: str, size: float) -> Tensor:
-    return torchvisions._apply_image_or_video_transform(
-        x, name, size, interpolation=torchvisions.interpolation, fill=torchvisions._fill
-    )
+def _operation(x: Tensor, name: str, size: float, fill: Tensor) -> Tensor:
+    """torchvision's, without the constants that it copies to the device, for which a GPU waits."""
+    if name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
+        outside = fill.view(1, -1, 1).expand(len(x), -1, 1)
+        return torch.cat([outside, x.flatten(2)], dim=2)[:, :, _sources(name, size, *x.shape[2:], x.device)].view_as(x)
+    if name == "Sharpness":
+        return _sharpened(x, 1 + size)
+    policy = _torchvisions()
+    return policy._apply_image_or_video_transform(x, name, size, policy.interpolation, policy._fill)
+
+
+@cache
+def _torchvisions() -> Any:
+    from torchvision.transforms import v2
+    from torchvision.transforms.autoaugment import AutoAugmentPolicy
+
+    return v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=0)
+
+
+@cache
+def _colour(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=torch.uint8, device=device)
+
+
+@cache
+def _sources(name: str, size: float, height: int, width: int, device: torch.device) -> Tensor:
+    """From where an operation takes each pixel, (H W,): its place from 1 on, or 0 from outside of the image."""
+    places = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, height, width)
+    policy = _torchvisions()
+    moved = policy._apply_image_or_video_transform(places, name, size, policy.interpolation, policy._fill)
+    return moved.round().long().flatten().to(device)
+
+
+def _sharpened(x: Tensor, factor: float) -> Tensor:
+    """Blended with the mean of 3x3 pixels, the middle counted five times; the border stays."""
+    if min(x.shape[2:]) < 3:
+        return x
+    levels = x.float()
+    inside = levels[:, :, 1:-1, 1:-1]
+    blurred = ((F.avg_pool2d(levels, 3, stride=1, divisor_override=1) + 4 * inside) / 13).round()  # sums are exact
+    inside.add_(blurred - inside, alpha=1 - factor)
+    return levels.clamp_(0, 255).to(torch.uint8)

@@ -74,14 +74,18 @@ def normal(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
 def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Standard normal draws in the shape, type and place of each tensor; `generator` (CPU) only seeds them."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    return [_normals(t, derive_seed(seed, number)) for number, t in enumerate(tensors)]
+    each = [derive_seed(seed, number) for number in range(len(tensors))]
+    if tensors and all(t.is_cuda and t.device == tensors[0].device for t in tensors):
+        return _normals(tensors, each)  # a GPU has more to do at once; on a CPU a tensor alone stays in its caches
+    return [_normals([t], [s])[0] for t, s in zip(tensors, each, strict=True)]
 
 
-def _normals(like: Tensor, seed: int) -> Tensor:
-    """Box-Muller, both of each pair."""
-    counter = torch.arange(1, like.numel() // 2 + 2, device=like.device)
-    bits = _mix(counter * _GOLDEN + seed)
+def _normals(tensors: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
+    """Box-Muller, both of each pair; the draws of a tensor depend on its own seed alone."""
+    pairs = [t.numel() // 2 + 1 for t in tensors]
+    counters = [torch.arange(1, n + 1, device=t.device) for t, n in zip(tensors, pairs, strict=True)]
+    bits = _mix(torch.cat([c * _GOLDEN + seed for c, seed in zip(counters, seeds, strict=True)]))
     radius = torch.sqrt(-2 * torch.log((((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24))
     angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
-    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-    return pairs[: like.numel()].view(like.shape).to(like)
+    parts = zip((radius * torch.cos(angle)).split(pairs), (radius * torch.sin(angle)).split(pairs), strict=True)
+    return [torch.cat(both)[: t.numel()].view(t.shape).to(t) for t, both in zip(tensors, parts, strict=True)]
