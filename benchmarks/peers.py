@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mart": {"loss": {"name": "mart"}},
     "at_awp": {"plugins": {"awp": {"xi": 0.01}}},
     "random_weights": {"plugins": {"random_weights": {"xi": 0.5}}},
-    "entropy_sgd": {"optimizer": {"name": "entropy_sgd", "langevin_steps": 1000}},
+    "entropy_sgd": {"optimizer": {"name": "entropy_sgd", "lr": 0.01, "langevin_steps": 1000}},
     "label_noise": {"plugins": {"label_noise": {"rate": 0.4}}},
     "autoaugment": {"plugins": {"autoaugment": {}}},
 }
