@@ -12,6 +12,9 @@ from hookflat import Run, hookimpl, new_figure, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_EARLY = 0.1
+"""Of the training: before it losses may be far from all that follows, and set no limits of the axes."""
+
 _TRAIN, _TEST, _STOP = "#5aa9e6", "#1b3a6b", "#c8312b"
 
 
@@ -60,12 +63,25 @@ def overfitting(records: list[dict[str, Any]], epochs: int, best_epoch: int | No
             factor * v
             for s in ("train", "test")
             for e, v in zip(*curve(records, s, key), strict=True)
-            if e >= 0.1 * epochs
+            if e >= _EARLY * epochs
         ]
         axes.set(xlabel="share of the training", ylabel=label, xlim=(0, 1.01), ylim=(0, 1.25 * max(settled, default=1)))
         tidy(axes)
         axes.legend(frameon=False)
     return figure
+
+
+def _focus(axes: Any, points: list[tuple[float, float]], late: list[bool]) -> int:
+    """Limits that one early point far off does not set; how many points are outside of them."""
+    values = np.array(points)
+    settled = values[late] if sum(late) > 1 else values
+    low, high = settled.min(axis=0), settled.max(axis=0)
+    reach = 2 * np.maximum(high - low, 1e-3)
+    near = ((values >= low - reach) & (values <= high + reach)).all(axis=1)
+    low, high = values[near].min(axis=0), values[near].max(axis=0)
+    margin = 0.12 * np.maximum(high - low, 1e-3)
+    axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+    return int((~near).sum())
 
 
 def flatness_through_training(
@@ -93,7 +109,10 @@ def flatness_through_training(
         axes.scatter(x, y, s=170, facecolor="none", edgecolor=_STOP, lw=1.8, zorder=3, label=label)
         axes.legend(frameon=False)
     axes.set(xlabel="average-case flatness in RLoss (lower is flatter)", ylabel="test RLoss")
-    axes.margins(0.12)
+    outside = _focus(axes, [(flat[e], robust[e]) for e in at], [e > epochs / 4 for e in at])
+    if outside:
+        told = f"early snapshots outside: {outside}"
+        axes.text(0.98, 0.02, told, transform=axes.transAxes, ha="right", color="0.4", size=8)
     tidy(axes)
     figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=axes, label="share of the training")
     return figure

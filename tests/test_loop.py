@@ -81,6 +81,7 @@ def test_a_run_leaves_the_folder_of_the_design(tmp_path):
         "model_in_training.safetensors",
         "checkpoints/best.safetensors",
         "figures/overfitting.png",
+        "figures/overfitting.svg",
     }
     assert not any("writing" in name for name in found)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]

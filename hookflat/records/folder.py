@@ -320,14 +320,14 @@ class RunFolder:
                 parquet.write_table(table, beside)
         else:
             self.draw({name: what})
-            with replacing(self.figures / f"{name}.svg") as beside:
-                what.savefig(beside, format="svg", metadata={"Date": None})
 
     def draw(self, figures: dict[str, Figure]) -> None:
-        """Figures of the whole run, as PNG."""
+        """Figures, as PNG and SVG."""
         for name, figure in figures.items() if self.main else ():
             with replacing(self.figures / f"{name}.png") as beside:
                 figure.savefig(beside, format="png")
+            with replacing(self.figures / f"{name}.svg") as beside:
+                figure.savefig(beside, format="svg", metadata={"Date": None})
 
     def save_results(self, results: Results) -> None:
         """Write eval.json; its presence says that everything is measured."""

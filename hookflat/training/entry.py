@@ -122,7 +122,7 @@ def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
 
 
 def draw(run: Run) -> None:
-    """Figures of every plugin that draws, as PNG files in `figures/`."""
+    """Figures of every plugin that draws, as PNG and SVG in `figures/`."""
     if not run.main:
         return
     drawn = run.hook.draw(run=run, records=run.folder.records())
