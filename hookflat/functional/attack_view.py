@@ -8,6 +8,7 @@ convolutions and the transforms, which `refresh` recomputes.
 from __future__ import annotations
 
 import copy
+import sys
 import time
 import warnings
 from collections.abc import Hashable
@@ -26,11 +27,9 @@ from hookflat.functional.threats import Precision
 from hookflat.functional.winograd import WinogradConv2d, pays
 
 
-@cache
 def _foldable() -> tuple[type, ...]:
-    from timm.layers.norm_act import BatchNormAct2d  # timm takes two seconds to import
-
-    return nn.BatchNorm2d, RecenteredBatchNorm2d, BatchNormAct2d
+    timms = sys.modules.get("timm.layers.norm_act")  # who has a layer of it has imported it; it takes two seconds
+    return nn.BatchNorm2d, RecenteredBatchNorm2d, *((timms.BatchNormAct2d,) if timms else ())
 
 
 class AttackView(nn.Module):
