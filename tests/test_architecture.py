@@ -91,6 +91,14 @@ def test_the_face_is_listed_once_typed_and_fast():
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_a_look_at_all_plugins_imports_no_heavy_package_but_torch():
+    """timm and torchvision take seconds to import: who needs them does so when a network is made."""
+    code = "import sys; from hookflat.recipe.catalogue import Catalogue; [s.load() for s in Catalogue()]; print("
+    code += "[m for m in ('timm', 'torchvision', 'datasets', 'sklearn', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_no_module_outside_the_plugins_knows_a_measure_by_name():
     names = {n for s in Catalogue() if hasattr(cls := s.load(), "numbers") for n in cls().numbers()}
     names -= {"clean_error", "sharpness"}  # a field and a function of the library

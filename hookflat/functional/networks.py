@@ -28,6 +28,14 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "mish": nn.Mish,
+}
+
+
 def he_initialised(net: nn.Module) -> nn.Module:
     """He normal weights, fan_out for convolutions and fan_in for linear layers, biases 0 (protocol, section 3)."""
     for module in net.modules():

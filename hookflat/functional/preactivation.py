@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from timm.layers import create_act_layer
 from torch import Tensor, nn
 
-from hookflat.functional.networks import NORMS, he_initialised
+from hookflat.functional.networks import ACTIVATIONS, NORMS, Activation, he_initialised
 
 
 class PreActBlock(nn.Module):
@@ -27,16 +26,16 @@ class PreActBlock(nn.Module):
         out: int,
         stride: int,
         norm: Callable[..., nn.Module],
-        act: str,
+        act: Activation,
         raw_shortcut: bool,
         same: bool,
     ) -> None:
         super().__init__()
         self.same = same and stride == 2
         self.raw_shortcut = raw_shortcut
-        self.bn1, self.act1 = norm(channels), create_act_layer(act)
+        self.bn1, self.act1 = norm(channels), ACTIVATIONS[act]()
         self.conv1 = nn.Conv2d(channels, out, 3, stride, 0 if self.same else 1, bias=False)
-        self.bn2, self.act2 = norm(out), create_act_layer(act)
+        self.bn2, self.act2 = norm(out), ACTIVATIONS[act]()
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if stride > 1 or channels != out else None
 
@@ -62,7 +61,7 @@ class PreActNet(nn.Module):
         channels: int,
         classes: int,
         norm: str,
-        act: str,
+        act: Activation,
         *,
         final_norm: bool = True,
         raw_shortcut: bool = False,
@@ -81,7 +80,7 @@ class PreActNet(nn.Module):
                 before = width
             self.stages.append(nn.Sequential(*parts))
         self.bn = make(before) if final_norm else nn.Identity()
-        self.act = create_act_layer(act) if final_norm else nn.Identity()
+        self.act = ACTIVATIONS[act]() if final_norm else nn.Identity()
         self.fc = nn.Linear(before, classes)
         he_initialised(self)
 
