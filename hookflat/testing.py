@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ from hookflat.hookspecs import hookimpl
 from hookflat.recipe.catalogue import Catalogue, kind_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.options import InvalidOptions, build
-from hookflat.training import loop
+from hookflat.training import checkpoints, loop
 from hookflat.training.entry import FinishedRun, run
 from hookflat.training.run import Run
 from hookflat.training.subject import Subject
@@ -120,11 +121,13 @@ def run_recipe(tables: dict[str, Any] | None, folder: Path, plugins: Iterable[st
 
 
 @contextmanager
-def tiny_run(tables: dict[str, Any] | None = None, plugins: Iterable[type] = ()) -> Generator[Run]:
-    """A built `Run` of `recipe(tables)` in a temporary folder, before its first step."""
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+def tiny_run(
+    tables: dict[str, Any] | None = None, plugins: Iterable[type] = (), folder: Path | None = None
+) -> Generator[Run]:
+    """A built `Run` of `recipe(tables)` in a folder, a temporary one if None, before its first step."""
+    with tempfile.TemporaryDirectory() as temporary, torch.random.fork_rng():
         catalogue = Catalogue([TinyData, TinyModel, *plugins])
-        built = Run(load_recipe(recipe(tables), catalogue=catalogue), Path(folder, "run"))
+        built = Run(load_recipe(recipe(tables), catalogue=catalogue), folder or Path(temporary, "run"))
         built.folder.prepare(built.recipe)
         built.build()
         yield built
@@ -169,19 +172,21 @@ class _Interruption(Exception):  # noqa: N818
 
 
 @contextmanager
-def interrupted_after(passes: int) -> Generator[None]:
-    """Inside, any network with a linear layer raises in the forward pass after the first `passes`."""
+def interrupted_after(passes: int) -> Generator[list[nn.Module]]:
+    """Inside, any network with a linear layer raises in the forward pass after the first `passes`; which layers did."""
     left = passes
+    raised: list[nn.Module] = []
 
     def count(module: nn.Module, args: Any) -> None:
         nonlocal left
         left -= isinstance(module, nn.Linear)
         if left < 0:
+            raised.append(module)
             raise _Interruption
 
     handle = register_module_forward_pre_hook(count)
     try:
-        yield
+        yield raised
     except _Interruption:
         pass
     finally:
@@ -231,9 +236,11 @@ def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> No
         with tiny_run(tables, extra) as run:
             batch = next(run.batches())
             found = Found.of(run.network, buffers=buffers)
-            with interrupted_after(passes):
+            with interrupted_after(passes) as raised:
                 _use(run, kind, batch)
             found.assert_unchanged(run.network, buffers=buffers)
+        if not raised:
+            break
 
 
 def _use(run: Run, kind: str, batch: Any) -> None:
@@ -262,8 +269,7 @@ def switched_off_equals_no_plugin(plugin: str | type, options: Table = None) -> 
     tables, extra, _ = _in_place(plugin, (options or {}) | off)
     with tempfile.TemporaryDirectory() as folder:
         with_it = run_recipe(tables, Path(folder, "with"), extra)
-        without = run_recipe({}, Path(folder, "without"))
-        _assert_same_weights(with_it, without)
+        _assert_same(_weights(with_it), _weights_without())
 
 
 def gives_the_same_numbers_twice(plugin: str | type, options: Table = None) -> None:
@@ -278,7 +284,7 @@ def gives_the_same_numbers_twice(plugin: str | type, options: Table = None) -> N
 
 
 def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> None:
-    """Stopped after any of the first steps and started again, a run ends with the same weights and measures."""
+    """Stopped after the first step and after the fourth, a run ends with the same weights and measures."""
     tables, extra, kind = _in_place(plugin, options)
     if kind in ("data", "model"):
         return
@@ -286,13 +292,15 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
     with tempfile.TemporaryDirectory() as folder:
         whole = run_recipe(tables, Path(folder, "whole"), extra)
         for stop in (1, 4):
-            with tiny_run(tables, extra) as stopped:
+            with tiny_run(tables, extra, Path(folder, "stopped")) as stopped:
+                checkpoints.resume(stopped)
                 stopped.console.stepped = _stop_at(stop)  # ty: ignore[invalid-assignment]
                 with suppress(TrainingFailed):
                     loop.train(stopped)
-                resumed = run_recipe(tables, stopped.folder.path, extra)
-                _assert_same_weights(whole, resumed)
-                _assert_same_measures(whole, resumed)
+                assert stopped.step == min(stop + 1, stopped.total_steps), f"it began at step {stopped.step}"
+        resumed = run_recipe(tables, Path(folder, "stopped"), extra)
+        _assert_same_weights(whole, resumed)
+        _assert_same_measures(whole, resumed)
 
 
 def _stop_at(step: int) -> Callable[[int], None]:
@@ -303,11 +311,25 @@ def _stop_at(step: int) -> Callable[[int], None]:
     return stepped
 
 
-def _assert_same_weights(one: FinishedRun, other: FinishedRun) -> None:
-    a, b = (load_file(r.folder / "model.safetensors") for r in (one, other))
+def _weights(finished: FinishedRun) -> dict[str, Tensor]:
+    return load_file(finished.folder / "model.safetensors")
+
+
+@cache
+def _weights_without() -> dict[str, Tensor]:
+    """Those of a training without any plugin: the same for all that are switched off."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _weights(run_recipe({}, Path(folder, "without")))
+
+
+def _assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, f"different weights: {', '.join(different)}"
+
+
+def _assert_same_weights(one: FinishedRun, other: FinishedRun) -> None:
+    _assert_same(_weights(one), _weights(other))
 
 
 def _assert_same_measures(one: FinishedRun, other: FinishedRun) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -34,13 +33,6 @@ def hookflat(*arguments, cwd=None):
             sys.excepthook(*sys.exc_info())
             code = 1
     return Done(code, out.getvalue(), err.getvalue())
-
-
-def fresh(*arguments, cwd=None, **environment):
-    """The command in a process of its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
-    command = [sys.executable, "-m", "hookflat", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300, check=False)
 
 
 def fails(code, *arguments, **kwargs):

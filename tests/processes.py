@@ -17,6 +17,9 @@ from commands import Done
 
 from hookflat.cli import main
 
+IMPORTS = ("timm.layers", "torch._dynamo", "sklearn.datasets", "hookflat.cli.running", "hookflat.training.entry")
+"""What a training imports: once here, or seconds in each process."""
+
 
 @dataclass
 class Started:
@@ -69,7 +72,7 @@ def start(folder, *arguments, processes=1, call=None, **environment):
     shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
     if processes > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    for name in ("timm.layers", "torch._dynamo"):  # a training imports both: once here, or seconds in each process
+    for name in IMPORTS:
         importlib.import_module(name)
     pids = []
     sys.stdout.flush()
@@ -95,7 +98,9 @@ def _child(folder, rank, environment, arguments, call):
             file = os.open(folder / f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, descriptor)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(d, "wb", 0), write_through=True) for d in (1, 2))
-        os.environ.update({k: v for k, v in environment.items() if v is not None})
+        for name in [name for name, value in environment.items() if value is None]:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in environment.items() if value is not None})
         AcceleratorState._reset_state(True)
         sys.argv = ["hookflat", *map(str, arguments)]
         call() if call else main()

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import fails, fresh, hookflat
+from commands import fails, hookflat
 
 import hookflat as library
 from hookflat.cli import app
@@ -19,15 +19,18 @@ SMALL = {
     "eval.curves.examples": 10,
     "eval.through_training.examples": 10,
     "eval.final.examples": 10,
+    "eval.final.robust_loss.steps": 2,
     "eval.final.robust_loss.restarts": 1,
     "eval.final_flatness.examples": 10,
+    "eval.final_flatness.average_flatness.samples": 2,
+    "eval.final_flatness.average_flatness.steps": 2,
     "eval.final_flatness.average_flatness.reference_restarts": 1,
 }
 TINY = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
 def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
-    done = fresh("run", "trades", *TINY, cwd=tmp_path)
+    done = hookflat("run", "trades", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("trades: loss trades, optimizer sgd, schedule multistep")

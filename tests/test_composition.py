@@ -290,7 +290,7 @@ def in_place(name, options):
     if kind == "attack":
         table = {"eps": 0.1, "step_size": 0.05, "steps": 2} | table
     where = {kind: table} if slot else {"plugins": {name: table}}
-    return recipe({"run": {"epochs": 4}} | where)
+    return recipe({"run": {"epochs": 4}, "data": {"train": 16}} | where)
 
 
 def weights_after(name, options):

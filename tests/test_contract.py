@@ -1,19 +1,27 @@
 """Every installed plugin keeps the contract that hookflat.testing ships to third parties."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
+import torch
 
-from hookflat import testing
+from hookflat import hookimpl, testing
 from hookflat.recipe.catalogue import Catalogue
 
 OPTIONS = {
+    "average_flatness": {"samples": 2, "steps": 2, "reference_restarts": 2},
+    "clean_average_flatness": {"samples": 3},
+    "robust_loss": {"steps": 3, "restarts": 2},
+    **{name: {"steps": 2} for name in ("input_gradients", "lipschitz", "margins", "relative_flatness", "sharpness")},
     "early_stopping": {"holdout": 4, "every": 1},
     "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
     "landscape": {"kind": "adversarial", "directions": 2, "points": 3, "steps": 1},
     "landscape_2d": {"points": 3, "steps": 1},
-    "worst_flatness": {"attempts": 2, "sweeps": 2},
+    "worst_flatness": {"attempts": 2, "sweeps": 2, "steps": 2, "reference_restarts": 2},
     "clean_worst_flatness": {"attempts": 2, "sweeps": 2},
-    "hessian": {"probes": 2, "steps": 2, "remaximise": True},
+    "hessian": {"probes": 2, "steps": 2, "remaximise": True, "tolerance": 0.1},
     "adaptive_sharpness": {"samples": 1, "iterations": 1, "steps": 1, "norms": ["L2"]},
     "boundary_thickness": {"steps": 1, "points": 2},
     "filter_flatness": {"samples": 1, "steps": 1, "reference_restarts": 1},
@@ -30,7 +38,56 @@ def extra_images(tmp_path_factory):
     return {"path": str(path)}
 
 
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("plugin", Catalogue().names())
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_contract(check, plugin, extra_images):
     check(plugin, extra_images if plugin == "extra_data" else OPTIONS.get(plugin))
+
+
+# --- and the contract is broken by those who should break it ----------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Forgets:
+    """Its decay grows from step to step, and no checkpoint knows."""
+
+    off: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self):
+        self.steps = 0
+
+    @hookimpl
+    @torch.no_grad()
+    def after_step(self, run):
+        self.steps += 1
+        for p in run.network.parameters():
+            p.mul_(1 - 0.01 * self.steps)
+
+
+@dataclass(eq=False)
+class Leaves:
+    """Takes the weights back from where it moved them only where nothing was raised there."""
+
+    @hookimpl(wrapper=True)
+    def gradients(self, run):
+        before = [p.detach().clone() for p in run.network.parameters()]
+        for p in run.network.parameters():
+            p.data.mul_(1.01)
+        loss = yield
+        for p, value in zip(run.network.parameters(), before, strict=True):
+            p.data.copy_(value)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("plugin", "check", "told"),
+    [
+        (Forgets, testing.resumes_as_if_never_stopped, "different weights"),
+        (Forgets, testing.switched_off_equals_no_plugin, "different weights"),
+        (Leaves, testing.leaves_the_network_as_found, "weights or buffers moved"),
+    ],
+)
+def test_a_plugin_that_breaks_the_contract_is_told(plugin, check, told):
+    with pytest.raises(AssertionError, match=told):
+        check(plugin)

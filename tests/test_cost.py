@@ -102,7 +102,9 @@ SMALL = ["--set", "run.epochs=1", "--set", "data.train=40", "--set", "data.test=
 SMALL += ["--set", "plugins.early_stopping.holdout=10", "--set", "run.threads=1"]
 for stage in ("curves", "through_training", "final", "final_flatness"):
     SMALL += ["--set", f"eval.{stage}.examples=10"]
-SMALL += ["--set", "eval.final.robust_loss.restarts=1", "--set", "eval.final_flatness.average_flatness.steps=2"]
+SMALL += ["--set", "eval.final.robust_loss.restarts=1", "--set", "eval.final.robust_loss.steps=2"]
+SMALL += ["--set", "eval.final_flatness.average_flatness.samples=2"]
+SMALL += ["--set", "eval.final_flatness.average_flatness.steps=2"]
 SMALL += ["--set", "eval.final_flatness.average_flatness.reference_restarts=1"]
 
 

@@ -113,7 +113,7 @@ def test_normalised_logits_do_not_see_the_scale_of_the_logits(digits_net, digits
 
 
 def test_adaptive_sharpness_is_zero_without_radius_and_does_not_see_rescaling(digits_net, digits_pair):
-    pair = tuple(t[:20] for t in digits_pair)
+    pair = tuple(t[:10] for t in digits_pair)
     options = {**ATTACK, "start": "zero"}
     worst = {"iterations": 4, "batch_size": 7, **options}
     assert hookflat.worst_sharpness(digits_net, pair, rho=0, **worst).sharpness == pytest.approx(0, abs=1e-5)

@@ -181,8 +181,8 @@ MEASURES = {
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_does_not_depend_on_how_the_loader_batches(digits_net, digits_pair, name):
-    x, y = digits_pair
-    pieces = list(zip(x.split(7), y.split(7), strict=True))
+    x, y = (t[:12] for t in digits_pair)
+    pieces = list(zip(x.split(5), y.split(5), strict=True))
     one, many = MEASURES[name](digits_net, (x, y)), MEASURES[name](digits_net, pieces)
     assert many == pytest.approx(one, rel=1e-4)
 

@@ -20,6 +20,8 @@ from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
 from hookflat_plugins.digits import Digits
 from hookflat_plugins.resnet_small import ResNetSmall
 
+pytestmark = pytest.mark.usefixtures("short_autoattack")
+
 PLUGINS = [TinyData, TinyModel]
 PROTOCOL = """
 [eval.robustness]

@@ -32,10 +32,11 @@ def linear(seed=1, inputs=16):
 
 def test_flatness_is_zero_without_perturbation_and_grows_with_it(digits_net, digits_pair):
     options = {**ATTACK, "samples": 3, "reference_restarts": 1}
-    zero = hookflat.average_flatness(digits_net, digits_pair, xi=0, **options)
-    assert zero.reference == hookflat.robust_loss(digits_net, digits_pair, restarts=1, **ATTACK).loss
+    pair = tuple(t[:20] for t in digits_pair)
+    zero = hookflat.average_flatness(digits_net, pair, xi=0, **options)
+    assert zero.reference == hookflat.robust_loss(digits_net, pair, restarts=1, **ATTACK).loss
     assert zero.flatness == pytest.approx(0, abs=0.1)  # other random starts, the same weights
-    small, large = (hookflat.average_flatness(digits_net, digits_pair, xi=xi, **options).flatness for xi in (0.4, 1.0))
+    small, large = (hookflat.average_flatness(digits_net, pair, xi=xi, **options).flatness for xi in (0.4, 1.0))
     assert zero.flatness < small < large
 
 
@@ -57,12 +58,12 @@ def test_average_flatness_of_a_logistic_loss_against_a_large_sample():
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     net[1].weight.data = torch.tensor([[2.0], [0.0]])
     x, y = torch.ones(1, 1, 1, 1), torch.tensor([0])
-    f = hookflat.average_flatness(net, (x, y), xi=0.5, samples=4000, eps=0, steps=1, reference_restarts=1)
+    f = hookflat.average_flatness(net, (x, y), xi=1.0, samples=1500, eps=0, steps=1, reference_restarts=1)
     direction = torch.randn(1_000_000, 2)
     nu = direction / direction.norm(dim=1, keepdim=True)
-    expected = softplus(-(2 + nu[:, 0] - nu[:, 1])).mean().item() - math.log1p(math.exp(-2))
+    expected = softplus(-(2 + 2 * (nu[:, 0] - nu[:, 1]))).mean().item() - math.log1p(math.exp(-2))
     assert f.flatness == pytest.approx(expected, abs=4 * f.standard_error + 1e-3)
-    assert f.standard_error < 0.01
+    assert f.standard_error < 0.05 * expected
 
 
 @pytest.mark.parametrize("filters", [False, True])

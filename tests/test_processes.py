@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.commands.launch import launch_command, launch_command_parser
 from commands import fails
 from processes import finished
 from safetensors.torch import load_file
@@ -23,11 +24,7 @@ from hookflat.training import loop
 from hookflat.training.launch import check_launch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hookflat"]
-ACCELERATE = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "hookflat"),
-]
-ONE = [sys.executable, "-m", "hookflat"]
+"""The other launcher, accelerate's, is that of studies: tests/test_study.py."""
 
 RECIPE = """
 data = {{ name = "digits", train = 48, test = 60 }}
@@ -57,16 +54,9 @@ def start(launcher, recipe, folder, *arguments, **environment):
     """By a launcher, in fresh interpreters; or, for a number, on so many processes forked from this one."""
     command = ["run", str(recipe), "--out", str(folder), *map(str, arguments)]
     if isinstance(launcher, int):
-        return finished(folder.with_name(f"{folder.name}.said"), *command, processes=launcher)
+        return finished(folder.with_name(f"{folder.name}.said"), *command, processes=launcher, **environment)
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(
-        [*launcher, *command],
-        env={k: v for k, v in env.items() if v is not None},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return subprocess.run([*launcher, *command], env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def write(tmp_path, loss="at", optimizer="sgd", plugins=""):
@@ -85,13 +75,13 @@ STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugi
 @pytest.mark.parametrize(
     ("launcher", "loss", "optimizer", "plugins"),
     [
-        (TORCHRUN, "at", "sgd", STOPPING + ATTACKED),
-        (2, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
-        (ACCELERATE, "at", "sgd", ALL),
+        (2, "at", "sgd", STOPPING + ATTACKED),
+        (TORCHRUN, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
+        (2, "at", "sgd", ALL),
         (2, "at", "entropy_sgd", ""),
         (2, 'uat", targets = "ot', "sgd", POOL + TURNED),
     ],
-    ids=["at, weight attack", "trades", "awp and more, accelerate", "entropy_sgd", "uat and more"],
+    ids=["at, weight attack", "trades, torchrun", "awp and more", "entropy_sgd", "uat and more"],
 )
 def test_two_processes_give_the_weights_and_measures_of_one(tmp_path, launcher, loss, optimizer, plugins):
     recipe = write(tmp_path, loss, optimizer, plugins)
@@ -146,7 +136,7 @@ def test_processes_keep_the_same_weights_and_running_statistics(tmp_path):
 
 
 def test_a_launch_of_fewer_processes_than_announced_is_refused(tmp_path):
-    done = start(ONE, write(tmp_path), tmp_path / "run", WORLD_SIZE="2", ACCELERATE_USE_CPU=None)
+    done = start(1, write(tmp_path), tmp_path / "run", WORLD_SIZE="2", ACCELERATE_USE_CPU=None)
     assert done.returncode == 2
     assert "asked for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr
@@ -155,9 +145,12 @@ def test_a_launch_of_fewer_processes_than_announced_is_refused(tmp_path):
 
 def test_accelerates_silent_single_process_is_refused(tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts one process and says nothing."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "hookflat"]
-    done = start(launcher, write(tmp_path), tmp_path / "run")
-    assert done.returncode != 0
+    asked = launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "-m", "hookflat"])
+    with patch("subprocess.Popen") as started, pytest.raises(subprocess.CalledProcessError):
+        launch_command(asked)
+    (call,) = started.call_args_list
+    done = start(1, write(tmp_path), tmp_path / "run", **call.kwargs["env"])
+    assert done.returncode == 2
     assert "asked for several processes, but started one" in done.stderr
 
 
@@ -201,7 +194,12 @@ def measures(folder):
             net, examples, kind="adversarial", directions=1, points=3, **attack
         ).loss.tolist(),
         "autoattack": hookflat.autoattack(
-            net.float(), Examples(data, batch_size=7, accelerator=accelerator), eps=0.1, batch_size=6
+            net.float(),
+            Examples(data, batch_size=7, accelerator=accelerator),
+            version="custom",
+            attacks=["apgd-ce", "apgd-dlr"],
+            eps=0.1,
+            batch_size=6,
         ).broken_by.tolist(),
     }
     if accelerator.is_main_process:
@@ -247,17 +245,18 @@ def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
         assert two[name] == pytest.approx(value, abs=1e-3), name
 
 
-@pytest.mark.parametrize("begun", [1, 4])
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, begun):
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Without batch norm: the weights and lines of a run that one process made, in four parts at a time or at once."""
     recipe = write(tmp_path, plugins="[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n")
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert start(1, recipe, whole).returncode == 0
-    first = start(begun, recipe, moved, "--max-steps", 4)
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert "stopped after step 4 of 6" in first.stdout
-    assert not (moved / "eval.json").exists()
-    done = start(2 if begun == 4 else 4, recipe, moved)
+    for processes, stop in ((1, 2), (4, 4)):
+        part = start(processes, recipe, moved, "--max-steps", stop)
+        assert part.returncode == 0, part.stderr[-2000:]
+        assert f"stopped after step {stop} of 6" in part.stdout
+        assert not (moved / "eval.json").exists()
+    assert "resumed after step 2" in part.stdout
+    done = start(2, recipe, moved)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed after step 4" in done.stdout
     one, other = (load_file(f / "model.safetensors") for f in (whole, moved))

@@ -5,10 +5,13 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr
 
 import pytest
+import torch
 from commands import fails, hookflat
+from safetensors.torch import load_file
 
 from hookflat import UserError, run
 from hookflat.recipe.shipped import recipes_folder
@@ -55,13 +58,14 @@ reference_restarts = 1
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs are made in this process: starting a fresh one takes seconds."""
+    """Runs are made in this process, one at a time: starting a fresh one takes seconds."""
+    one = threading.Lock()
 
     def status(_, command, log, environment):
         from hookflat.cli import app
 
         assert command[:3] == [sys.executable, "-m", "hookflat"]
-        with redirect_stderr(io.StringIO()) as said:
+        with one, redirect_stderr(io.StringIO()) as said:
             code = app(command[3:], standalone_mode=False)
         log.write_text(said.getvalue())
         return code or 0
@@ -218,8 +222,9 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
 
 
 def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
-    """Its local executor, as it would on a cluster, and a run under accelerate launch."""
+    """Its local executor, as it would on a cluster, and accelerate launch, whose run has the weights of one process."""
     study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("width = 8", 'width = 8, norm = "group"'))
     found = read_study(study)
     with pytest.raises(UserError, match="how long a run may take"):
         submit(found, cluster="local")
@@ -229,6 +234,10 @@ def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
     assert submitted.result() == ["done"]
     (job,) = found.jobs
     assert json.loads((job.folder / "environment.json").read_text())["processes"] == 2
+    assert job.log.read_text().count("epoch 1/1") == 1  # only the main process speaks
+    alone = load_file(run(job.resolved(), folder=tmp_path / "alone").folder / "model.safetensors")
+    for name, weights in load_file(job.folder / "model.safetensors").items():
+        assert torch.allclose(weights, alone[name], atol=2e-5), name
     assert set(Plan.of(found).states.values()) == {"done"}
     assert submit(found, cluster="local", timeout_min=5) == []
 
@@ -303,7 +312,7 @@ def test_tables_of_values_and_lines_that_were_cut_off_do_no_harm(study):
     assert Plan.of(found).hours == pytest.approx(2.0)
 
 
-def test_the_commands(study, tmp_path):
+def test_the_commands(study, here, tmp_path):
     study.write_text(study.read_text().replace("[0, 1]", "[0]"))
     assert "todo     tiny-beta=6-0" in hookflat("study", study, "--plan", cwd=tmp_path).stdout
     done = hookflat("study", study, "--jobs", "2", cwd=tmp_path)

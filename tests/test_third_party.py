@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import Done
 from processes import finished
 from safetensors.torch import load_file
 
@@ -34,8 +35,8 @@ EXAMPLE = ROOT / "examples" / "hookflat-alp"
 PAGE = ROOT / "docs" / "plugins.md"
 
 
-def succeeded(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+def succeeded(done: subprocess.CompletedProcess[str] | Done) -> str:
+    assert done.returncode == 0, f"{getattr(done, 'args', '')}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -51,14 +52,31 @@ class Environment:
         base = {"base": str(self.venv), "platbase": str(self.venv)}
         return Path(sysconfig.get_path("purelib", "venv", vars=base))
 
-    def run(self, command: str, *args: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program of this environment; `path` goes into PYTHONPATH."""
+    def run(
+        self, command: str, *args: object, path: Path | None = None, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of this environment; `path` goes into PYTHONPATH, `given` to its input."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))}
         clean |= {"PYTHONNOUSERSITE": "1"} | ({"PYTHONPATH": str(path)} if path else {})
         program = self.venv / "bin" / command
         return subprocess.run(
-            [program, *map(str, args)], cwd=self.cwd, env=clean, capture_output=True, text=True, check=False
+            [program, *map(str, args)],
+            cwd=self.cwd,
+            env=clean,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
         )
+
+    def hookflat(self, *commands: tuple[object, ...], path: Path | None = None) -> list[Done]:
+        """`hookflat ARGUMENTS` for each of the commands, one after another in one fresh process."""
+        script = "import json, sys; from commands import hookflat\nfor line in sys.stdin:\n"
+        script += " done = hookflat(*json.loads(line)); print(json.dumps(vars(done)), flush=True)"
+        code = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n{script}"
+        lines = "".join(json.dumps([str(part) for part in command]) + "\n" for command in commands)
+        done = self.run("python", "-c", code, path=path, given=lines)
+        return [Done(**json.loads(line)) for line in succeeded(done).splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +112,16 @@ def test_everything_comes_from_the_wheels(installed):
         assert (installed.packages / "hookflat" / file).is_file()
 
 
-def test_the_plugins_are_listed_with_their_package(installed):
-    lines = succeeded(installed.run("hookflat", "plugins")).splitlines()
+def test_the_plugins_are_listed_with_their_package(said):
+    lines = succeeded(said["hookflat plugins"]).splitlines()
     ours = {line.split()[0]: line for line in lines if "hookflat-alp 0.1.0" in line}
     assert list(ours) == ["alp", "local_lipschitz"]
     assert ours["alp"].split()[1] == "loss"
     assert ours["local_lipschitz"].split()[1] == "measure"
 
 
-def test_recipes_travel_in_the_wheels_and_are_listed_with_their_package(installed):
-    lines = succeeded(installed.run("hookflat", "recipes")).splitlines()
+def test_recipes_travel_in_the_wheels_and_are_listed_with_their_package(installed, said):
+    lines = succeeded(said["hookflat recipes"]).splitlines()
     lines = [line for line in lines if not line.lstrip().startswith("needs")]
     theirs = [line for line in lines if line.endswith(" (hookflat-alp)")]
     assert [line.split()[0] for line in theirs] == ["alp"]
@@ -125,6 +143,7 @@ FEW = {
     "eval.through_training.average_flatness.samples": 1,
     "eval.final.examples": 15,
     "eval.final.robust_loss.restarts": 1,
+    "eval.final.robust_loss.steps": 2,
     "eval.final_flatness.examples": 10,
     "eval.final_flatness.average_flatness.samples": 1,
     "eval.final_flatness.average_flatness.reference_restarts": 1,
@@ -141,9 +160,9 @@ def test_the_recipe_runs_by_name(installed):
     assert tomllib.loads((folder / "recipe.toml").read_text())["loss"] == {"name": "alp", "weight": 0.5, "clean": 0.5}
 
 
-def shown(installed: Environment, *arguments: object) -> dict:
+def shown(done: Done) -> dict:
     """The tables that `hookflat show` prints."""
-    return tomllib.loads(succeeded(installed.run("hookflat", "show", *arguments)).split("\nhooks, in call order")[0])
+    return tomllib.loads(succeeded(done).split("\nhooks, in call order")[0])
 
 
 def measures(tables: dict) -> dict[str, set[str]]:
@@ -152,8 +171,8 @@ def measures(tables: dict) -> dict[str, set[str]]:
     return {stage: {n for n, table in tables.items() if isinstance(table, dict)} for stage, tables in stages.items()}
 
 
-def test_a_scale_of_hookflat_fits_the_recipe_of_the_package(installed):
-    small, large = shown(installed, "alp"), shown(installed, "alp", "--with", "scales/cifar10")
+def test_a_scale_of_hookflat_fits_the_recipe_of_the_package(said):
+    small, large = shown(said["hookflat show alp"]), shown(said["hookflat show alp --with scales/cifar10"])
     assert small["data"]["name"] == "digits"
     assert large["data"]["path"] == "uoft-cs/cifar10"
     assert large["attack"]["eps"] == large["eval"]["eps"] == 8 / 255
@@ -192,24 +211,17 @@ def broken(tmp_path: Path) -> Path:
 REASON = "plugin 'broken' of broken-plugin 0.3 cannot be imported: RuntimeError: no GPU driver"
 
 
-def test_a_broken_plugin_is_left_out_of_the_list(installed, broken):
-    done = installed.run("hookflat", "plugins", path=broken)
-    assert "hookflat-alp 0.1.0" in succeeded(done)
-    assert done.stderr.splitlines() == [f"hookflat: left out: {REASON}"]
-
-
-def test_a_broken_plugin_harms_no_recipe_without_it(installed, broken):
-    done = installed.run("hookflat", "show", "alp", path=broken)
-    assert 'name = "alp"' in succeeded(done)
-    assert done.stderr == ""
-
-
-def test_a_recipe_with_a_broken_plugin_ends_with_the_reason(installed, broken):
+def test_a_broken_plugin_is_left_out_of_the_list_and_harms_no_recipe_without_it(installed, broken):
+    """A recipe with it ends with the reason."""
     recipe = broken / "mine.toml"
     recipe.write_text('extends = "alp"\n\n[plugins.broken]\n')
-    done = installed.run("hookflat", "show", recipe, path=broken)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"hookflat: {recipe}:3: plugins.broken: {REASON}"]
+    without, with_it, plugins = installed.hookflat(("show", "alp"), ("show", recipe), ("plugins",), path=broken)
+    assert "hookflat-alp 0.1.0" in succeeded(plugins)
+    assert plugins.stderr.splitlines() == [f"hookflat: left out: {REASON}"]
+    assert 'name = "alp"' in succeeded(without)
+    assert without.stderr == ""
+    assert with_it.returncode == 2
+    assert with_it.stderr.splitlines() == [f"hookflat: {recipe}:3: plugins.broken: {REASON}"]
 
 
 # --- the page that explains it ----------------------------------------------------------------------------------------
@@ -279,13 +291,24 @@ def console(blocks: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
 
 
 COMMANDS = dict(console(README)) | dict(console(BLOCKS))
+OTHERS = ("plugins", "recipes", "show alp", "show alp --with scales/cifar10", "show mine.toml")
+
+
+@pytest.fixture(scope="module")
+def said(installed: Environment) -> dict[str, Done]:
+    """What hookflat says to every command of the pages and to the others of this file."""
+    shutil.copy(EXAMPLE / "hookflat_alp" / "alp.py", installed.cwd)
+    (text,) = [text for language, _, text in README if language == "toml"]
+    (installed.cwd / "mine.toml").write_text(text)
+    commands = [*dict.fromkeys([*COMMANDS, *(f"hookflat {arguments}" for arguments in OTHERS)])]
+    done = installed.hookflat(*(command.split()[1:] for command in commands))
+    return dict(zip(commands, done, strict=True))
 
 
 @pytest.mark.parametrize(("command", "output"), COMMANDS.items(), ids=COMMANDS)
-def test_commands_do_what_the_page_says(installed, command, output):
+def test_commands_do_what_the_page_says(said, command, output):
     """Printed output word for word; "..." stands for any lines."""
-    shutil.copy(EXAMPLE / "hookflat_alp" / "alp.py", installed.cwd)
-    done = installed.run(*command.split())
+    done = said[command]
     if not output:
         succeeded(done)
         return
@@ -294,11 +317,9 @@ def test_commands_do_what_the_page_says(installed, command, output):
     assert re.fullmatch("".join(lines), printed), printed
 
 
-def test_the_recipe_of_the_readme_is_one(installed, tmp_path):
+def test_the_recipe_of_the_readme_is_one(said):
     (text,) = [text for language, _, text in README if language == "toml"]
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(text)
-    tables = shown(installed, recipe)
+    tables = shown(said["hookflat show mine.toml"])
     assert tables["loss"]["name"] == "alp"
     assert tables["plugins"]["awp"]["xi"] == tomllib.loads(text)["plugins"]["awp"]["xi"]
 

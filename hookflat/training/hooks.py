@@ -16,7 +16,7 @@ class Hooks:
     """The hooks of one run: `hooks.call.NAME(...)` calls the registered plugins, first registered first."""
 
     def __init__(self, plugins: dict[str, Any]) -> None:
-        self.manager = pluggy.PluginManager("hookflat")
+        self.manager = _Manager("hookflat")
         self.manager.add_hookspecs(hookspecs)
         for name, plugin in reversed(plugins.items()):  # pluggy calls the last registered first
             try:
@@ -86,6 +86,12 @@ class Hooks:
         return TrainingFailed(
             f"plugin {name!r} failed in {where}: {type(error).__name__}: {error} ({place}; --debug shows the traceback)"
         )
+
+
+class _Manager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """None for double underscores, of which every object has thirty: looking into them took most of `register`."""
+        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
 def _told(name: str | None, error: pluggy.PluginValidationError) -> str:
