@@ -40,9 +40,10 @@ def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
     for row in ("clean error, test", "RErr (PGD), test", "RLoss, train", "RLoss, gap", "average-case flatness, test"):
         assert row in done.stdout
     assert "\x1b" not in done.stdout
-    assert (tmp_path / "runs" / "trades-0" / "figures" / "overfitting.png").stat().st_size > 5000
-    assert (tmp_path / "runs" / "trades-0" / "figures" / "flatness_through_training.png").exists()
-    environment = json.loads((tmp_path / "runs" / "trades-0" / "environment.json").read_text())
+    (run,) = (tmp_path / "runs").glob("trades+????????-0")
+    assert (run / "figures" / "overfitting.png").stat().st_size > 5000
+    assert (run / "figures" / "flatness_through_training.png").exists()
+    environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"]
     assert "complete already" in hookflat("run", "trades", *TINY, cwd=tmp_path).stdout
 

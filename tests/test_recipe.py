@@ -1,3 +1,4 @@
+import re
 import tomllib
 
 import pytest
@@ -297,3 +298,38 @@ def test_fractions_are_the_nearest_numbers():
         assert loaded.slots["attack"].eps == float(Fraction(above, below))
     fails("attack.eps: should be a finite number", "at", overrides={"attack.eps": "nan"})
     fails("neither a number nor a fraction", "at", overrides={"attack.eps": "8/"})
+
+
+NAMED = {
+    "as it is": ({}, "runs/trades-0"),
+    "a seed": ({"overrides": ["run.seed=1"]}, "runs/trades-1"),
+    "a scale": ({"overlays": ["scales/cifar10"]}, "runs/trades+cifar10-0"),
+    "values in the order of their keys": (
+        {"overrides": ["run.epochs=2", "loss.beta=1/2", "run.epochs=3"]},
+        "runs/trades+beta=1_2+epochs=3-0",
+    ),
+    "keys that end alike": (
+        {"overrides": {"attack.eps": 0.1, "eval.eps": 0.1}},
+        "runs/trades+attack.eps=0.1+eval.eps=0.1-0",
+    ),
+    "another folder": ({"overrides": ["run.folder=x/{recipe}", "loss.beta=3"]}, "x/trades+beta=3"),
+}
+
+
+@pytest.mark.parametrize(("given", "folder"), NAMED.values(), ids=NAMED)
+def test_what_is_laid_over_a_recipe_names_its_folder(given, folder):
+    assert str(load_recipe("trades", **given).folder) == folder
+
+
+def test_many_values_are_named_by_their_hash_whatever_their_order():
+    many = [f"eval.{stage}.examples={count}" for stage in ("curves", "through_training", "final") for count in (7,)]
+    given = (many, many[::-1], [*many[:-1], "eval.final.examples=8"])
+    first, again, other = (load_recipe("trades", overrides=values).folder.name for values in given)
+    assert re.fullmatch(r"trades\+[0-9a-f]{8}-0", first)
+    assert first == again != other
+
+
+def test_a_file_of_plugins_names_its_folder(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from hookflat import hookimpl\nclass Mine:\n    @hookimpl\n    def criterion(self): ...\n")
+    assert load_recipe("trades", catalogue=Catalogue([file])).folder.name == "trades+mine-0"

@@ -7,12 +7,14 @@ whose `name` changes drops the options of the plugin it had. Every value remembe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
 from hookflat.recipe.merging import Merged, assignment
+from hookflat.recipe.naming import suffix
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
@@ -43,14 +45,15 @@ def load_recipe(
     else:
         recipe = find_recipe(recipe)
         merged.add_file(recipe)
+    overlays, catalogue = list(overlays), catalogue or Catalogue()
     for overlay in overlays:
         merged.add_file(find_recipe(overlay))
-    pairs = overrides.items() if isinstance(overrides, dict) else (assignment(o) for o in overrides)
-    for key, value in pairs:
+    values = list(overrides.items()) if isinstance(overrides, dict) else [assignment(o) for o in overrides]
+    for key, value in values:
         merged.add_value(key, value)
-    return _Checker(merged, catalogue or Catalogue(), needs).recipe(
-        name or ("recipe" if isinstance(recipe, dict) else recipe.stem)
-    )
+    loaded = _Checker(merged, catalogue, needs).recipe(name or ("recipe" if isinstance(recipe, dict) else recipe.stem))
+    files = [file for file in catalogue.extra if isinstance(file, Path)]
+    return replace(loaded, suffix=suffix(overlays, files, dict(values)))
 
 
 class _Checker:

@@ -32,7 +32,9 @@ class RunOptions:
     compile: Annotated[bool, Field(description="torch.compile the network in training")] = False
     threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: as the network needs")] = 0
     checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
-    folder: Annotated[str, Field(description="{recipe} and {seed} are filled in")] = "runs/{recipe}-{seed}"
+    folder: Annotated[str, Field(description="{recipe}, with what is laid over it, and {seed} are filled in")] = (
+        "runs/{recipe}-{seed}"
+    )
 
     def __post_init__(self) -> None:
         unknown = set(re.findall(r"{(.*?)}", self.folder)) - {"recipe", "seed"}
@@ -122,11 +124,14 @@ class Recipe:
     """The resolved recipe with every default filled in."""
     catalogue: Catalogue = field(repr=False)
     """Where its plugins were found."""
+    suffix: str = ""
+    """What was laid over it, as it stands in the folder's name: "+cifar10+beta=3"."""
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.run.folder.replace("{recipe}", self.name).replace("{seed}", str(self.run.seed)))
+        """The run's folder, where nobody says another."""
+        name = self.name + self.suffix
+        return Path(self.run.folder.replace("{recipe}", name).replace("{seed}", str(self.run.seed)))
 
     def registered(self) -> dict[str, Any]:
         """All training plugins by name in call order: `[plugins.*]` first, then the slots."""

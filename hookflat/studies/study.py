@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from hookflat.errors import UserError
 from hookflat.recipe.merging import assignment
+from hookflat.recipe.naming import plain
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import InvalidOptions, build
 from hookflat.recipe.shipped import find_recipe, is_file
@@ -187,7 +187,7 @@ def _jobs(
     base: Job, place: Path, grid: Grid, values: dict[str, Any], point: dict[str, Any], seed: int
 ) -> Iterator[Job]:
     """A run of a grid, and its rescaled networks."""
-    short = [f"{key.split('.')[-1]}={_plain(value)}" for key, value in point.items()]
+    short = [f"{key.split('.')[-1]}={plain(value)}" for key, value in point.items()]
     name = "-".join([Path(grid.recipe).stem, *short, str(seed)])
     chosen = tuple((values | {"run.seed": seed}).items())
     job = replace(base, name=name, recipe=grid.recipe, seed=seed, folder=place / name, overrides=chosen)
@@ -239,11 +239,6 @@ def _points(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination of the values of a grid; one empty one without a grid."""
     for combination in itertools.product(*values.values()):
         yield dict(zip(values, combination, strict=True))
-
-
-def _plain(value: Any) -> str:
-    """A value as a part of a folder's name."""
-    return re.sub(r"[^\w.+-]", "_", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
