@@ -46,7 +46,7 @@ from .reporting.writing import report as report
 
 # --- attacks
 
-from .functional.balls import Norm as Norm
+from .functional.choices import Norm as Norm
 from .functional.balls import Start as Start
 from .functional.threats import Attack as Attack
 from .functional.threats import Threat as Threat

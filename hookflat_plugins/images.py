@@ -67,6 +67,7 @@ class ImageFiles:
         for of, column in (("image", image), ("label", label)):
             whole[1].column(of, column, f"data.{of}")  # the test split has them too
         labels, classes, names = class_labels(whole, label, self.classes, "data.classes")
+        run.expect_classes(classes)
         rows = [self._chosen(*split, classes) for split in zip(whole, labels, (self.train, self.test), strict=True)]
         train, test = (self._images(p.take(r), y[r], image) for p, y, r in zip(whole, labels, rows, strict=True))
         if train.shape != test.shape:

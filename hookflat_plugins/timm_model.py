@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from hookflat import Normalized, Run, UserError, hookimpl, nearest
+from hookflat import UserError, hookimpl, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hookflat import Run
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -37,13 +44,17 @@ class TimmModel:
     def __post_init__(self) -> None:
         if self.weights and not self.pretrained:
             raise ValueError("weights are what pretrained = true starts from: set that, or leave them out")
+        if "timm" not in sys.modules and self.network.partition(".")[0] not in _names():
+            raise ValueError(f"network = {self.network!r} is not a timm network{_near(self.network, _names())}")
 
     @hookimpl
     def build_model(self, run: Run) -> nn.Module:
-        import timm  # takes two seconds: not for a look at the options
+        import timm
+
+        from hookflat import Normalized
 
         if not timm.is_model(self.network):
-            hint = nearest(self.network, timm.list_models())[:200]
+            hint = _near(self.network, timm.list_models())
             raise UserError(f"model.network = {self.network!r} is not a timm network{hint}")
         config = timm.get_pretrained_cfg(self.network)
         arguments: dict[str, Any] = dict(self.arguments)
@@ -72,14 +83,36 @@ class TimmModel:
     def _statistics(self, run: Run, net: Any) -> Any:
         if not self.pretrained:
             return run.data.train.statistics()
+        import torch
+
         both = torch.tensor(net.pretrained_cfg["mean"]), torch.tensor(net.pretrained_cfg["std"])
         channels = run.data.channels
         return both if len(both[0]) == channels else [values.mean().expand(channels) for values in both]
 
 
+def _near(name: str, names: list[str]) -> str:
+    """The nearest name, where one is near; the whole list is too long."""
+    hint = nearest(name, names)
+    return hint if "did you mean" in hint else " (python -c 'import timm; print(timm.list_models())' lists them)"
+
+
+@cache
+def _names() -> list[str]:
+    """timm's names as its own files register them: importing it takes seconds."""
+    package = find_spec("timm")
+    assert package is not None
+    assert package.origin is not None
+    files = Path(package.origin).parent.glob("models/*.py")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    registered = re.findall(r"^@register_model\s*\ndef (\w+)", source, re.M)
+    renamed = re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", source, re.S)
+    return registered + re.findall(r"'(\w+)':", "\n".join(renamed))
+
+
 def _cifar_stem(net: Any, name: str, channels: int) -> None:
     """The stem for 32x32 images: 3x3 convolution of stride 1, no pooling."""
     from timm.models import ResNet, ResNetV2
+    from torch import nn
 
     if isinstance(net, ResNet):
         net.conv1 = nn.Conv2d(channels, net.bn1.num_features, 3, padding=1, bias=False)

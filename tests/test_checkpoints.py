@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hookflat import UserError
 from hookflat.functional.layers import Normalized
-from hookflat.reading.weights import load_into, read_weights
+from hookflat.reading.weights import classes_of, load_into, read_weights
 
 
 def network(seed=0):
@@ -114,8 +114,18 @@ def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, net, how):
 
 def test_whole_modules_are_refused_with_what_to_do(tmp_path, net):
     torch.save(net, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="save its state_dict alone"):
+    with pytest.raises(UserError, match=r"save its state_dict alone.*\.state_dict\(\), 'weights.pt'") as caught:
         read_weights(tmp_path / "w.pt")
+    assert "pickled torch.nn.modules." in str(caught.value)
+    assert "allowlist" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("names", "classes"), [(("fc",), 7), (("net.head",), 7), (("embedding",), None)])
+def test_the_classes_of_foreign_weights(names, classes):
+    weights = {"conv.weight": torch.zeros(3, 2, 1, 1)}
+    for name in names:
+        weights |= {f"{name}.weight": torch.zeros(7, 4), f"{name}.bias": torch.zeros(7)}
+    assert classes_of(weights) == classes
 
 
 def test_other_files_are_told(tmp_path):
@@ -129,7 +139,7 @@ def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match="holds a list"):
         read_weights(tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "none.pt")
-    with pytest.raises(UserError, match=r"holds no weights \(it has epoch\)"):
+    with pytest.raises(UserError, match=r"holds no weights by name \(it has epoch: int\)"):
         read_weights(tmp_path / "none.pt")
 
 

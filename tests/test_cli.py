@@ -282,3 +282,28 @@ def test_measured_networks_as_json_and_as_a_data_frame(tmp_path):
     last = json.loads((one / "eval.json").read_text())["models"]["last"]
     assert table.loc[0, "test_clean_error"] == last["test"]["clean_error"]
     assert compared["numbers"]["last test clean loss"] == list(table["test_clean_loss"])
+
+
+BEFORE_TORCH = {
+    "a network's name": ("eval", "w.pt", "--arch", "timm:resnet19", "--data", "digits", "did you mean 'resnet18'?"),
+    "the same in a recipe": ("run", "timm", "--set", "model.network=resnet19", "did you mean 'resnet18'?"),
+    "a plugin's name": ("run", "trades", "--set", "loss.name=traeds", "did you mean 'trades'?"),
+    "no file": ("eval", "nothing.pt", "neither a run folder, nor a file"),
+    "no architecture": ("eval", "w.pt", "say what network it is for"),
+    "an option of [run]": ("run", "trades", "--set", "run.seed=-1", "--set", "loss.name=x", "run.seed"),
+}
+
+
+@pytest.mark.parametrize(("arguments"), BEFORE_TORCH.values(), ids=BEFORE_TORCH)
+def test_what_is_known_without_torch_is_told_before_it_is_loaded(arguments, tmp_path):
+    *arguments, told = arguments
+    (tmp_path / "w.pt").write_bytes(b"")
+    code = (
+        "import sys\nfrom hookflat.cli import main\nsys.argv[0] = 'hookflat'\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert done.stdout.strip() == "False"

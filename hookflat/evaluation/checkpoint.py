@@ -1,26 +1,25 @@
-"""A trained network as it was given: a run folder, here or on the hub, a file of weights, or one of RobustBench."""
+"""A trained network as it was given: a run folder, here or on the hub, a file of weights, or one of RobustBench.
+
+What can be wrong with that is told before torch is loaded, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
-from hookflat.functional.layers import Normalized
-from hookflat.reading.weights import check_finite, load_into, read_weights
 from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.recipe import Recipe
+from hookflat.recipe.shipped import find_protocol
 from hookflat.records.folder import NETWORKS, RunFolder
 from hookflat.terminal import shortened
-from hookflat.training.fitting import check_fit
-from hookflat.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -110,47 +109,22 @@ class Checkpoint:
         tables["eval"] = {k: v for k, v in tables["eval"].items() if not isinstance(v, dict)}
         return tables
 
-    def networks(self, run: Run) -> Iterable[tuple[str, dict[str, Any], nn.Module]]:
-        """(label, what is known about it, network) of everything asked for; `run` has data and, but for RobustBench,
-        a network to load into."""
-        if self.is_robustbench:
-            with run.accelerator.local_main_process_first():  # which downloads
-                network = robustbench.load(self.model).to(run.device)
-            check_finite(network.state_dict(), self.model)
-            check_fit(network, self.model, run.data)
-            yield "last", {}, network
-            return
-        if not self.is_run:
-            _load_unwrapped(run, read_weights(Path(self.model), self.key), self.model, self.normalize)
-            run.measurements.start = {}  # theirs is not known
-            yield "last", {}, run.network
-            return
-        for which in self.which:
-            weights, about = self.run_folder.load_network(which)
-            load_into(run.network, weights, f"{self.model} ({which})")
-            yield which, about, run.network
 
-
-def _load_unwrapped(run: Run, weights: dict[str, torch.Tensor], source: str, normalize: str) -> None:
-    """Load foreign weights into the run's network; where they have no normalisation of their own, set it."""
-    network = run.network
-    fitted = load_into(network, weights, source)
-    if not isinstance(network, Normalized) or fitted is network:
-        if normalize not in ("none", "data"):
-            raise UserError(f"--normalize {normalize}: {source} or its network brings a normalisation of its own")
-        return
-    if normalize == "data":
-        return
-    channels = run.data.channels
-    mean, std = [0.0] * channels, [1.0] * channels
-    if normalize != "none":
-        try:
-            mean, std = ([float(v) for v in part.split(",")] for part in normalize.split("/"))
-        except ValueError:
-            mean, std = [], []
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise UserError(
-                f"--normalize {normalize}: should be none, data, or MEAN,.../STD,... with {channels} numbers each"
-            )
-    for buffer, values in ((network.mean, mean), (network.std, std)):
-        buffer.copy_(torch.tensor(values).view_as(buffer))
+def recipe_of(
+    source: Checkpoint,
+    protocol: str | Path,
+    measures: Sequence[str],
+    overrides: Any,
+    plugins: Iterable[str | Path | type],
+) -> Recipe:
+    """What a checkpoint is measured by: its data and network, and the stages of a protocol or single measures."""
+    tables = source.tables()
+    if measures:
+        stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}
+        tables["eval"] = tables.get("eval", {}) | {"measures": stage}
+    overlays = [] if measures else [find_protocol(protocol)]
+    needs = ("data",) if source.is_robustbench else ("data", "model")
+    catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
+    return load_recipe(
+        tables, name=source.name, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs
+    )

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from hookflat.errors import UserError
 from hookflat.evaluation.checkpoint import Checkpoint
+from hookflat.evaluation.opening import foreign_weights, networks
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.functional.rescaling import rescale
+from hookflat.reading.weights import classes_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder, save_weights
@@ -29,10 +31,12 @@ def rescaled(
     if source.is_robustbench or len(source.which) > 1:
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
     recipe = load_recipe(source.tables(), overrides=overrides, catalogue=catalogue, needs=("data", "model"))
+    given = foreign_weights(source)
     run = Run(recipe, out)
+    run.expected_classes = classes_of(given)
     with global_generators_restored():
         run.build_network()
-    _, about, network = next(iter(source.networks(run)))
+    _, about, network = next(iter(networks(source, run, given)))
     about |= {"rescaled": factor * about.get("rescaled", 1.0)}
     try:
         count = rescale(network, factor)

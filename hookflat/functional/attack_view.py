@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hookflat.functional import cuda_graphs
+from hookflat.functional.choices import Precision
 from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d
-from hookflat.functional.threats import Precision
 from hookflat.functional.winograd import WinogradConv2d, pays
 
 

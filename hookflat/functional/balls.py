@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hookflat.functional import seeds
 
-Norm = Literal["Linf", "L2", "L1"]
 Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
 
 L1_SHARE = 0.05
@@ -189,12 +188,6 @@ class L1Ball(_Ball):
 
 BALLS: dict[str, Callable[[Tensor, float], Ball]] = {"Linf": LinfBall, "L2": L2Ball, "L1": L1Ball}
 """Norm to the ball in which PGD moves."""
-
-
-def check_radius(norm: Norm, eps: float) -> None:
-    """Raises ValueError for an L-infinity radius above 1, which is most likely one of 255 grey levels."""
-    if norm == "Linf" and eps > 1:
-        raise ValueError(f"eps: should be at most 1 in the L-infinity norm, as images are in [0, 1], not {eps:g}")
 
 
 def _room(delta: Tensor, x: Tensor) -> Tensor:

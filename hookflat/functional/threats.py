@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from torch import Tensor
 
 from hookflat.functional.balls import BALLS, Ball, Norm, Start
-
-Precision = Literal["fp32", "bf16", "fp16", "auto"]
+from hookflat.functional.choices import Precision
 
 
 @dataclass(frozen=True)

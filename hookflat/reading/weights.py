@@ -20,6 +20,8 @@ from hookflat.terminal import clipped, shortened
 
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
 """What DataParallel, torch.compile and training scripts put in front of every key."""
+_LAST = ("fc", "linear", "head", "classifier", "logits")
+"""What networks of the field call the layer of their logits."""
 _SHOWN = 12
 
 _WIDE = ((r"^block(\d)\.layer\.", "stages.{}."), (r"convShortcut", "shortcut"), (r"^bn1\.", "bn."))
@@ -59,11 +61,7 @@ def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} was not loaded: it holds more than tensors, and reading that could run code "
-            f"({_reason(error)}). If you trust it, save its state_dict alone: "
-            f"torch.save(torch.load(FILE, weights_only=False)[...], NEW)"
-        ) from error
+        raise UserError(_more_than_tensors(file, error)) from error
     except Exception as error:  # a file of others', read by parsers that raise what they like
         raise UserError(f"{file} is no file of weights: {_first_line(error)}") from error
     return _dense(_unnested(held, file, key), file)
@@ -86,6 +84,16 @@ def _dense(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
             continue
         raise UserError(f"{file}: {shortened(name)} is {kind}: save ordinary tensors of floats")
     return weights
+
+
+def classes_of(weights: Mapping[str, Tensor] | None) -> int | None:
+    """How many logits the network of these weights gives, by the last linear layer; None where none is called so."""
+    for name, bias in reversed(list((weights or {}).items())):
+        layer = name.removesuffix(".bias")
+        weight = (weights or {}).get(f"{layer}.weight")
+        if layer.rpartition(".")[2] in _LAST and weight is not None and weight.ndim == 2 and bias.ndim == 1:
+            return len(weight) if len(weight) == len(bias) else None
+    return None
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
@@ -123,7 +131,8 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     parts = [f"missing: {_listed(missing)}", f"left over: {_listed(left)}", f"other shapes: {_listed(other)}"]
     told = "; ".join(p for p, keys in zip(parts, (missing, left, other), strict=True) if keys)
     raise UserError(
-        f"{source} does not fit the network ({told}): is it another architecture, or another --set model...?"
+        f"{source} does not fit the network ({told}): is it another architecture, or another --set model...? "
+        f"It holds {_told(weights)}"
     )
 
 
@@ -160,7 +169,8 @@ def _ours(key: str, patterns: tuple[tuple[str, str], ...], first: int) -> str:
 
 def _unnested(held: Any, file: Path, key: str | None) -> dict[str, Tensor]:
     if not isinstance(held, Mapping):
-        raise UserError(f"{file} holds a {type(held).__name__}, not weights by name")
+        what = f"tensor {tuple(held.shape)}" if isinstance(held, Tensor) else type(held).__name__
+        raise UserError(f"{file} holds a {what}, not weights by name: save the network's state_dict()")
     if key is not None:
         if not _is_weights(held.get(key)):
             raise UserError(f"{file} has no weights under {key!r} (it has {_listed(map(str, held))})")
@@ -171,8 +181,21 @@ def _unnested(held: Any, file: Path, key: str | None) -> dict[str, Tensor]:
     if len(found) == 1:
         return dict(held[found[0]])
     if not found:
-        raise UserError(f"{file} holds no weights (it has {_listed(map(str, held))})")
+        raise UserError(f"{file} holds no weights by name (it has {_held(held)})")
     raise UserError(f"{file} holds several sets of weights: choose one with --key: {', '.join(map(str, found))}")
+
+
+def _held(held: Mapping[Any, Any]) -> str:
+    """The keys of a checkpoint, with what is under each."""
+    kinds = (f"tensor {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in held.values())
+    return _listed(f"{key}: {kind}" for key, kind in zip(held, kinds, strict=True)) or "nothing"
+
+
+def _told(weights: Mapping[str, Tensor]) -> str:
+    """The first and the last of the tensors, with their shapes."""
+    each = [f"{clipped(name)} {tuple(tensor.shape)}" for name, tensor in weights.items()]
+    shown = [*each[:3], "...", *each[-2:]] if len(each) > 6 else each
+    return f"{len(each)} tensors: {', '.join(shown)}"
 
 
 def _is_weights(value: Any) -> bool:
@@ -204,10 +227,22 @@ def _listed(names: Any) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _reason(error: Exception) -> str:
-    """Torch's own words for what it refused."""
+def _more_than_tensors(file: Path, error: Exception) -> str:
+    """What a refused file holds, and how to save what is wanted of it."""
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # not a zip file of torch's, or damaged
+        named = []
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")[:200]
+    reason = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")
+    held = f"pickled {_listed(named)}" if named else reason.rstrip(".")
+    return (
+        f"{file} was not loaded: it holds more than tensors ({held}), and reading that could run code. "
+        "If you trust it, save its state_dict alone, where those classes can be imported: of a whole network "
+        f"torch.save(torch.load({str(file)!r}, weights_only=False).state_dict(), 'weights.pt'), of a checkpoint with "
+        f"more in it torch.save(torch.load({str(file)!r}, weights_only=False)['state_dict'], 'weights.pt'); then give "
+        "weights.pt"
+    )
 
 
 def _first_line(error: Exception) -> str:

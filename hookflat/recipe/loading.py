@@ -72,6 +72,7 @@ class _Checker:
             raise UserError("\n".join(self.faults))
         self._take_norms()
         run = self._options(("run",), RunOptions, self._table("run"))
+        self._names()
         slots, slot_names = self._slots()
         plugins = self._plugins()
         options, stages, measures = self._eval()
@@ -148,29 +149,51 @@ class _Checker:
             return None
         return cls
 
+    def _names(self) -> None:
+        """Every plugin that is named is there: known before one is imported, which takes seconds where it needs torch.
+
+        Raises UserError for all that are not.
+        """
+        named: list[tuple[Place, Any]] = []
+        for slot in self._filled():
+            table = self._table(slot)
+            if "name" in table:
+                named.append(((slot, "name"), table["name"]))
+            elif meant := [key for key in table if nearest(key, ["name"]).startswith(" (did")]:
+                self._fault((slot, meant[0]), f"unknown option{nearest(meant[0], ['name'])}")
+            else:
+                self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
+        named += [(("plugins", name), name) for name in self._table("plugins")]
+        for stage, table in self._table("eval").items():
+            measures = [k for k, v in table.items() if isinstance(v, dict)] if isinstance(table, dict) else []
+            named += [(("eval", stage, name), name) for name in measures]
+        for path, name in named:
+            try:
+                self.catalogue.find(str(name))
+            except UserError as error:
+                self._fault(path, str(error))
+        if self.faults:
+            raise UserError("\n".join(self.faults))
+
+    def _filled(self) -> list[str]:
+        return [slot for slot in SLOTS if slot in self.needs or slot in self.tables]
+
     def _slots(self) -> tuple[dict[str, Any], dict[str, str]]:
         slots, names = {}, {}
-        for slot in [s for s in SLOTS if s in self.needs or s in self.tables]:
+        for slot in sorted(self._filled(), key=lambda slot: slot != "model"):
             table = dict(self._table(slot))
-            name = table.pop("name", None)
-            if name is None and (meant := [key for key in table if nearest(key, ["name"]).startswith(" (did")]):
-                self._fault((slot, meant[0]), f"unknown option{nearest(meant[0], ['name'])}")
-            elif name is None:
-                self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
-            elif cls := self._load((slot, "name"), name, slot):
+            name = table.pop("name")
+            if cls := self._load((slot, "name"), name, slot):
                 slots[slot], names[slot] = self._options((slot,), cls, table, str(name)), str(name)
-        return slots, names
+            if self.faults and slot == "model":  # timm's names are known without torch, which most of the others import
+                raise UserError("\n".join(self.faults))
+        return {s: slots[s] for s in SLOTS if s in slots}, {s: names[s] for s in SLOTS if s in names}
 
-    def _enabled(self, path: Place, table: dict[str, Any], plugin: str | None = None) -> bool:
-        """Take `enabled` out of a table; what is switched off has to be a plugin's name all the same."""
+    def _enabled(self, path: Place, table: dict[str, Any]) -> bool:
+        """Take `enabled` out of a table."""
         enabled = table.pop("enabled", True)
         if not isinstance(enabled, bool):
             self._fault((*path, "enabled"), f"should be true or false, not {shortened(enabled)}")
-        if not enabled and plugin is not None:
-            try:
-                self.catalogue.find(plugin)
-            except UserError as error:
-                self._fault(path, str(error))
         return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
@@ -178,7 +201,7 @@ class _Checker:
         for name in self._table("plugins"):
             table = dict(self._table("plugins", name))
             path = ("plugins", name)
-            if self._enabled(path, table, name) and (cls := self._load(path, name, "plugin")):
+            if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
                 found[name] = self._options(path, cls, table, name)
         return found
 
@@ -196,7 +219,7 @@ class _Checker:
                 self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
             for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
                 path, inner = ("eval", stage, name), dict(table[stage][name])
-                if self._enabled(path, inner, name) and (cls := self._load(path, name, "measure")):
+                if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):
                     measures[stage][name] = self._options(path, cls, inner, name)
         self._measured_twice(stages, measures)
         return options, stages, measures

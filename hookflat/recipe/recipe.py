@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field
 
-from hookflat.functional.balls import Norm, check_radius
-from hookflat.functional.threats import Precision
+from hookflat.functional.choices import Norm, Precision, check_radius
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import Number, Period

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
@@ -25,6 +22,7 @@ from hookflat.records.texts import DamagedError, read_json, read_lines, read_tom
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor, nn
 
 NETWORKS = {
     "last": "model.safetensors",
@@ -289,6 +287,9 @@ class RunFolder:
 
     def load_network(self, which: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights, and what is known about them. Raises UserError where there are none."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         file = self.network(which)
         if file is None:
             there = self.networks()
@@ -348,6 +349,8 @@ class RunFolder:
 
 def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
     """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
+    from safetensors.torch import save_file  # imports torch, which a look at a folder does without
+
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     with replacing(file) as beside:
         save_file(tensors, beside, metadata={"hookflat": as_json(about)})  # one key: several have no fixed order
@@ -355,5 +358,7 @@ def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
 
 def about_weights(file: Path) -> dict[str, Any]:
     """What `save_weights` noted in a file."""
+    from safetensors import safe_open
+
     with safe_open(file, framework="pt") as opened:
         return json.loads((opened.metadata() or {}).get("hookflat", "{}"))

@@ -14,8 +14,7 @@ from pydantic import Field
 
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
-from hookflat.evaluation.checkpoint import Checkpoint
-from hookflat.evaluation.evaluate import recipe_of
+from hookflat.evaluation.checkpoint import Checkpoint, recipe_of
 from hookflat.recipe.tables import differences, flat
 from hookflat.records.folder import Label, RunFolder
 from hookflat.studies.jobs import State, as_options, measured, toml, written

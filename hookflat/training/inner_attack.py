@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from hookflat.functional.balls import Norm, Start, check_radius
+from hookflat.functional.balls import Start
+from hookflat.functional.choices import Norm, Precision, check_radius
 from hookflat.functional.data import Batch
-from hookflat.functional.threats import Attack, Precision, Threat
+from hookflat.functional.threats import Attack, Threat
 from hookflat.recipe.options import Number
 from hookflat.training.run import Run
 

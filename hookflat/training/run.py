@@ -19,8 +19,8 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import AttackView
 from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
+from hookflat.functional.choices import Precision
 from hookflat.functional.data import Batch, Data
-from hookflat.functional.threats import Precision
 from hookflat.recipe.options import period_in_epochs
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
@@ -52,6 +52,7 @@ class Run:
     plugins: every plugin of the training, by name.
     saved: whether this session wrote a checkpoint. stopping: whether a signal asked to stop after the step at work.
     console: `console.say(text)` tells the user something. folder: the run's folder (`hookflat.RunFolder`).
+    expected_classes: of the weights that will be loaded into the network, where that is known (`hookflat eval`).
     trial: whether nothing of it is kept and no number looked at (`hookflat show --cost`, `hookflat run --dry-run`).
     """
 
@@ -78,6 +79,7 @@ class Run:
         self.measures = {stage: Hooks(measures) for stage, measures in recipe.measures.items()}
         self.epochs = recipe.run.total_epochs
         self.step = self.epoch = 0
+        self.expected_classes: int | None = None
         self.saved = self.stopping = False
         self.lr = 0.0
         self.finite = Finite(self.device)
@@ -93,7 +95,19 @@ class Run:
     def build_data(self) -> None:
         """Load the data by its plugin."""
         self.data = self.hook.build_data(run=self)
+        self.expect_classes(self.data.num_classes)
         self.measurements = Measurements(self.recipe, self.data, self.accelerator, self.folder, self.measures)
+
+    def expect_classes(self, classes: int) -> None:
+        """Raises UserError where weights that will be loaded have other than `classes` of the data.
+
+        For plugins that know the classes before the images are decoded.
+        """
+        if self.expected_classes not in (None, classes):
+            raise UserError(
+                f"the weights are of a network of {self.expected_classes} classes, and the data has {classes}: measure "
+                "it on the data that it was trained on (--data), or another file"
+            )
 
     def build_network(self) -> None:
         """Load the data and make the network, each by its plugin: all that measuring needs."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from hookflat.functional.choices import Precision
 from hookflat.functional.examples import Examples
 from hookflat.functional.robust_error import RobustError, robust_error
 from hookflat.functional.robustness import RobustLoss, robust_loss
-from hookflat.functional.threats import Attack, Precision, Threat
+from hookflat.functional.threats import Attack, Threat
 from hookflat.functional.work import Work
 
 if TYPE_CHECKING:

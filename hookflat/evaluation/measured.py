@@ -1,0 +1,86 @@
+"""The work of `hookflat eval`: a checkpoint's networks, measured into a folder, or found there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hookflat.errors import UserError
+from hookflat.evaluation import robustbench
+from hookflat.evaluation.checkpoint import Checkpoint
+from hookflat.evaluation.opening import foreign_weights, networks
+from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.seeds import fingerprint
+from hookflat.reading.weights import classes_of
+from hookflat.recipe.recipe import Recipe
+from hookflat.records.results import Results
+from hookflat.training.ending import ending
+from hookflat.training.entry import FinishedRun
+from hookflat.training.heading import say_evaluation
+from hookflat.training.measuring import quantities
+from hookflat.training.run import Run
+
+
+def measured(source: Checkpoint, recipe: Recipe, place: Path, *, quiet: bool = True) -> FinishedRun:
+    """The networks of `source` measured by `recipe`, in the folder `place`."""
+    with global_generators_restored():
+        run = Run(recipe, place, quiet=quiet)
+        with ending(run), run.folder.held():
+            results = _measured(source, run)
+    return FinishedRun(place, results)
+
+
+def _measured(source: Checkpoint, run: Run) -> Results:
+    recipe, place, console = run.recipe, run.folder.path, run.console
+    run.accelerator.wait_for_everyone()  # the main process holds the folder
+    given = foreign_weights(source)
+    run.expected_classes = classes_of(given)
+    if source.is_robustbench:
+        robustbench.check(source.model)
+        run.build_data()
+    else:
+        run.build_network()
+    measurements = run.measurements
+    plan = {label: measurements.planned(label) for label in source.which}
+    results = Results(
+        recipe=recipe.name,
+        model=source.model,
+        processes=run.processes,
+        classes=run.data.num_classes,
+        setting=measurements.setting(),
+        protocol=measurements.protocol(),
+        numbers=quantities(recipe),
+    )
+    done = _same(run, results)
+    run.folder.prepare(recipe)
+    if done:
+        console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
+    else:
+        say_evaluation(run, source.model)
+        console.measuring(plan, measurements.tally, lines=True)
+    for label, about, network in networks(source, run, given):
+        weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
+        if done and (label not in done.models or done.models[label].weights != weights):
+            raise UserError(f"{place} holds the results of other weights: choose another --out, or remove it")
+        if not done:
+            about |= {"weights": weights}
+            results.models[label] = measurements.end(network, label, console.measured, **about)
+    if not done:
+        run.folder.save_results(results)
+    run.accelerator.wait_for_everyone()
+    run.close()
+    console.results(done or results)
+    console.say(f"{console.took()}, everything is in {place}")
+    return done or results
+
+
+def _same(run: Run, results: Results) -> Results | None:
+    """Complete results of the same protocol in the folder. Raises UserError for those of another."""
+    done = run.folder.whole_results(run.console.say)
+    if done is None:
+        return None
+    for what, name in (("protocol", "protocol"), ("network or other data", "setting")):
+        if getattr(done, name) != getattr(results, name):
+            raise UserError(
+                f"{run.folder.path} holds the results of another {what}: choose another --out, or remove it"
+            )
+    return done
