@@ -210,8 +210,7 @@ def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
 
 
 def test_shipped_protocols_are_the_paper_s(tmp_path):
-    from hookflat.evaluation.checkpoint import Checkpoint
-    from hookflat.evaluation.evaluate import recipe_of
+    from hookflat.evaluation.checkpoint import Checkpoint, recipe_of
 
     (tmp_path / "net.pt").touch()
     source = Checkpoint(str(tmp_path / "net.pt"), arch="resnet_small", data="digits")

@@ -165,7 +165,9 @@ class _Checker:
                 self._fault((slot,), f'no plugin is named: write name = "..." in [{slot}]')
         named += [(("plugins", name), name) for name in self._table("plugins")]
         for stage, table in self._table("eval").items():
-            measures = [k for k, v in table.items() if isinstance(v, dict)] if isinstance(table, dict) else []
+            if not isinstance(table, dict) or table.get("enabled") is False:
+                continue
+            measures = [k for k, v in table.items() if isinstance(v, dict)]
             named += [(("eval", stage, name), name) for name in measures]
         for path, name in named:
             try:
