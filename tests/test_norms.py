@@ -8,7 +8,8 @@ import torch
 import hookflat
 from hookflat import hookimpl
 from hookflat.errors import UserError
-from hookflat.functional.balls import BALLS, Norm
+from hookflat.functional.balls import BALLS
+from hookflat.functional.choices import Norm
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipe_folders

@@ -7,8 +7,8 @@ from typing import TypedDict, Unpack
 
 from torch import Tensor
 
-from hookflat.functional.balls import BALLS, Ball, Norm, Start
-from hookflat.functional.choices import Precision
+from hookflat.functional.balls import BALLS, Ball, Start
+from hookflat.functional.choices import Norm, Precision
 
 
 @dataclass(frozen=True)
