@@ -14,8 +14,7 @@ from torch import nn
 
 from hookflat import UserError, evaluate
 from hookflat.evaluation import robustbench
-from hookflat.evaluation.checkpoint import Checkpoint
-from hookflat.evaluation.evaluate import recipe_of
+from hookflat.evaluation.checkpoint import Checkpoint, recipe_of
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.studies.study import read_study
 
