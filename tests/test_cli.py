@@ -291,6 +291,9 @@ BEFORE_TORCH = {
     "no file": ("eval", "nothing.pt", "neither a run folder, nor a file"),
     "no architecture": ("eval", "w.pt", "say what network it is for"),
     "an option of [run]": ("run", "trades", "--set", "run.seed=-1", "--set", "loss.name=x", "run.seed"),
+    "an option of a stage": ("run", "trades", "--set", "eval.final.exmples=3", "did you mean 'examples'?"),
+    "an option of a plugin": ("run", "trades", "--set", "loss.bta=3", "option of 'trades' (did you mean 'beta'?)"),
+    "one that it inherits": ("run", "trades", "--set", "attack.stesp=3", "option of 'pgd' (did you mean 'steps'?)"),
 }
 
 

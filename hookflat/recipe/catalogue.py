@@ -21,6 +21,7 @@ from typing import Any
 
 from hookflat import hookspecs
 from hookflat.errors import UserError, thrown
+from hookflat.recipe.declared import declared_options
 from hookflat.recipe.entry_points import installed
 from hookflat.recipe.nearest import nearest
 from hookflat.terminal import shortened
@@ -65,6 +66,10 @@ class PluginSource:
             with _imported(f"plugin {self.name!r} of {self.package}"):
                 cls = cls.load()
         return _checked(cls, self.name)
+
+    def declared(self) -> list[str] | None:
+        """The names of its options as its source has them, without importing it; None where that does not say."""
+        return declared_options(self.target.module, self.target.attr) if isinstance(self.target, EntryPoint) else None
 
 
 class Catalogue:

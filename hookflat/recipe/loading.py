@@ -6,13 +6,14 @@ whose `name` changes drops the options of the plugin it had. Every value remembe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
-from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
+from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, kind_of
 from hookflat.recipe.merging import Merged, assignment
 from hookflat.recipe.naming import suffix
 from hookflat.recipe.nearest import nearest
@@ -72,12 +73,13 @@ class _Checker:
             raise UserError("\n".join(self.faults))
         self._take_norms()
         run = self._options(("run",), RunOptions, self._table("run"))
+        options, stages = self._stages()
+        asked = {"trackers" if key == "with" else key: value for key, value in self._table("track").items()}
+        track = self._options(("track",), TrackOptions, asked)
         self._names()
         slots, slot_names = self._slots()
         plugins = self._plugins()
-        options, stages, measures = self._eval()
-        asked = {"trackers" if key == "with" else key: value for key, value in self._table("track").items()}
-        track = self._options(("track",), TrackOptions, asked)
+        measures = self._measures(stages)
         self._clashes(slot_names, plugins)
         if self.faults:
             raise UserError("\n".join(self.faults))
@@ -150,7 +152,8 @@ class _Checker:
         return cls
 
     def _names(self) -> None:
-        """Every plugin that is named is there: known before one is imported, which takes seconds where it needs torch.
+        """Every plugin and every option that is named is there: told before a plugin is imported, which takes seconds
+        where it needs torch.
 
         Raises UserError for all that are not.
         """
@@ -171,11 +174,21 @@ class _Checker:
             named += [(("eval", stage, name), name) for name in measures]
         for path, name in named:
             try:
-                self.catalogue.find(str(name))
+                plugin = self.catalogue.find(str(name))
             except UserError as error:
                 self._fault(path, str(error))
+            else:
+                self._declared(plugin, path[:-1] if path[-1] == "name" else path)
         if self.faults:
             raise UserError("\n".join(self.faults))
+
+    def _declared(self, plugin: PluginSource, path: Place) -> None:
+        """Options that the plugin's source does not have; with torch loaded, they are told with all other faults."""
+        table, of_recipe = self._table(*path), "name" if path[0] in SLOTS else "enabled"
+        if "torch" in sys.modules or table.get("enabled") is False or (known := plugin.declared()) is None:
+            return
+        for key in [key for key in table if key not in (of_recipe, *known)]:
+            self._fault((*path, key), f"unknown option of {plugin.name!r}{nearest(key, known)}")
 
     def _filled(self) -> list[str]:
         return [slot for slot in SLOTS if slot in self.needs or slot in self.tables]
@@ -207,24 +220,27 @@ class _Checker:
                 found[name] = self._options(path, cls, table, name)
         return found
 
-    def _eval(self) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]]:
-        table = self._table("eval")
+    def _stages(self) -> tuple[Any, dict[str, Any]]:
+        """Options of `[eval]`, and of each of its stages that is not switched off."""
+        table, stages = self._table("eval"), {}
         options = self._options(("eval",), EvalOptions, {k: v for k, v in table.items() if not isinstance(v, dict)})
-        stages, measures = {}, {}
         for stage in [k for k, v in table.items() if isinstance(v, dict)]:
             keys = {k: v for k, v in table[stage].items() if not isinstance(v, dict)}
-            if not self._enabled(("eval", stage), keys):
-                continue
-            stages[stage] = self._options(("eval", stage), Stage, keys)
-            measures[stage] = {}
-            if not any(isinstance(v, dict) for v in table[stage].values()):
-                self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
-            for name in [k for k, v in table[stage].items() if isinstance(v, dict)]:
-                path, inner = ("eval", stage, name), dict(table[stage][name])
+            if self._enabled(("eval", stage), keys):
+                stages[stage] = self._options(("eval", stage), Stage, keys)
+                if not any(isinstance(v, dict) for v in table[stage].values()):
+                    self._fault(("eval", stage), f"a stage without measures: add a table [eval.{stage}.MEASURE]")
+        return options, stages
+
+    def _measures(self, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        measures: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
+        for stage in stages:
+            for name in [k for k, v in self._table("eval", stage).items() if isinstance(v, dict)]:
+                path, inner = ("eval", stage, name), dict(self._table("eval", stage, name))
                 if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):
                     measures[stage][name] = self._options(path, cls, inner, name)
         self._measured_twice(stages, measures)
-        return options, stages, measures
+        return measures
 
     def _measured_twice(self, stages: dict[str, Any], measures: dict[str, dict[str, Any]]) -> None:
         """At the end, a number has one value: no measure twice on a split."""
