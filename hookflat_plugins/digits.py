@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
 
-from hookflat import Data, Images, hookimpl
+from hookflat import hookimpl
+
+if TYPE_CHECKING:
+    from hookflat import Data
 
 
 @dataclass(eq=False)
@@ -28,9 +30,16 @@ class Digits:
         if self.train + self.test > 1797:
             raise ValueError(f"train = {self.train} and test = {self.test} overlap: there are 1797 images")
 
+    def known_classes(self) -> int:
+        """How many classes there are."""
+        return 10
+
     @hookimpl
     def build_data(self) -> Data:
+        import torch
         from sklearn.datasets import load_digits
+
+        from hookflat import Data, Images
 
         digits = load_digits()
         x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
@@ -40,7 +49,7 @@ class Digits:
         return Data(
             images.part(0, self.train),
             images.part(last, len(images)),
-            10,
+            self.known_classes(),
             unused=(lambda count: left[: count or None]) if len(left) else None,
             about={
                 "train": {"of": len(images), "rows": [[0, self.train - 1]]},

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
-from hookflat import (
-    Data,
-    Images,
-    ImageSet,
-    Resizing,
-    Run,
-    Share,
-    UserError,
-    class_labels,
-    hookimpl,
-    load_sets,
-    streamed,
-)
+from hookflat import Resizing, Share, UserError, classes_in, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hookflat import Data, Images, ImageSet, Run
 
 _HINT = "set data.size, and data.channels where the kinds differ"
 
@@ -58,8 +50,14 @@ class ImageFiles:
         if self.balance and not (self.train or self.test):
             raise ValueError("balance takes as many of each class: set train or test to how many in all")
 
+    def known_classes(self) -> int | None:
+        """How many classes there are, where that is known without reading images."""
+        return self.classes or classes_in(self.path, self.train_split, self.label)
+
     @hookimpl
     def build_data(self, run: Run) -> Data:
+        from hookflat import Data, class_labels, load_sets
+
         with run.accelerator.main_process_first():  # the others find what the first one made of the files
             sets = load_sets(self.path, (self.train_split, self.test_split), "data.path", self.config)
         whole = [sets[self.train_split], sets[self.test_split]]
@@ -88,6 +86,8 @@ class ImageFiles:
         return Resizing(self.size, self.crop, self.channels)
 
     def _images(self, part: ImageSet, y: Tensor, image: str) -> Images:
+        from hookflat import Images, streamed
+
         if self.stream:
             return streamed(part, y, image, self._resizing, _HINT)
         return Images(part.pixels(image, self._resizing, _HINT), y)

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from hookflat import UserError
 from hookflat.functional.layers import Normalized
-from hookflat.reading.weights import classes_of, load_into, read_weights
+from hookflat.reading.shapes import classes_of, shapes_in
+from hookflat.reading.weights import load_into, read_weights
 
 
 def network(seed=0):
@@ -122,10 +123,43 @@ def test_whole_modules_are_refused_with_what_to_do(tmp_path, net):
 
 @pytest.mark.parametrize(("names", "classes"), [(("fc",), 7), (("net.head",), 7), (("embedding",), None)])
 def test_the_classes_of_foreign_weights(names, classes):
-    weights = {"conv.weight": torch.zeros(3, 2, 1, 1)}
+    shapes: dict[str, tuple[int, ...]] = {"conv.weight": (3, 2, 1, 1)}
     for name in names:
-        weights |= {f"{name}.weight": torch.zeros(7, 4), f"{name}.bias": torch.zeros(7)}
-    assert classes_of(weights) == classes
+        shapes |= {f"{name}.weight": (7, 4), f"{name}.bias": (7,)}
+    assert classes_of(shapes) == classes
+
+
+SAVED = {
+    "plain": (torch.save, None),
+    "before torch 1.6": (lambda w, f: torch.save(w, f, _use_new_zipfile_serialization=False), None),
+    "parameters": (lambda w, f: torch.save({k: nn.Parameter(v, v.is_floating_point()) for k, v in w.items()}, f), None),
+    "of a checkpoint": (lambda w, f: torch.save({"epoch": 3, "lr": [0.1], "state_dict": w}, f), None),
+    "of several": (lambda w, f: torch.save({"net": w, "ema": w | {"more": torch.ones(1)}}, f), "net"),
+    "safetensors": (save_file, None),
+}
+
+
+@pytest.mark.parametrize(("save", "key"), SAVED.values(), ids=SAVED)
+def test_shapes_without_torch_are_those_of_the_weights(save, key, tmp_path, net):
+    file = tmp_path / ("w.safetensors" if save is save_file else "w.pt")
+    save(net.state_dict(), file)
+    assert shapes_in(file, key) == {name: tuple(t.shape) for name, t in read_weights(file, key).items()}
+
+
+def test_what_has_no_shapes_by_name_has_none_and_nothing_of_it_runs(tmp_path, net):
+    proof, file = tmp_path / "ran", tmp_path / "w.pt"
+    for held in (net, [net.state_dict()], {"a": net.state_dict(), "b": net.state_dict()}, {"epoch": 3}):
+        torch.save(held, file)
+        assert shapes_in(file) == {}
+    for protocol in (2, 5):
+        file.write_bytes(pickle.dumps(Hostile(f"touch {proof}"), protocol))
+        assert shapes_in(file) == {}
+    torch.save({"w": torch.ones(2), "x": Hostile(f"touch {proof}")}, file)
+    assert shapes_in(file) == {}
+    assert not proof.exists()
+    for content in (b"", b"PK", b"x" * 100):
+        file.write_bytes(content)
+        assert shapes_in(file) == {}
 
 
 def test_other_files_are_told(tmp_path):

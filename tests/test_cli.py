@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from commands import fails, hookflat
 
 import hookflat as library
@@ -284,10 +285,21 @@ def test_measured_networks_as_json_and_as_a_data_frame(tmp_path):
     assert compared["numbers"]["last test clean loss"] == list(table["test_clean_loss"])
 
 
+SEVEN = ("eval", "seven.pt", "--arch", "resnet18", "--data", "images")
 BEFORE_TORCH = {
     "a network's name": ("eval", "w.pt", "--arch", "timm:resnet19", "--data", "digits", "did you mean 'resnet18'?"),
     "the same in a recipe": ("run", "timm", "--set", "model.network=resnet19", "did you mean 'resnet18'?"),
     "a plugin's name": ("run", "trades", "--set", "loss.name=traeds", "did you mean 'trades'?"),
+    "classes of digits": (
+        "eval",
+        "seven.pt",
+        "--arch",
+        "resnet18",
+        "--data",
+        "digits",
+        "7 classes, and the data has 10",
+    ),
+    "classes as said": (*SEVEN, "--set", "data.classes=3", "a network of 7 classes, and the data has 3"),
     "no file": ("eval", "nothing.pt", "neither a run folder, nor a file"),
     "no architecture": ("eval", "w.pt", "say what network it is for"),
     "an option of [run]": ("run", "trades", "--set", "run.seed=-1", "--set", "loss.name=x", "run.seed"),
@@ -301,6 +313,7 @@ BEFORE_TORCH = {
 def test_what_is_known_without_torch_is_told_before_it_is_loaded(arguments, tmp_path):
     *arguments, told = arguments
     (tmp_path / "w.pt").write_bytes(b"")
+    torch.save({"fc.weight": torch.zeros(7, 4), "fc.bias": torch.zeros(7)}, tmp_path / "seven.pt")
     code = (
         "import sys\nfrom hookflat.cli import main\nsys.argv[0] = 'hookflat'\n"
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"

@@ -28,6 +28,7 @@ from PIL import Image
 from hookflat import UserError
 from hookflat.reading import archives, cache, npz
 from hookflat.reading.decoding import Resizing
+from hookflat.reading.hub import classes_in
 from hookflat.testing import tiny_run
 
 TRAIN, TEST = pictures(15, seed=1), pictures(10, seed=2)
@@ -124,6 +125,10 @@ def test_parquet_arrow_and_a_saved_set_hold_the_same(tmp_path):
     first = loaded(parquet(tmp_path / "parquet", label, **splits))
     assert_are(first.train, *TRAIN)
     assert first.about["names"][:2] == ["n0", "n1"]
+    assert (
+        classes_in(str(tmp_path / "parquet"), "train", "label") == classes_in(str(tmp_path / "parquet"), "test") == 10
+    )
+    assert classes_in(str(tmp_path / "parquet"), "train", "img") is None
     sets = {s: datasets.Dataset.from_parquet(str(tmp_path / "parquet" / f"{s}-00000.parquet")) for s in splits}
     datasets.DatasetDict(sets).save_to_disk(tmp_path / "disk")
     (tmp_path / "arrow").mkdir()
@@ -132,6 +137,7 @@ def test_parquet_arrow_and_a_saved_set_hold_the_same(tmp_path):
             next((tmp_path / "disk" / split).glob("*.arrow")).read_bytes()
         )
     for kind in ("disk", "arrow"):
+        assert classes_in(str(tmp_path / kind), "train") is None
         again = loaded(tmp_path / kind)
         assert_are(again.train, *TRAIN)
         assert_are(again.test, *TEST)

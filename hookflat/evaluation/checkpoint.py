@@ -14,8 +14,10 @@ from typing import Any
 
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
+from hookflat.reading.shapes import check_classes, classes_of, shapes_in
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.merging import assignments
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.shipped import find_protocol
 from hookflat.records.folder import NETWORKS, RunFolder
@@ -117,14 +119,24 @@ def recipe_of(
     overrides: Any,
     plugins: Iterable[str | Path | type],
 ) -> Recipe:
-    """What a checkpoint is measured by: its data and network, and the stages of a protocol or single measures."""
-    tables = source.tables()
+    """What a checkpoint is measured by: its data and network, and the stages of a protocol or single measures.
+
+    Raises UserError for what is wrong with that, before torch is loaded where it is known without.
+    """
+    tables, overrides = source.tables(), dict(assignments(overrides))
+    catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
+    if not source.is_run and not source.is_robustbench:
+        of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
+        data = load_recipe({"data": tables["data"]}, overrides=of_data, catalogue=catalogue, needs=("data",)).slots[
+            "data"
+        ]
+        if known_classes := getattr(data, "known_classes", None):
+            check_classes(classes_of(shapes_in(Path(source.model), source.key)), known_classes())
     if measures:
         stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}
         tables["eval"] = tables.get("eval", {}) | {"measures": stage}
     overlays = [] if measures else [find_protocol(protocol)]
     needs = ("data",) if source.is_robustbench else ("data", "model")
-    catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
     return load_recipe(
         tables, name=source.name, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs
     )

@@ -10,7 +10,7 @@ from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.evaluation.opening import foreign_weights, networks
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.functional.seeds import fingerprint
-from hookflat.reading.weights import classes_of
+from hookflat.reading.shapes import classes_of
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.results import Results
 from hookflat.training.ending import ending
@@ -33,7 +33,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
     recipe, place, console = run.recipe, run.folder.path, run.console
     run.accelerator.wait_for_everyone()  # the main process holds the folder
     given = foreign_weights(source)
-    run.expected_classes = classes_of(given)
+    run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})
     if source.is_robustbench:
         robustbench.check(source.model)
         run.build_data()

@@ -11,7 +11,7 @@ from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.evaluation.opening import foreign_weights, networks
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.functional.rescaling import rescale
-from hookflat.reading.weights import classes_of
+from hookflat.reading.shapes import classes_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder, save_weights
@@ -33,7 +33,7 @@ def rescaled(
     recipe = load_recipe(source.tables(), overrides=overrides, catalogue=catalogue, needs=("data", "model"))
     given = foreign_weights(source)
     run = Run(recipe, out)
-    run.expected_classes = classes_of(given)
+    run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})
     with global_generators_restored():
         run.build_network()
     _, about, network = next(iter(networks(source, run, given)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -49,6 +50,24 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
+
+
+def classes_in(path: str, split: str, label: str | None = None) -> int | None:
+    """How many classes the files of a split name, of the column `label` where they have several.
+
+    Read is what parquet files say of themselves; None where that does not tell.
+    """
+    files = _files(Path(path).expanduser(), (split,), "parquet")
+    if not files:
+        return None
+    from pyarrow import parquet
+
+    try:
+        noted = json.loads((parquet.read_schema(files[split][0]).metadata or {})[b"huggingface"])["info"]["features"]
+        named = [f["names"] for name, f in noted.items() if f["_type"] == "ClassLabel" and label in (None, name)]
+    except Exception:  # a file of others'; what is wrong with it is told when it is read
+        return None
+    return len(named[0]) if len(named) == 1 else None
 
 
 def _files(place: Path, splits: tuple[str, ...], kind: str) -> dict[str, list[str]]:

@@ -20,8 +20,6 @@ from hookflat.terminal import clipped, shortened
 
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
 """What DataParallel, torch.compile and training scripts put in front of every key."""
-_LAST = ("fc", "linear", "head", "classifier", "logits")
-"""What networks of the field call the layer of their logits."""
 _SHOWN = 12
 
 _WIDE = ((r"^block(\d)\.layer\.", "stages.{}."), (r"convShortcut", "shortcut"), (r"^bn1\.", "bn."))
@@ -84,16 +82,6 @@ def _dense(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
             continue
         raise UserError(f"{file}: {shortened(name)} is {kind}: save ordinary tensors of floats")
     return weights
-
-
-def classes_of(weights: Mapping[str, Tensor] | None) -> int | None:
-    """How many logits the network of these weights gives, by the last linear layer; None where none is called so."""
-    for name, bias in reversed(list((weights or {}).items())):
-        layer = name.removesuffix(".bias")
-        weight = (weights or {}).get(f"{layer}.weight")
-        if layer.rpartition(".")[2] in _LAST and weight is not None and weight.ndim == 2 and bias.ndim == 1:
-            return len(weight) if len(weight) == len(bias) else None
-    return None
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:

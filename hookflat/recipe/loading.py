@@ -14,7 +14,7 @@ from typing import Any
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, kind_of
-from hookflat.recipe.merging import Merged, assignment
+from hookflat.recipe.merging import Merged, assignments
 from hookflat.recipe.naming import suffix
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
@@ -49,7 +49,7 @@ def load_recipe(
     overlays, catalogue = list(overlays), catalogue or Catalogue()
     for overlay in overlays:
         merged.add_file(find_recipe(overlay))
-    values = list(overrides.items()) if isinstance(overrides, dict) else [assignment(o) for o in overrides]
+    values = assignments(overrides)
     for key, value in values:
         merged.add_value(key, value)
     loaded = _Checker(merged, catalogue, needs).recipe(name or ("recipe" if isinstance(recipe, dict) else recipe.stem))

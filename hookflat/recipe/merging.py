@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def _name(path: Place) -> str:
     """A key as a message shows it."""
     parts = [clipped(str(part), 40) for part in path]
     return ".".join([*parts[:3], "...", parts[-1]] if len(parts) > 5 else parts)
+
+
+def assignments(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The keys and values of `--set`, or of a dict."""
+    return list(overrides.items()) if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
 
 
 def assignment(text: str) -> tuple[str, Any]:

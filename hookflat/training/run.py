@@ -21,6 +21,7 @@ from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
 from hookflat.functional.choices import Precision
 from hookflat.functional.data import Batch, Data
+from hookflat.reading.shapes import check_classes
 from hookflat.recipe.options import period_in_epochs
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
@@ -103,11 +104,7 @@ class Run:
 
         For plugins that know the classes before the images are decoded.
         """
-        if self.expected_classes not in (None, classes):
-            raise UserError(
-                f"the weights are of a network of {self.expected_classes} classes, and the data has {classes}: measure "
-                "it on the data that it was trained on (--data), or another file"
-            )
+        check_classes(self.expected_classes, classes)
 
     def build_network(self) -> None:
         """Load the data and make the network, each by its plugin: all that measuring needs."""
