@@ -67,7 +67,7 @@ class ImageFiles:
         labels, classes, names = class_labels(whole, label, self.classes, "data.classes")
         run.expect_classes(classes)
         rows = [self._chosen(*split, classes) for split in zip(whole, labels, (self.train, self.test), strict=True)]
-        train, test = (self._images(p.take(r), y[r], image) for p, y, r in zip(whole, labels, rows, strict=True))
+        train, test = (self._images(p.take(r), y[r], image, run) for p, y, r in zip(whole, labels, rows, strict=True))
         if train.shape != test.shape:
             raise UserError(
                 f"data.path = {self.path!r}: the training images are {_size(train)}, the test images {_size(test)}: "
@@ -85,12 +85,13 @@ class ImageFiles:
     def _resizing(self) -> Resizing:
         return Resizing(self.size, self.crop, self.channels)
 
-    def _images(self, part: ImageSet, y: Tensor, image: str) -> Images:
+    def _images(self, part: ImageSet, y: Tensor, image: str, run: Run) -> Images:
         from hookflat import Images, streamed
 
         if self.stream:
             return streamed(part, y, image, self._resizing, _HINT)
-        return Images(part.pixels(image, self._resizing, _HINT), y)
+        seen = run.console.counting(f"decoding {part.source}", "images", len(part))
+        return Images(part.pixels(image, self._resizing, _HINT, seen), y)
 
     def _chosen(self, part: ImageSet, y: Tensor, examples: int, classes: int) -> np.ndarray:
         """The rows of the first examples of a split, or of each class; of all where none are counted."""

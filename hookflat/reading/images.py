@@ -53,9 +53,12 @@ class ImageSet:
             )
         return fit[0]
 
-    def pixels(self, column: str, resizing: Resizing, hint: str) -> Tensor:
+    def pixels(
+        self, column: str, resizing: Resizing, hint: str, seen: Callable[[int], object] = lambda count: None
+    ) -> Tensor:
         """All images: (N, C, H, W) uint8, decoded once and kept in the cache, mapped into memory where they are large.
 
+        `seen` is called with how many are decoded, as the work goes on.
         Raises UserError for the first that cannot be decoded, naming the row, and where they differ in size or kind:
         then with the `hint` what to set.
         """
@@ -67,7 +70,7 @@ class ImageSet:
             pixels = pixels.transpose(0, 3, 1, 2)
             return torch.from_numpy(pixels if pixels.nbytes >= MAPPED_FROM else np.array(pixels, order="C"))
         key = digest([repr(resizing).encode(), *self.content(column)])
-        array = kept_array(key, lambda: self._decoded(column, resizing, hint), len(self))
+        array = kept_array(key, lambda: self._decoded(column, resizing, hint, seen), len(self))
         return torch.from_numpy(array)
 
     @property
@@ -87,12 +90,15 @@ class ImageSet:
                 yield repr((len(stored), getattr(image, "shape", None))).encode()
                 yield stored
 
-    def _decoded(self, column: str, resizing: Resizing, hint: str) -> Iterator[np.ndarray]:
-        shape: tuple[int, ...] | None = None
+    def _decoded(
+        self, column: str, resizing: Resizing, hint: str, seen: Callable[[int], object]
+    ) -> Iterator[np.ndarray]:
+        shape, count = None, 0
         with ThreadPoolExecutor(threads.limit()) as pool:  # Pillow decodes without the interpreter's lock
             for numbers in self._parts():
                 part = self.read(column, numbers, resizing, hint, shape, pool.map)
-                shape = part.shape[1:]
+                shape, count = part.shape[1:], count + len(part)
+                seen(count)
                 yield part
 
     def read(

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
 from hookflat.studies.jobs import CLUSTER, State
+from hookflat.studies.progress import Progress, duration
 from hookflat.studies.study import AnyJob, Study, write_plan
 from hookflat.threads import limit
 
@@ -53,9 +54,11 @@ def make(
         free.put(worker)
     environments = [share(worker, workers, processes) for worker in range(workers)]
     commands = Commands()
+    progress = Progress(len(study.jobs), workers, say)
 
     def in_turn(job: AnyJob) -> State:
         worker = free.get()
+        progress.begun(job.name)
         try:
             environment = environments[worker]
             return run_job(job, environment=environment, processes=processes, redo=redo, say=say, commands=commands)
@@ -63,6 +66,7 @@ def make(
             say(f"failed   {job.name}: {error}")
             return "failed"
         finally:
+            progress.ended(job.name)
             free.put(worker)
 
     waves: tuple[Callable[[AnyJob], bool], ...] = (
@@ -72,7 +76,7 @@ def make(
     )
     for wave in waves:
         jobs = [job for job in study.jobs if wave(job)]
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool, progress.told():
             turns = [pool.submit(in_turn, job) for job in jobs]
             try:
                 states |= {job.name: turn.result() for job, turn in zip(jobs, turns, strict=True)}
@@ -118,7 +122,7 @@ def run_job(
                     return "failed"
             seconds = time.time() - began
             _note(job, seconds, "rescaled" if job.rescaled else state)
-            say(f"done     {job.name}: {_duration(seconds)}")
+            say(f"done     {job.name}: {duration(seconds)}")
             return "done"
     except Timeout:
         return "elsewhere"
@@ -299,10 +303,6 @@ def _move_aside(folder: Path) -> None:
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _gpus() -> Sequence[str]:

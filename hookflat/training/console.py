@@ -1,9 +1,13 @@
-"""What a run says while it works: a live bar with ETA on a terminal, plain lines elsewhere, nothing on other ranks."""
+"""What a run says while it works: a live bar with ETA on a terminal, plain lines elsewhere, nothing on other ranks.
+
+Where there is no bar, a log is never silent for long: after `SILENCE` seconds a line says how far the work is.
+"""
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.progress import (
@@ -23,6 +27,9 @@ from hookflat.records.results import NetworkResults, Results
 from hookflat.terminal import Terminal
 from hookflat.training.measuring import Planned
 
+SILENCE = 30.0
+"""Seconds without a line after which one says how far the work is."""
+
 
 class Console:
     """The terminal of the main process."""
@@ -33,7 +40,8 @@ class Console:
         self._bar = self._new_bar(MofNCompleteColumn())
         self._live = self.rich.is_terminal and not self.silent
         self._task: Any = None
-        self._began = time.perf_counter()
+        self._began = self._said = time.perf_counter()
+        self._stage = Progressing("", "", 0)
         self.quantities: Mapping[str, Quantity] = {}
 
     def _new_bar(self, *more: ProgressColumn) -> Progress:
@@ -43,20 +51,41 @@ class Console:
     def say(self, text: str) -> None:
         """One line."""
         self.rich.print(text)
+        self._said = time.perf_counter()
 
-    def training(self, total: int, done: int) -> None:
-        """The training begins, `done` of `total` steps are made already."""
+    def training(self, total: int, done: int, tally: Tally) -> None:
+        """The training begins, `done` of `total` steps are made already; what it measures on its way moves `tally`."""
+        self._stage, self._done = Progressing("training", "steps", total, done), done
+        tally.changed = lambda tally: self._moved(self._done)
         if self._live:
             self._bar.start()
             self._task = self._bar.add_task("training", total=total, completed=done)
 
     def stepped(self, step: int) -> None:
         """So many steps are done."""
+        self._done = step
+        self._moved(step)
+
+    def counting(self, name: str, unit: str, total: int) -> Callable[[int], None]:
+        """For work before the training: call it with how much is done, and a line says so after each long silence."""
+        stage = Progressing(name, unit, total)
+
+        def done(count: int) -> None:
+            if time.perf_counter() - self._said >= SILENCE:
+                self.say(f"  {stage.at(count)}")
+
+        return done
+
+    def _moved(self, done: int) -> None:
+        """So much of the stage is done: the bar moves, or a line says so when none was said for long."""
         if self._live:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=done, description=self._stage.name)
+        elif not self.silent and time.perf_counter() - self._said >= SILENCE:
+            self.say(f"  {self._stage.at(done)}")
 
     def epoch(self, epoch: int, epochs: int, line: dict[str, Any]) -> None:
-        """One line for an epoch: learning rate, loss, and the headlines among its numbers by split."""
+        """One line for an epoch: learning rate, loss, and the headlines among its numbers by split; wrapped where it is
+        wider than the terminal, or than 80 columns where there is none."""
         train, test = line.get("train", {}), line.get("test", {})
         parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"lr {line['lr']:.4g}"]
         parts.append(f"loss {line['loss']:.3f}")
@@ -66,25 +95,28 @@ class Console:
                 parts.append(f"{found.label} {', '.join(shown)}")
         if line.get("cancelled_steps"):
             parts.append(f"{line['cancelled_steps']} step(s) cancelled, loss scale now {line['loss_scale']:g}")
-        self.say("  ".join(parts))
+        self.say(_wrapped(parts, self.rich.width))
 
     def measuring(self, plan: dict[str, list[Planned]], tally: Tally, *, lines: bool = False) -> None:
         """The measures of the `plan` (by network) begin; `lines`: say when each is done."""
         self.close()
         self._plan = [(label, *entry) for label, entries in plan.items() for entry in entries]
         self._lines, self._done, self._at = lines, 0, 0
-        if not self._live:
-            if not lines:
-                self.say("measuring the final network ...")
-            return
-        self._bar = self._new_bar()
-        self._task = self._bar.add_task("measuring", total=sum(passes for *_, passes in self._plan))
-        self._bar.start()
+        self._stage = Progressing("measuring", "passes", sum(passes for *_, passes in self._plan))
         self._began_at = tally.passes
+        if self._live:
+            self._bar = self._new_bar()
+            self._task = self._bar.add_task("measuring", total=self._stage.total)
+            self._bar.start()
+        elif not lines and self._plan:
+            self.say("measuring the final network ...")
 
         def changed(tally: Tally) -> None:
-            within = min(tally.passes - self._began_at, self._plan[self._at][-1] if self._at < len(self._plan) else 0)
-            self._bar.update(self._task, completed=self._done + within)
+            label, _, split, measure, passes = (
+                self._plan[self._at] if self._at < len(self._plan) else ("", "", "", "", 0)
+            )
+            self._stage.name = f"measuring {label} {split} {measure}".rstrip()
+            self._moved(self._done + min(tally.passes - self._began_at, passes))
 
         tally.changed = changed
 
@@ -93,7 +125,7 @@ class Console:
         label, _, split, measure, passes = self._plan[self._at]
         self._at, self._done, self._began_at = self._at + 1, self._done + passes, tally.passes
         if self._live:
-            self._bar.update(self._task, completed=self._done, description=f"measuring {label}")
+            self._moved(self._done)
         if self._lines:
             self.say(f"  {self._at}/{len(self._plan)} {label} {split} {measure}: {seconds:.1f} s")
 
@@ -103,14 +135,18 @@ class Console:
             self._bar.stop()
 
     def results(self, results: Results) -> None:
-        """The final table."""
+        """The final table; a line where nothing was measured at the end."""
+        rows = result_rows(results)
+        if not rows:
+            self.say("nothing is measured at the end: the recipe has no stage without `every` that is on")
+            return
         title = results.model or f"{results.recipe}, after {results.epochs} epochs"
         table = Table(title=title, title_justify="left")
         table.add_column("")
         for name, numbers in results.models.items():
             at = f" (epoch {numbers.epoch})" if numbers.epoch is not None else ""
             table.add_column({"last": "last", "best": "early stopped"}.get(name, name) + at, justify="right")
-        for label, cells in result_rows(results):
+        for label, cells in rows:
             table.add_row(label, *cells)
         protocol, lines = results.protocol, []
         measures = {m: (s.examples, o) for s in protocol.stages.values() for m, o in s.measures.items()}
@@ -129,6 +165,33 @@ class Console:
         """The time since the start."""
         seconds = time.perf_counter() - self._began
         return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+class Progressing:
+    """A stage of the work: its name, what it is counted in, how much there is, and how much was done before."""
+
+    def __init__(self, name: str, unit: str, total: int, before: int = 0) -> None:
+        self.name, self.unit, self.total, self.before = name, unit, total, before
+        self._began = time.perf_counter()
+
+    def at(self, done: int) -> str:
+        """How far it is, at what rate, and how long the rest takes at that."""
+        text = f"{self.name}: {done:,} of {self.total:,} {self.unit} ({done / max(1, self.total):.0%})"
+        rate = (done - self.before) / max(1e-9, time.perf_counter() - self._began)
+        return text + (f", {rate:.3g} a second, {_lasting((self.total - done) / rate)} left" if rate > 0 else "")
+
+
+def _lasting(seconds: float) -> str:
+    """A time to come, in the largest unit of which it has two."""
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _wrapped(parts: list[str], width: int) -> str:
+    """The parts of a line; where it is too wide, broken between words, the rest further in."""
+    return "\n".join(textwrap.wrap("  ".join(parts), width, subsequent_indent="    ", break_long_words=False))
 
 
 def trusted(numbers: NetworkResults, declared: Mapping[str, Quantity]) -> list[str]:

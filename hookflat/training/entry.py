@@ -90,7 +90,7 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
     resumed = checkpoints.resume(run)
     console.quantities = quantities(recipe)
     say_training(run, resumed=resumed)
-    console.training(run.total_steps, run.step)
+    console.training(run.total_steps, run.step, run.measurements.tally)
     run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
     with listening(run):
         trained = loop.train(run, max_steps, FirstLook(run) if max_steps else None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
+from hookflat.functional.layers import Normalized
 from hookflat.recipe.options import as_table
 from hookflat.training.console import short
 from hookflat.training.run import Run
@@ -20,13 +23,16 @@ def say_training(run: Run, *, resumed: bool) -> None:
     threads = "" if run.device.type != "cpu" else f", {torch.get_num_threads()} thread(s) each"
     slots = [f"{slot} {recipe.slot_names[slot]}" for slot in ("loss", "optimizer", "schedule")]
     say(f"{recipe.name}: {', '.join([*slots, *recipe.plugins])}")
-    say(f"  data     {len(data.train)} training, {len(data.test)} test images{held}, {_size(run)}, "
-        f"{data.num_classes} classes")  # fmt: skip
-    say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters")
+    say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images{held}, "
+        f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
+    say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters, {_normalisation(run.network)}")
     chosen = [f"{k} {short(v)}" for k, v in _chosen(attack).items()]
     say(f"  attack   {', '.join([recipe.slot_names['attack'], *chosen])}")
     say(f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
-    say(f"  training {run.epochs} epochs of {run.steps_per_epoch} steps, batch {options.batch_size}, "
+    for line in _stages(run):
+        say(line)
+    scaled = f" ({options.epochs} x {options.epochs_factor:g})" if run.epochs != options.epochs else ""
+    say(f"  training {run.epochs} epochs{scaled} of {run.steps_per_epoch} steps, batch {options.batch_size}, "
         f"{options.precision}, seed {options.seed}")  # fmt: skip
     say(f"  device   {run.device}, {run.processes} process(es){threads}")
     say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))
@@ -42,8 +48,29 @@ def say_evaluation(run: Run, model: str) -> None:
         f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}, "
         f"seed {recipe.run.seed}"
     )
+    for line in _stages(run):
+        say(line)
     say(f"  device   {run.device}, {run.processes} process(es)")
     say(f"  folder   {run.folder.path}")
+
+
+def _normalisation(network: nn.Module) -> str:
+    """What the network takes off images first."""
+    for module in network.modules():
+        if isinstance(module, Normalized):
+            mean, std = (
+                " ".join(f"{v:.3g}" for v in values.flatten().tolist()) for values in (module.mean, module.std)
+            )
+            return f"normalised by mean {mean}, std {std}"
+    return "no normalisation around it"
+
+
+def _stages(run: Run) -> Iterator[str]:
+    """The protocol, a line for each stage."""
+    for name, stage in run.recipe.stages.items():
+        measures, splits = ", ".join(run.recipe.measures[name]), " and ".join(stage.splits)
+        when = f"every {stage.every:g}" if stage.every else "at the end"
+        yield f"  {name}: {measures}; {when}, on {stage.examples} {splits} examples"
 
 
 def _size(run: Run) -> str:
