@@ -101,7 +101,7 @@ def test_decoding_counts_every_image(tmp_path, monkeypatch):
 
 
 def test_the_heading_says_data_network_normalisation_and_protocol(monkeypatch):
-    with tiny_run({"model": {"name": "resnet_small", "width": 4}}) as run:
+    with tiny_run({"model": {"name": "resnet_small", "width": 8}}) as run:
         lines = said_by(run.console, monkeypatch)
         say_training(run, resumed=False)
         mean = f"{float(run.network.mean):.3g}"
