@@ -300,6 +300,7 @@ BEFORE_TORCH = {
         "7 classes, and the data has 10",
     ),
     "classes as said": (*SEVEN, "--set", "data.classes=3", "a network of 7 classes, and the data has 3"),
+    "a study's name": ("study", "tabel1", "a shipped study (did you mean 'table1'?)"),
     "no file": ("eval", "nothing.pt", "neither a run folder, nor a file"),
     "no architecture": ("eval", "w.pt", "say what network it is for"),
     "an option of [run]": ("run", "trades", "--set", "run.seed=-1", "--set", "loss.name=x", "run.seed"),

@@ -78,11 +78,11 @@ def test_measures_say_how_far_they_are_and_by_name(clock, monkeypatch):
     ]
 
 
-def test_lines_of_epochs_fit_80_columns_and_break_between_words():
-    parts = [f"word{i} {i * 1000} %" for i in range(12)]
+def test_lines_of_epochs_fit_80_columns_and_break_between_their_parts():
+    parts = [f"number {i} {i * 1000} %" for i in range(12)]
     lines = console._wrapped(parts, 80).split("\n")
     assert max(map(len, lines)) <= 80
-    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(parts).split())
+    assert [part for line in lines for part in line.strip().split("  ")] == parts
 
 
 def test_decoding_counts_every_image(tmp_path, monkeypatch):

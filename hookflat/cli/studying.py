@@ -42,7 +42,6 @@ def study(
 ) -> None:
     """Train and measure everything of a study that is missing. The same command again goes on."""
     from hookflat.studies.command import carry_out, say_plan
-    from hookflat.studies.costing import costs_of
     from hookflat.studies.execution import Plan
     from hookflat.studies.study import read_study
 
@@ -52,7 +51,11 @@ def study(
         raise UserError("--cost goes with --plan")
     found = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
     planned = Plan.of(found)
-    costs = costs_of(planned, lambda name: None if json else say(f"trying   {name}")) if cost else []
+    costs: list[JobCost] = []
+    if cost:
+        from hookflat.studies.costing import costs_of  # loads torch
+
+        costs = costs_of(planned, lambda name: None if json else say(f"trying   {name}"))
     if json:
         each = [asdict(found) | {"hours": found.hours} for found in costs]
         print_json(planned.facts() | ({"costs": each} if cost else {}))

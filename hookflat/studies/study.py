@@ -22,7 +22,7 @@ from hookflat.recipe.merging import assignment
 from hookflat.recipe.naming import plain
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import InvalidOptions, build
-from hookflat.recipe.shipped import find_recipe, is_file
+from hookflat.recipe.shipped import find_recipe, is_file, recipe_folders
 from hookflat.recipe.tables import flat
 from hookflat.recipe.toml import out_of_bounds, read_toml
 from hookflat.records.disk import replacing
@@ -200,11 +200,13 @@ def _jobs(
 def _found(study: str | Path) -> Path:
     if is_file(Path(study)):
         return Path(study)
+    name = str(study).removeprefix("recipes/").removeprefix("studies/")
     try:
-        return find_recipe(f"studies/{str(study).removeprefix('recipes/').removeprefix('studies/')}")
-    except UserError as error:
+        return find_recipe(f"studies/{name}")
+    except UserError:
+        known = sorted({p.stem for _, folder in recipe_folders() for p in (folder / "studies").glob("*.toml")})
         raise UserError(
-            f"no study {clipped(str(study))}: give a TOML file, or one of table1, hyperparameters, ...: {error}"
+            f"no study {clipped(str(study))}: neither a file nor a shipped study{nearest(name, known)}"
         ) from None
 
 

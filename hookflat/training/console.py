@@ -190,8 +190,10 @@ def _lasting(seconds: float) -> str:
 
 
 def _wrapped(parts: list[str], width: int) -> str:
-    """The parts of a line; where it is too wide, broken between words, the rest further in."""
-    return "\n".join(textwrap.wrap("  ".join(parts), width, subsequent_indent="    ", break_long_words=False))
+    """The parts of a line; where it is too wide, broken between them, the rest further in."""
+    line = "  ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    lines = textwrap.wrap(line, width, subsequent_indent="    ", break_long_words=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def trusted(numbers: NetworkResults, declared: Mapping[str, Quantity]) -> list[str]:
