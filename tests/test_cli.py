@@ -36,7 +36,7 @@ def test_run_by_name_from_anywhere_prints_plain_lines_and_a_table(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("trades: loss trades, optimizer sgd, schedule multistep")
     for word in ("data ", "model ", "attack ", "training ", "device ", "folder "):
-        assert any(line.strip().startswith(word) for line in lines[:8]), word
+        assert any(line.strip().startswith(word) for line in lines[:12]), word
     assert sum(line.startswith("epoch ") for line in lines) == 1
     for row in ("clean error, test", "RErr (PGD), test", "RLoss, train", "RLoss, gap", "average-case flatness, test"):
         assert row in done.stdout

@@ -109,7 +109,7 @@ def test_the_heading_says_data_network_normalisation_and_protocol(monkeypatch):
     for line in (
         r"  data +tiny_data: 24 training, 12 test images",
         rf"  model +resnet_small, [\d,]+ parameters, normalised by mean {mean}, std",
-        r"  \w+: [\w, ]+; at the end, on \d+",
+        r" +\w+: [\w, ]+; at the end, on \d+",
     ):
         assert re.search(f"^{line}", text, re.M), line
     assert heading._normalisation(nn.Linear(2, 2)) == "no normalisation around it"

@@ -70,7 +70,7 @@ def _stages(run: Run) -> Iterator[str]:
     for name, stage in run.recipe.stages.items():
         measures, splits = ", ".join(run.recipe.measures[name]), " and ".join(stage.splits)
         when = f"every {stage.every:g}" if stage.every else "at the end"
-        yield f"  {name}: {measures}; {when}, on {stage.examples} {splits} examples"
+        yield f"           {name}: {measures}; {when}, on {stage.examples} {splits} examples"
 
 
 def _size(run: Run) -> str:
