@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import hookimpl
+from hookflat import UserError, hookimpl
 
 if TYPE_CHECKING:
     from hookflat import Data
@@ -26,13 +26,20 @@ class Digits:
     train: Annotated[int, Field(ge=1, le=1796, description="training images, the first ones")] = 600
     test: Annotated[int, Field(ge=1, le=1796, description="test images, the last ones")] = 700
 
+    classes: Annotated[
+        list[Annotated[int, Field(ge=0, le=9)]],
+        Field(description="those to take, numbered anew in this order; []: all ten"),
+    ] = field(default_factory=list)
+
     def __post_init__(self) -> None:
-        if self.train + self.test > 1797:
+        if not self.classes and self.train + self.test > 1797:
             raise ValueError(f"train = {self.train} and test = {self.test} overlap: there are 1797 images")
+        if self.classes and not 1 < len(set(self.classes)) == len(self.classes):
+            raise ValueError("classes: two or more, each once")
 
     def known_classes(self) -> int:
         """How many classes there are."""
-        return 10
+        return len(self.classes) or 10
 
     @hookimpl
     def build_data(self) -> Data:
@@ -43,7 +50,17 @@ class Digits:
 
         digits = load_digits()
         x = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
-        images = Images(x, torch.from_numpy(digits.target).long())
+        y = torch.from_numpy(digits.target).long()
+        if self.classes:
+            kept = torch.tensor(self.classes)
+            rows = torch.isin(y, kept)
+            x, y = x[rows], (y[rows, None] == kept).int().argmax(dim=1)
+        images = Images(x, y)
+        if self.train + self.test > len(images):
+            raise UserError(
+                f"data.train = {self.train} and data.test = {self.test} overlap: there are {len(images)} digits of "
+                "these classes"
+            )
         last = len(images) - self.test
         left = images.x[self.train : last]
         return Data(

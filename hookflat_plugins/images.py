@@ -38,7 +38,10 @@ class ImageFiles:
     size: Annotated[int, Field(ge=0, le=4096, description="pixels a side to resize to; 0: as they are")] = 0
     crop: Annotated[Share, Field(description="middle square to take, of the shorter side; 0: squash the whole")] = 0.0
     channels: Annotated[Literal[1, 3] | None, Field(description="make all gray (1) or RGB (3)")] = None
-    classes: Annotated[int, Field(ge=0, description="how many; 0: as the labels say")] = 0
+    classes: Annotated[
+        Annotated[int, Field(ge=0)] | list[int | str],
+        Field(description="how many (0: as the labels say), or a list of those to take, by number or name"),
+    ] = 0
     train: Annotated[int, Field(ge=0, description="training images, the first of the split; 0: all")] = 0
     test: Annotated[int, Field(ge=0, description="test images, the first of the split; 0: all")] = 0
     balance: Annotated[bool, Field(description="take the first of each class, as many of each")] = False
@@ -49,13 +52,19 @@ class ImageFiles:
             raise ValueError("crop needs a size to resize the middle square to")
         if self.balance and not (self.train or self.test):
             raise ValueError("balance takes as many of each class: set train or test to how many in all")
+        self._wanted = self.classes if isinstance(self.classes, list) else []
+        if isinstance(self.classes, list) and not 1 < len(set(map(str, self.classes))) == len(self.classes):
+            raise ValueError("classes: two or more, each once")
 
     def known_classes(self) -> int | None:
         """How many classes there are, where that is known without reading images."""
-        return self.classes or classes_in(self.path, self.train_split, self.label)
+        count = len(self.classes) if isinstance(self.classes, list) else self.classes
+        return count or classes_in(self.path, self.train_split, self.label)
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
+        import torch
+
         from hookflat import Data, class_labels, load_sets
 
         with run.accelerator.main_process_first():  # the others find what the first one made of the files
@@ -64,10 +73,15 @@ class ImageFiles:
         image, label = (whole[0].column(of, getattr(self, of), f"data.{of}") for of in ("image", "label"))
         for of, column in (("image", image), ("label", label)):
             whole[1].column(of, column, f"data.{of}")  # the test split has them too
-        labels, classes, names = class_labels(whole, label, self.classes, "data.classes")
-        run.expect_classes(classes)
-        rows = [self._chosen(*split, classes) for split in zip(whole, labels, (self.train, self.test), strict=True)]
-        train, test = (self._images(p.take(r), y[r], image, run) for p, y, r in zip(whole, labels, rows, strict=True))
+        count = self.classes if isinstance(self.classes, int) else 0
+        labels, classes, names = class_labels(whole, label, count, "data.classes")
+        kept = self._kept(classes, names)
+        run.expect_classes(len(kept))
+        rows = [self._chosen(*split, kept) for split in zip(whole, labels, (self.train, self.test), strict=True)]
+        number = np.full(classes, -1)
+        number[kept] = np.arange(len(kept))
+        ys = [torch.from_numpy(number[y[r].numpy()]) for y, r in zip(labels, rows, strict=True)]
+        train, test = (self._images(p.take(r), y, image, run) for p, y, r in zip(whole, ys, rows, strict=True))
         if train.shape != test.shape:
             raise UserError(
                 f"data.path = {self.path!r}: the training images are {_size(train)}, the test images {_size(test)}: "
@@ -75,11 +89,13 @@ class ImageFiles:
             )
         about = {
             "path": self.path,
-            "names": names,
+            "names": [names[k] for k in kept] if names else None,
             "train": {"split": self.train_split, "of": len(whole[0]), "rows": _ranges(rows[0])},
             "test": {"split": self.test_split, "of": len(whole[1]), "rows": _ranges(rows[1])},
         }
-        return Data(train, test, classes, unused=self._unused(whole[0], rows[0], image), about=about)
+        return Data(
+            train, test, len(kept), unused=self._unused(whole[0], _of(labels[0], kept), rows[0], image), about=about
+        )
 
     @property
     def _resizing(self) -> Resizing:
@@ -93,31 +109,56 @@ class ImageFiles:
         seen = run.console.counting(f"decoding {part.source}", "images", len(part))
         return Images(part.pixels(image, self._resizing, _HINT, seen), y)
 
-    def _chosen(self, part: ImageSet, y: Tensor, examples: int, classes: int) -> np.ndarray:
+    def _kept(self, classes: int, names: list[str] | None) -> list[int]:
+        """The classes to take, in the order in which they are numbered from now on."""
+        every: list[int | str] = [*range(classes), *(names or [])]
+        if strange := [k for k in self._wanted if k not in every]:
+            there = ", ".join(names or []) or f"0 to {classes - 1}"
+            raise UserError(f"data.classes: {strange[0]!r} is none of the classes of {self.path!r}: {there}")
+        kept = [every.index(k) % classes for k in self._wanted] or list(range(classes))
+        if len(set(kept)) < len(kept):
+            raise UserError("data.classes: a class is there twice, by its number and by its name")
+        return kept
+
+    def _chosen(self, part: ImageSet, y: Tensor, examples: int, kept: list[int]) -> np.ndarray:
         """The rows of the first examples of a split, or of each class; of all where none are counted."""
-        if examples > len(part):
-            raise UserError(f"{part.source} has {len(part)} examples, not {examples}")
+        there = _of(y, kept)
+        if examples > len(there):
+            raise UserError(
+                f"{part.source} has {len(there)} examples{' of these classes' * bool(self._wanted)}, not {examples}"
+            )
         if not examples or not self.balance:
-            return np.arange(examples or len(part))
-        each, left = divmod(examples, classes)
+            return there[: examples or None]
+        each, left = divmod(examples, len(kept))
         if left:
-            raise UserError(f"{part.source}: {examples} examples do not divide by the {classes} classes (data.balance)")
-        rows = [np.flatnonzero(y.numpy() == k) for k in range(classes)]
-        few = min(range(classes), key=lambda k: len(rows[k]))
+            raise UserError(
+                f"{part.source}: {examples} examples do not divide by the {len(kept)} classes (data.balance)"
+            )
+        rows = [np.flatnonzero(y.numpy() == k) for k in kept]
+        few = min(range(len(kept)), key=lambda k: len(rows[k]))
         if len(rows[few]) < each:
-            raise UserError(f"{part.source} has {len(rows[few])} examples of class {few}, not {each} (data.balance)")
+            raise UserError(
+                f"{part.source} has {len(rows[few])} examples of class {kept[few]}, not {each} (data.balance)"
+            )
         return np.sort(np.concatenate([found[:each] for found in rows]))
 
-    def _unused(self, part: ImageSet, rows: np.ndarray, image: str) -> Callable[[int], Tensor] | None:
-        """What decodes training images that are not trained on, in their order."""
-        if len(rows) == len(part) or self.stream:
+    def _unused(
+        self, part: ImageSet, there: np.ndarray, rows: np.ndarray, image: str
+    ) -> Callable[[int], Tensor] | None:
+        """What decodes training images that are `there` and not trained on, in their order."""
+        if len(rows) == len(there) or self.stream:
             return None
-        left = np.setdiff1d(np.arange(len(part)), rows)
+        left = np.setdiff1d(there, rows)
 
         def behind(count: int) -> Tensor:
             return part.take(left[: count or None]).pixels(image, self._resizing, _HINT)
 
         return behind
+
+
+def _of(y: Tensor, classes: list[int]) -> np.ndarray:
+    """The rows of these classes."""
+    return np.flatnonzero(np.isin(y.numpy(), classes))
 
 
 def _size(images: Images) -> str:

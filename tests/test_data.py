@@ -33,6 +33,19 @@ def test_digits_are_split_by_position_and_keep_their_gray_values():
         assert np.allclose(x[:, 0].numpy(), digits.images[-700:] / 16, atol=0.5 / 255 + 1e-6)
 
 
+def test_some_digits_are_numbered_anew():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    with tiny_run({"data": {"name": "digits", "train": 100, "test": 50, "classes": [7, 3]}}) as run:
+        mine = digits.target[np.isin(digits.target, [3, 7])]
+        assert run.data.num_classes == 2
+        assert run.data.train.y.tolist() == [int(k == 3) for k in mine[:100]]
+        assert run.data.test.y.tolist() == [int(k == 3) for k in mine[-50:]]
+    with pytest.raises(UserError, match="overlap: there are 362 digits of these classes"):
+        tiny_run({"data": {"name": "digits", "train": 300, "test": 100, "classes": [7, 3]}}).__enter__()
+
+
 def test_holding_out_takes_the_last_examples_and_overlaps_nothing():
     data = Data(images_of(20), images_of(10), 3)
     by_test, by_train = data.hold_out(4, "test"), data.hold_out(5, "train")

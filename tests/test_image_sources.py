@@ -390,6 +390,25 @@ def test_how_many_classes_there_are_can_be_said(tmp_path):
     assert "row 5 has the label 299 in 'y': outside the 10 classes" in told(tmp_path, classes=10)
 
 
+def test_some_of_the_classes_are_numbered_anew(tmp_path):
+    label = datasets.ClassLabel(names=[f"n{i}" for i in range(10)])
+    splits = {"train": ([png(p) for p in TRAIN[0]], TRAIN[1]), "test": ([png(p) for p in TEST[0]], TEST[1])}
+    parquet(tmp_path, label, **splits)
+    high, low = int(TRAIN[1][0]), int(next(k for k in TRAIN[1] if k != TRAIN[1][0]))
+    data = loaded(tmp_path, classes=[high, f"n{low}"])
+    assert (data.num_classes, data.about["names"]) == (2, [f"n{high}", f"n{low}"])
+    mine = np.isin(TRAIN[1], [high, low])
+    assert_are(data.train, TRAIN[0][mine], (TRAIN[1][mine] == low).astype(int))
+    first = loaded(tmp_path, classes=[high, low], train=2)
+    assert torch.equal(torch.cat([first.train.x, first.unused(0)]), data.train.x)  # no others among the unused
+    each = loaded(tmp_path, classes=[low, high], train=2, balance=True)
+    assert sorted(each.train.y.tolist()) == [0, 1]
+    assert "data.classes: 'ship' is none of the classes of" in told(tmp_path, classes=["ship", 1])
+    assert "by its number and by its name" in told(tmp_path, classes=[high, f"n{high}"])
+    count = int(mine.sum())
+    assert f"has {count} examples of these classes, not 1000" in told(tmp_path, classes=[high, low], train=1000)
+
+
 def test_sets_of_different_sizes_without_rows_or_without_a_split_are_told(tmp_path):
     x, y = pictures(6, size=5, classes=3)
     np.savez(tmp_path / "train.npz", x=x, y=y)
