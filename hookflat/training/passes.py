@@ -71,6 +71,8 @@ class LossScale:
     def __init__(self, accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
         self.accelerator, self.parameters = accelerator, list(parameters)
         self._scaler = accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+        # torch warns where the first step is cancelled: the schedule then counts a step that the optimizer did not make
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
         self.cancelled = 0  # steps of this epoch
         self._overflow = torch.zeros((), device=accelerator.device)
         self._buffers: list[tuple[Tensor, Tensor]] = []
