@@ -144,6 +144,22 @@ def test_flags_are_words_on_the_console():
     assert declared["a"].text(1.0) == "raised"
 
 
+def test_networks_with_the_same_flags_share_a_sentence(tmp_path):
+    more = Catalogue().find("trust").load()().numbers()
+    for i in range(7):
+        numbers = network(0.4, 2.0 + i, 1.0)
+        numbers["test"] |= {"trust_radius": float(i < 6), "trust_square": float(i == 6)}
+        folder = write(tmp_path / f"n{i}-0", f"n{i}", last=numbers)
+        file = folder / "eval" / "digits-last-best" / "eval.json"
+        results = json.loads(file.read_text())
+        results["numbers"] |= {key: asdict(quantity) for key, quantity in more.items()}
+        file.write_text(json.dumps(results))
+    told = [line for line in report(tmp_path, resamples=10).verdict if "too low" in line]
+    assert told[0].startswith("RErr of n0-0, n1-0, n2-0, n3-0 and 2 more (last) may be too low: stays robust at four")
+    assert told[1].startswith("RErr of n6-0 (last) may be too low:")
+    assert len(told) == 2
+
+
 def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     more = Catalogue().find("trust").load()().numbers()
     masked = network(0.4, 2.0, 1.0) | {}

@@ -9,6 +9,9 @@ from hookflat.reporting.external import external
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.runs import MeasuredRun
 
+_SHOWN = 4
+"""Names in a sentence."""
+
 
 def raised(numbers: Mapping[str, float], declared: Mapping[str, Quantity]) -> list[str] | None:
     """The raised flags among the numbers of a network, in words; None where none was looked at."""
@@ -28,16 +31,23 @@ def flags_of(runs: Iterable[MeasuredRun], declared: Mapping[str, Quantity]) -> s
 
 def trust_lines(gathered: Gathered) -> list[str]:
     """Sentences: which networks raised which flag, and where an external RErr is the higher one."""
-    declared, told, looked = gathered.quantities, [], 0
+    declared, alike, looked = gathered.quantities, dict[tuple[str, str], list[str]](), 0
     for run in gathered.runs:
         for network in run.networks.values():
             flags = raised(network.test, declared)
             looked += flags is not None
             if flags:
-                told.append(f"RErr of {run.name} ({network.label}) may be too low: {'; '.join(flags)}.")
+                alike.setdefault((network.label, "; ".join(flags)), []).append(run.name)
+    told = [f"RErr of {_listed(names)} ({label}) may be too low: {flags}." for (label, flags), names in alike.items()]
     if looked and not told:
         told.append(f"Signs of an RErr that is too low were looked for on {looked} networks, and none was found.")
     return told + _external(gathered)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more."""
+    shown = names if len(names) <= _SHOWN + 1 else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def _external(gathered: Gathered) -> list[str]:
