@@ -110,6 +110,7 @@ from .functional.brackets import frozen as frozen
 from .functional.brackets import in_mode as in_mode
 from .functional.brackets import restored as restored
 from .functional.brackets import statistics_kept as statistics_kept
+from .functional.brackets import twice_differentiable as twice_differentiable
 
 # --- networks and images
 

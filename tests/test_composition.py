@@ -29,7 +29,9 @@ REGULARIZERS = {
     "ignore_incorrect": {},
     "label_noise": {},
     "label_smoothing": {},
+    "mixup": {},
     "prevent_label_leaking": {},
+    "randaugment": {},
     "self_supervision": {"hidden": 4},
     "swa": {"start": 0.0},
     "unlabeled": {"fraction": 0.5},
@@ -57,6 +59,8 @@ REFUSED = {
         ("mail", "prevent_label_leaking"),
         ("mail", "rwp"),
         ("mart", "rwp"),
+        ("mixup", "prevent_label_leaking"),
+        ("mixup", "self_supervision"),
         ("pgd_tau", "self_supervision"),
         ("prevent_label_leaking", "trades"),
         ("prevent_label_leaking", "uat"),
@@ -211,6 +215,7 @@ OTHER = {
         **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "decay": 0.0},
         **{"start": "uniform", "keep": "best", "mode": "train", "precision": "bf16"},
     },
+    "mixup": {"mixup": 0.1, "cutmix": 0.1, "switch": 1.0},
     "multistep": {"milestones": [0.5], "factor": 0.5},
     "n_fgsm": {
         **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "noise": 1.0},
@@ -233,6 +238,7 @@ OTHER = {
         **{"mode": "train", "precision": "bf16", "tau": 2, "grows": [0.0], "noise": 0.05},
     },
     "random_weights": {"xi": 0.1, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
+    "randaugment": {"operations": 1, "magnitude": 0.9},
     "rwp": {"xi": 0.5, "threshold": 1.0, "steps": 2, "warmup": 0.5},
     "sam": {"rho": 0.5, "adaptive": False, "eta": 0.5},
     "self_supervision": {"weight": 1.0, "share": 0.25, "hidden": 0},
@@ -267,6 +273,7 @@ BASE = {
 """Options of the run that is compared with, where the defaults hide the effect."""
 
 WITHOUT_EFFECT = {
+    ("adamw", "layer_decay"): "test_vit.py",
     ("apgd", "alpha"): "it chooses its own steps",
     ("apgd", "compile"): "the same function",
     ("apgd", "step_size"): "it chooses its own steps",
