@@ -51,6 +51,7 @@ REFUSED = {
         ("entropy_sgd", "gsam"),
         ("entropy_sgd", "sam"),
         ("entropy_sgd", "swa"),
+        ("free", "self_supervision"),
         ("friendly_sam", "gsam"),
         ("friendly_sam", "sam"),
         ("gsam", "sam"),
@@ -203,6 +204,7 @@ OTHER = {
         **{"lr": 0.5, "langevin_steps": 2, "inner_lr": 0.5, "gamma": 0.5, "scoping": 1.0},
         **{"noise": 0.1, "averaging": 0.2, "momentum": 0.0, "weight_decay": 0.1},
     },
+    "free": {"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "replays": 1},
     "friendly_sam": {"rho": 0.5, "sigma": 0.0, "decay": 0.1},
     "grad_align": {"weight": 2.0},
     "gsam": {"rho": 0.5, "rho_min": 0.01, "alpha": 0.0},
@@ -256,6 +258,7 @@ OTHER = {
 """Another value of every option that should change the trained weights."""
 
 BASE = {
+    "free": {"alpha": 0.0},
     "apgd": {"restarts": 2},
     "dom": {"threshold": 1.1, "start": 0.0},
     "mail": {"start": 0.0},
@@ -277,6 +280,11 @@ WITHOUT_EFFECT = {
     ("apgd", "alpha"): "it chooses its own steps",
     ("apgd", "compile"): "the same function",
     ("apgd", "step_size"): "it chooses its own steps",
+    ("free", "compile"): "no pass is the attack's alone",
+    ("free", "mode"): "no pass is the attack's alone",
+    ("free", "precision"): "no pass is the attack's alone",
+    ("free", "start"): "it goes on from the batch before",
+    ("free", "steps"): "replays are its steps",
     ("mi_fgsm", "compile"): "the same function",
     ("n_fgsm", "compile"): "the same function",
     ("n_fgsm", "start"): "its noise is its start",
