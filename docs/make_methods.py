@@ -32,8 +32,8 @@ LEFT_OUT = """
 
 Methods that were asked for and are not here, as their formula or its setting could not be confirmed:
 
-- LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down the
-  loss, where the paper speaks of an adversarial perturbation.
+- LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
+  the loss, where the paper speaks of an adversarial perturbation.
 """
 
 
