@@ -37,6 +37,7 @@ from .training.subject import Subject as Subject
 from .training.entry import FinishedRun as FinishedRun
 from .training.entry import network_of as network_of
 from .training.entry import run as run
+from .training.entry import teacher_of as teacher_of
 from .evaluation.evaluate import evaluate as evaluate
 from .functional.rescaling import rescale as rescale
 from .records.folder import RunFolder as RunFolder

@@ -47,6 +47,7 @@ REFUSED = {
         ("amp", "sam"),
         ("awp", "weight_attack"),
         ("averaging", "swa"),
+        ("distillation", "rwp"),
         ("entropy_sgd", "friendly_sam"),
         ("entropy_sgd", "gsam"),
         ("entropy_sgd", "sam"),
@@ -55,6 +56,8 @@ REFUSED = {
         ("friendly_sam", "gsam"),
         ("friendly_sam", "sam"),
         ("gsam", "sam"),
+        ("hat", "prevent_label_leaking"),
+        ("hat", "rwp"),
         ("ikl", "prevent_label_leaking"),
         ("ikl", "rwp"),
         ("mail", "prevent_label_leaking"),
@@ -338,7 +341,7 @@ def test_every_option_is_used(name):
 
 def test_no_training_method_is_left_out():
     """A new plugin belongs into the tables above; those with files of images have tests of their own."""
-    own = ("constant", "extra_data", "random_resized_crop")
+    own = ("constant", "distillation", "extra_data", "hat", "random_resized_crop")
     named = {*OTHER, *REGULARIZERS, *PERTURBATIONS, *LATER_PERTURBATIONS, *LOSSES, *LATER_LOSSES, *OPTIMIZERS}
     for source in Catalogue():
         cls = source.load()
