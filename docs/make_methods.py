@@ -34,7 +34,7 @@ Methods that were asked for and are not here, as their formula or its setting co
 
 - LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
   the loss, where the paper speaks of an adversarial perturbation.
-- LBGAT (Cui et al. 2021): confirmed (github.com/dvlab-research/LBGAT), but its teacher is trained beside the network by the
+- LBGAT (Cui et al. 2021): confirmed (github.com/dvlab-research/LBGAT), but its teacher trains beside the network by the
   same optimizer, for which there is no place yet.
 """
 
