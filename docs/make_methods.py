@@ -30,7 +30,7 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 LEFT_OUT = """
 ## Left out
 
-Methods that were asked for and are not here, as their formula or its setting could not be confirmed:
+Methods of the field that are not here, and why:
 
 - LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
   the loss, where the paper speaks of an adversarial perturbation.

@@ -41,7 +41,7 @@ MOVES_LAYERS = {
 }
 MOVES_FILTERS = {"landscape_2d"}
 STRETCHES_EVERYTHING = {"adaptive_sharpness"}
-PERTURBS_MATRICES = {"awp", "rwp", "random_weights", "weight_attack", "lap"}
+PERTURBS_MATRICES = {"awp", "rwp", "random_weights", "weight_attack"}
 
 
 @contextmanager
@@ -118,6 +118,7 @@ def test_torch_s_fused_attention_is_a_layer_too():
     assert not any("norm" in name for name in found)
 
 
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_takes_a_transformer_moves_what_it_should_and_puts_it_back(measure):
     taken = {option.name for option in fields(CATALOGUE.find(measure).load())}
