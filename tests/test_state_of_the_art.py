@@ -37,7 +37,7 @@ def test_its_small_form_trains_on_generated_images(tmp_path):
     np.savez(tmp_path / "generated.npz", image=images, label=digits.target[600:900])
     overrides = {
         **{"plugins.extra_data.path": str(tmp_path / "generated.npz"), "plugins.early_stopping.enabled": False},
-        **{"model.width": 8, "data.train": 128, "data.test": 64, "run.epochs": 6, "run.batch_size": 32},
+        **{"model.width": 8, "data.train": 128, "data.test": 64, "run.epochs": 5, "run.batch_size": 32},
         **{"attack.steps": 2, "attack.eps": 0.05, "eval.eps": 0.05, "eval.final.examples": 64},
         **{"eval.final.robust_loss.steps": 2, "eval.final.robust_loss.restarts": 1, "plugins.figures.enabled": False},
         **{f"eval.{stage}.enabled": False for stage in ("curves", "through_training", "final_flatness")},

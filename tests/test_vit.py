@@ -33,7 +33,7 @@ MEASURES = sorted(name for name, kind in KINDS.items() if kind == "measure")
 PERTURBATIONS = sorted(name for name, kind in KINDS.items() if kind == "weight perturbation")
 CHEAP = {
     **{"samples": 1, "attempts": 1, "sweeps": 1, "steps": 1, "restarts": 1, "reference_restarts": 1, "probes": 1},
-    "remaximise": False,
+    **{"remaximise": False, "tolerance": 0.5},
 }
 MOVES_LAYERS = {
     *("average_flatness", "clean_average_flatness", "filter_flatness", "worst_flatness", "clean_worst_flatness"),
