@@ -27,6 +27,18 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 """
 
 
+LEFT_OUT = """
+## Left out
+
+Methods of the field that are not here, and why:
+
+- LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
+  the loss, where the paper speaks of an adversarial perturbation.
+- LBGAT (Cui et al. 2021): confirmed (github.com/dvlab-research/LBGAT), but its teacher trains beside the network by the
+  same optimizer, for which there is no place yet.
+"""
+
+
 def page() -> str:
     """The page: Table 1's rows with their recipes, then every plugin by kind."""
     parts = [HEAD.rstrip("\n")]
@@ -49,7 +61,7 @@ def page() -> str:
             if excludes := getattr(cls, "excludes", {}):
                 parts.append("\nNot with " + "; ".join(f"`{other}` ({why})" for other, why in excludes.items()) + ".")
             parts += _options(cls)
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts) + "\n" + LEFT_OUT
 
 
 def _ours(cls: type) -> bool:

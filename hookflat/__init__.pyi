@@ -37,6 +37,7 @@ from .training.subject import Subject as Subject
 from .training.entry import FinishedRun as FinishedRun
 from .training.entry import network_of as network_of
 from .training.entry import run as run
+from .training.entry import teacher_of as teacher_of
 from .evaluation.evaluate import evaluate as evaluate
 from .functional.rescaling import rescale as rescale
 from .records.folder import RunFolder as RunFolder
@@ -110,6 +111,7 @@ from .functional.brackets import frozen as frozen
 from .functional.brackets import in_mode as in_mode
 from .functional.brackets import restored as restored
 from .functional.brackets import statistics_kept as statistics_kept
+from .functional.brackets import twice_differentiable as twice_differentiable
 
 # --- networks and images
 

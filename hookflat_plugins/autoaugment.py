@@ -1,4 +1,4 @@
-"""AutoAugment with Cutout."""
+"""AutoAugment with Cutout, and RandAugment."""
 
 from __future__ import annotations
 
@@ -54,19 +54,75 @@ class AutoAugment:
         return torch.where(square, self._colour, x)
 
 
+@dataclass(eq=False)
+class RandAugment:
+    """RandAugment: `operations` of torchvision's fourteen, one after the other, drawn anew for every image.
+
+    Identity, shears, translations, rotation, brightness, colour, contrast, sharpness, posterize, solarize,
+    autocontrast, equalize, all as strong as `magnitude` says and in a random direction where there are two. What comes
+    from outside is of the mean colour. List it after crops and flips. timm's form, which Singh et al. train with,
+    draws the strength as well and has inversions.
+    """
+
+    paper: ClassVar[str] = "Cubuk et al. 2019, arXiv 1909.13719"
+    off: ClassVar[dict[str, Any]] = {"operations": 0}
+
+    operations: Annotated[int, Field(ge=0, description="applied to every image (N)")] = 2
+    magnitude: Annotated[Share, Field(description="of the strongest (M of 30: M / 30)")] = 0.3
+
+    def __post_init__(self) -> None:
+        self._mean: Tensor | None = None
+
+    @hookimpl
+    def transform_batch(self, run: Run, batch: Batch) -> None:
+        if self.operations == 0:
+            return
+        if self._mean is None:
+            self._mean = run.data.train.statistics()[0]
+        levels = (255 * batch.x).round().to(torch.uint8)
+        draws = run.uniform("randaugment", batch, (self.operations, 2))
+        batch.x = rand_augmented(levels, draws, self.magnitude, self._mean).float() / 255
+
+
+def rand_augmented(x: Tensor, draws: Tensor, magnitude: float, mean: Tensor) -> Tensor:
+    """torchvision's RandAugment on every image of a batch (n, C, H, W) uint8, on its device.
+
+    `draws` (n, N, 2) in [0, 1): for each of the N operations which one it is, and in which direction. `mean` as in
+    `policy_on`.
+    """
+    from torchvision.transforms import v2
+
+    bins, space = 31, v2.RandAugment._AUGMENTATION_SPACE
+    fill = _colour(tuple((255 * mean).round().int().tolist()), x.device)
+    for which, sign in (operation.unbind(dim=1) for operation in draws.unbind(dim=1)):
+        chosen = (which * len(space)).long().clamp_max(len(space) - 1)
+        due: Due = {}
+        for i, (name, (sizes_of, signed)) in enumerate(space.items()):
+            sizes = sizes_of(bins, x.shape[2], x.shape[3])
+            size = 0.0 if sizes is None else float(sizes[round(magnitude * (bins - 1))])
+            for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
+                key = (name, factor * size)
+                due[key] = due.get(key, torch.zeros_like(side)) | ((chosen == i) & side)
+        x = _operated(x, due, fill)
+    return x
+
+
+Due = dict[tuple[str, float], Tensor]
+"""Which images (n,) an operation of a size is due on."""
+
+
 def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
     """torchvision's CIFAR-10 policy on images x (n, C, H, W) uint8, each with its own draws.
 
     `draws` (n, 5) in [0, 1): the sub-policy, and for each of its two operations whether it is applied and in which
-    direction. `mean` (C,) in [0, 1] fills what comes from outside. An operation runs once for all images that it is
-    due on; on a GPU on all images, so that nobody has to wait and see which they are.
+    direction. `mean` (C,) in [0, 1] fills what comes from outside.
     """
     policies, space = _torchvisions()._policies, _torchvisions()._AUGMENTATION_SPACE
     chosen = (draws[:, 0] * len(policies)).long().clamp_max(len(policies) - 1)
     fill = _colour(tuple((255 * mean).round().int().tolist()), x.device)
     for number in range(2):
         applied, sign = draws[:, 1 + 2 * number], draws[:, 2 + 2 * number]
-        due: dict[tuple[str, float], Tensor] = {}
+        due: Due = {}
         for i, policy in enumerate(policies):
             name, probability, bin_of_ten = policy[number]
             here = (chosen == i) & (applied <= probability)
@@ -76,12 +132,21 @@ def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
             for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
                 key = (name, factor * size)
                 due[key] = due.get(key, torch.zeros_like(here)) | (here & side)
-        before = x
-        for (name, size), images in due.items():
-            if x.is_cuda:
-                x = torch.where(images.view(-1, 1, 1, 1), _operation(before, name, size, fill), x)
-            elif len(index := images.nonzero().flatten()):
-                x = x.index_copy(0, index, _operation(before[index], name, size, fill))
+        x = _operated(x, due, fill)
+    return x
+
+
+def _operated(x: Tensor, due: Due, fill: Tensor) -> Tensor:
+    """Every operation on the images that it is due on: once for all of them.
+
+    On a GPU on all images, so that nobody has to wait and see which they are.
+    """
+    before = x
+    for (name, size), images in due.items():
+        if x.is_cuda:
+            x = torch.where(images.view(-1, 1, 1, 1), _operation(before, name, size, fill), x)
+        elif len(index := images.nonzero().flatten()):
+            x = x.index_copy(0, index, _operation(before[index], name, size, fill))
     return x
 
 

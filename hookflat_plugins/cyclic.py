@@ -14,7 +14,10 @@ from hookflat import Number, Run, hookimpl
 
 @dataclass(eq=False)
 class Cyclic:
-    """Learning rate linearly from 0 to `peak` and back to 0, `cycles` times; momentum stays fixed."""
+    """Learning rate linearly from 0 to `peak` and back to 0, `cycles` times; momentum stays fixed.
+
+    Where the optimizer has several rates, the largest becomes `peak`, and the others keep their share of it.
+    """
 
     paper: ClassVar[str] = "Wong et al. 2020, arXiv 2001.03994; protocol of Stutz et al. 2021, section 4 and quirk 3"
 
@@ -28,5 +31,5 @@ class Cyclic:
         def height(step: int) -> float:
             return 1 - abs(2 * (step % length) / length - 1)
 
-        factors = [self.peak / group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-        return LambdaLR(optimizer, [lambda step, f=f: f * height(step) for f in factors])
+        full = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
+        return LambdaLR(optimizer, lambda step: self.peak / full * height(step))

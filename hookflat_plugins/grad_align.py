@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, InnerAttack, Number, Run, UserError, cross_entropy, hookimpl, statistics_kept
+from hookflat import (
+    Batch,
+    InnerAttack,
+    Number,
+    Run,
+    UserError,
+    cross_entropy,
+    hookimpl,
+    statistics_kept,
+    twice_differentiable,
+)
 
 
 @dataclass(eq=False)
@@ -36,7 +46,7 @@ class GradAlign:
             return None
         ball = attack.attack().threat.ball(batch.x)
         noisy = ball.start("uniform", batch.row, run.seed("grad_align"))
-        with torch.enable_grad(), statistics_kept(run.network.modules()):
+        with torch.enable_grad(), twice_differentiable(), statistics_kept(run.network.modules()):
             at_x = self._gradient(run, batch.x, batch.y).detach()
             at_noisy = self._gradient(run, noisy, batch.y)
         cosine = F.cosine_similarity(at_x.flatten(1), at_noisy.flatten(1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from hookflat import Batch, Run, Share, hookimpl
@@ -27,5 +28,7 @@ class LabelNoise:
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
         draws = run.uniform("label_noise", batch, (2,))
-        drawn = (draws[:, 1] * run.data.num_classes).long()
-        batch.target = torch.where(draws[:, 0] < self.rate, drawn, batch.target)
+        drawn, redrawn = (draws[:, 1] * run.data.num_classes).long(), draws[:, 0] < self.rate
+        if batch.target.is_floating_point():
+            drawn, redrawn = F.one_hot(drawn, run.data.num_classes).to(batch.target), redrawn[:, None]
+        batch.target = torch.where(redrawn, drawn, batch.target)

@@ -23,6 +23,7 @@ class PreventLabelLeaking:
     paper: ClassVar[str] = "Kurakin et al. 2017, arXiv 1611.01236; protocol of Stutz et al. 2021, section 4"
     kind: ClassVar[str] = "regularizer"
     excludes: ClassVar[dict[str, str]] = {
+        "hat": _OWN_OBJECTIVE,
         "ikl": _OWN_OBJECTIVE,
         "mail": _OWN_OBJECTIVE,
         "trades": _OWN_OBJECTIVE,

@@ -29,6 +29,8 @@ class RobustWeightPerturbation:
     paper: ClassVar[str] = "Yu et al. 2022, arXiv 2205.14826 (RWP), 2206.08675 (MLCAT); github.com/ChaojianYu"
     off: ClassVar[dict[str, Any]] = {"xi": 0}
     excludes: ClassVar[dict[str, str]] = {
+        "distillation": _OTHER_TERMS,
+        "hat": _OTHER_TERMS,
         "ikl": _OTHER_TERMS,
         "mail": _OTHER_TERMS,
         "mart": _OTHER_TERMS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from hookflat import Run
 
-Stem = Literal["imagenet", "cifar"]
+Stem = Literal["imagenet", "cifar", "convolutional"]
 
 
 @dataclass(eq=False)
@@ -30,13 +31,26 @@ class TimmModel:
     Normalises by the training set's statistics; pretrained networks by the ones they were trained with, by their mean
     over the channels where the data has another number. Networks that are made for one image size (transformers) are
     made for the data's.
+
+    The stem "convolutional" has 3x3 convolutions of stride 2, each with a layer norm and a GELU, in place of the one
+    convolution that cuts a ViT's or a ConvNeXt's image into patches; its widths double up to the network's. timm has
+    no weights of it: it starts at random, also where the rest is pretrained.
     """
 
-    paper: ClassVar[str] = "Wightman 2019, github.com/huggingface/pytorch-image-models"
+    paper: ClassVar[str] = (
+        "Wightman 2019, github.com/huggingface/pytorch-image-models; convolutional stems of ViT-S and ConvNeXt-T: "
+        "Singh et al. 2023, arXiv 2303.01870"
+    )
 
     network: Annotated[str, Field(description="timm's name, such as resnet18 or vit_tiny_patch16_224")] = "resnet18"
     act_layer: Annotated[str | None, Field(description="activation by timm's name (silu, gelu, mish)")] = None
-    stem: Annotated[Stem, Field(description="cifar: 3x3 of stride 1, no pooling (ResNet, ResNetV2)")] = "imagenet"
+    stem: Annotated[
+        Stem, Field(description="cifar: 3x3 of stride 1, no pooling (ResNet, ResNetV2); convolutional: ViT, ConvNeXt")
+    ] = "imagenet"
+    patch_size: Annotated[int, Field(ge=0, description="pixels a side of a ViT's patches; 0: the network's own")] = 0
+    checkpointing: Annotated[
+        bool, Field(description="recompute activations in passes back: less memory, more time (where timm can)")
+    ] = False
     pretrained: Annotated[bool, Field(description="start from timm's published weights")] = False
     weights: Annotated[str, Field(description="file of these, in place of timm's download; with pretrained")] = ""
     arguments: Annotated[dict[str, Any], Field(description="more for timm.create_model")] = field(default_factory=dict)
@@ -60,6 +74,8 @@ class TimmModel:
         arguments: dict[str, Any] = dict(self.arguments)
         if config and config.fixed_input_size and config.input_size[1:] != run.data.train.shape[1:]:
             arguments = {"img_size": run.data.train.shape[1:]} | arguments
+        if self.patch_size:
+            arguments["patch_size"] = self.patch_size
         if self.weights:
             if not Path(self.weights).is_file():
                 raise UserError(f"model.weights = {self.weights!r}: no such file")
@@ -78,6 +94,10 @@ class TimmModel:
             raise UserError(f"model: timm cannot make {self.network!r}: {error}") from error
         if self.stem == "cifar":
             _cifar_stem(net, self.network, run.data.channels)
+        if self.stem == "convolutional":
+            _convolutional_stem(net, self.network, run.data.channels)
+        if self.checkpointing:
+            _checkpointed(net, self.network)
         return Normalized(net, *self._statistics(run, net))
 
     def _statistics(self, run: Run, net: Any) -> Any:
@@ -121,3 +141,38 @@ def _cifar_stem(net: Any, name: str, channels: int) -> None:
         net.stem = cast(Any, nn.Conv2d(channels, old.out_channels, 3, padding=1, bias=False))
     else:
         raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')
+
+
+def _convolutional_stem(net: Any, name: str, channels: int) -> None:
+    """Convolutions that halve the image until it has a value for each patch."""
+    from timm.models import ConvNeXt, VisionTransformer
+    from torch import nn
+
+    patches = net.patch_embed.proj if isinstance(net, VisionTransformer) else None
+    patches = net.stem[0] if isinstance(net, ConvNeXt) else patches
+    if not isinstance(patches, nn.Conv2d):
+        raise UserError(f'model.stem = "convolutional" fits timm\'s VisionTransformer and ConvNeXt, not {name!r}')
+    width, side = patches.out_channels, patches.stride[0]
+    halvings = side.bit_length() - 1
+    if side != 2**halvings or width % 2**halvings or not halvings:
+        raise UserError(f'model.stem = "convolutional" halves images: patches of {side} pixels are no power of two')
+    widths = [channels, *(width >> i for i in reversed(range(halvings)))]
+    layers = [layer for before, after in itertools.pairwise(widths) for layer in _halving(before, after)]
+    if isinstance(net, ConvNeXt):
+        net.stem = nn.Sequential(*layers)
+    else:
+        net.patch_embed.proj = cast(Any, nn.Sequential(*layers, nn.Conv2d(width, width, 1)))
+
+
+def _halving(before: int, after: int) -> list[nn.Module]:
+    from timm.layers import LayerNorm2d
+    from torch import nn
+
+    return [nn.Conv2d(before, after, 3, stride=2, padding=1), LayerNorm2d(after), nn.GELU()]
+
+
+def _checkpointed(net: Any, name: str) -> None:
+    try:
+        net.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:
+        raise UserError(f"model.checkpointing: timm cannot do without the activations of {name!r}") from error

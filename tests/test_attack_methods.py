@@ -9,6 +9,7 @@ import hookflat
 from hookflat import Threat, derive_seed
 from hookflat.functional.losses import cross_entropy
 from hookflat.testing import Found, tiny_run
+from hookflat.training import loop
 
 EPS = {"Linf": 0.08, "L2": 0.8, "L1": 4.0}
 
@@ -128,3 +129,30 @@ def test_the_attacks_raise_the_loss(name):
         objective = run.hook.attack_objective(run=run, batch=batch)
         x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
         assert objective(run.attack_model, x_adv).mean() > objective(run.attack_model, batch.x).mean() + 1e-4
+
+
+@pytest.mark.parametrize("replays", [1, 3])
+def test_free_at_moves_images_and_weights_by_one_backward_pass(replays):
+    """Against a loop by hand: plain SGD, one network, delta carried from batch to batch."""
+    attack = {"name": "free", "eps": 0.1, "alpha": 0.6, "replays": replays}
+    table = {"attack": attack, "optimizer": {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}}
+    table["schedule"] = {"name": "constant"}
+    with tiny_run(table) as run, tiny_run(table) as other:
+        batches, delta, net = list(other.batches()), torch.zeros(8, 1, 6, 6), other.network.train()
+        for step in range(3):
+            batch = batches[step // replays * replays]
+            x = (batch.x + delta).clamp(0, 1).requires_grad_()
+            loss = nn.functional.cross_entropy(net(x), batch.y)
+            gradient, *by_weights = torch.autograd.grad(loss, [x, *net.parameters()])
+            delta = (delta + 0.06 * gradient.sign()).clamp(-0.1, 0.1)
+            delta = (batch.x + delta).clamp(0, 1) - batch.x
+            with torch.no_grad():
+                for p, g in zip(net.parameters(), by_weights, strict=True):
+                    p -= 0.1 * g
+        for own in run.batches():
+            loop.step(run, own)
+        for ours, theirs in zip(run.network.parameters(), net.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-3)
+        agree = torch.isclose(run.recipe.slots["attack"]._delta, delta, atol=1e-4)
+        assert agree.float().mean() > 0.9  # all but signs of gradients near zero
+        assert delta.abs().max() == pytest.approx(0.1, abs=1e-6) or replays == 1

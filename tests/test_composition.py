@@ -29,7 +29,9 @@ REGULARIZERS = {
     "ignore_incorrect": {},
     "label_noise": {},
     "label_smoothing": {},
+    "mixup": {},
     "prevent_label_leaking": {},
+    "randaugment": {},
     "self_supervision": {"hidden": 4},
     "swa": {"start": 0.0},
     "unlabeled": {"fraction": 0.5},
@@ -45,18 +47,24 @@ REFUSED = {
         ("amp", "sam"),
         ("awp", "weight_attack"),
         ("averaging", "swa"),
+        ("distillation", "rwp"),
         ("entropy_sgd", "friendly_sam"),
         ("entropy_sgd", "gsam"),
         ("entropy_sgd", "sam"),
         ("entropy_sgd", "swa"),
+        ("free", "self_supervision"),
         ("friendly_sam", "gsam"),
         ("friendly_sam", "sam"),
         ("gsam", "sam"),
+        ("hat", "prevent_label_leaking"),
+        ("hat", "rwp"),
         ("ikl", "prevent_label_leaking"),
         ("ikl", "rwp"),
         ("mail", "prevent_label_leaking"),
         ("mail", "rwp"),
         ("mart", "rwp"),
+        ("mixup", "prevent_label_leaking"),
+        ("mixup", "self_supervision"),
         ("pgd_tau", "self_supervision"),
         ("prevent_label_leaking", "trades"),
         ("prevent_label_leaking", "uat"),
@@ -199,6 +207,7 @@ OTHER = {
         **{"lr": 0.5, "langevin_steps": 2, "inner_lr": 0.5, "gamma": 0.5, "scoping": 1.0},
         **{"noise": 0.1, "averaging": 0.2, "momentum": 0.0, "weight_decay": 0.1},
     },
+    "free": {"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "replays": 1},
     "friendly_sam": {"rho": 0.5, "sigma": 0.0, "decay": 0.1},
     "grad_align": {"weight": 2.0},
     "gsam": {"rho": 0.5, "rho_min": 0.01, "alpha": 0.0},
@@ -211,6 +220,7 @@ OTHER = {
         **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "decay": 0.0},
         **{"start": "uniform", "keep": "best", "mode": "train", "precision": "bf16"},
     },
+    "mixup": {"mixup": 0.1, "cutmix": 0.1, "switch": 1.0},
     "multistep": {"milestones": [0.5], "factor": 0.5},
     "n_fgsm": {
         **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "noise": 1.0},
@@ -233,6 +243,7 @@ OTHER = {
         **{"mode": "train", "precision": "bf16", "tau": 2, "grows": [0.0], "noise": 0.05},
     },
     "random_weights": {"xi": 0.1, "population": 2, "curriculum": "threshold", "threshold": 0.1, "clip": 0.01},
+    "randaugment": {"operations": 1, "magnitude": 0.9},
     "rwp": {"xi": 0.5, "threshold": 1.0, "steps": 2, "warmup": 0.5},
     "sam": {"rho": 0.5, "adaptive": False, "eta": 0.5},
     "self_supervision": {"weight": 1.0, "share": 0.25, "hidden": 0},
@@ -250,6 +261,7 @@ OTHER = {
 """Another value of every option that should change the trained weights."""
 
 BASE = {
+    "free": {"alpha": 0.0},
     "apgd": {"restarts": 2},
     "dom": {"threshold": 1.1, "start": 0.0},
     "mail": {"start": 0.0},
@@ -267,9 +279,15 @@ BASE = {
 """Options of the run that is compared with, where the defaults hide the effect."""
 
 WITHOUT_EFFECT = {
+    ("adamw", "layer_decay"): "test_vit.py",
     ("apgd", "alpha"): "it chooses its own steps",
     ("apgd", "compile"): "the same function",
     ("apgd", "step_size"): "it chooses its own steps",
+    ("free", "compile"): "no pass is the attack's alone",
+    ("free", "mode"): "no pass is the attack's alone",
+    ("free", "precision"): "no pass is the attack's alone",
+    ("free", "start"): "it goes on from the batch before",
+    ("free", "steps"): "replays are its steps",
     ("mi_fgsm", "compile"): "the same function",
     ("n_fgsm", "compile"): "the same function",
     ("n_fgsm", "start"): "its noise is its start",
@@ -323,7 +341,7 @@ def test_every_option_is_used(name):
 
 def test_no_training_method_is_left_out():
     """A new plugin belongs into the tables above; those with files of images have tests of their own."""
-    own = ("constant", "extra_data", "random_resized_crop")
+    own = ("constant", "distillation", "extra_data", "hat", "random_resized_crop")
     named = {*OTHER, *REGULARIZERS, *PERTURBATIONS, *LATER_PERTURBATIONS, *LOSSES, *LATER_LOSSES, *OPTIMIZERS}
     for source in Catalogue():
         cls = source.load()

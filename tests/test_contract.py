@@ -38,11 +38,21 @@ def extra_images(tmp_path_factory):
     return {"path": str(path)}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return str(testing.run_recipe({}, tmp_path_factory.mktemp("trained") / "run").folder)
+
+
 @pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("plugin", Catalogue().names())
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-def test_contract(check, plugin, extra_images):
-    check(plugin, extra_images if plugin == "extra_data" else OPTIONS.get(plugin))
+def test_contract(check, plugin, extra_images, trained):
+    files = {
+        "extra_data": extra_images,
+        "hat": {"helper": trained},
+        "distillation": {"standard_teacher": trained, "robust_teacher": trained},
+    }
+    check(plugin, files.get(plugin, OPTIONS.get(plugin)))
 
 
 # --- and the contract is broken by those who should break it ----------------------------------------------------------

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_composition import LATER_PERTURBATIONS, PERTURBATIONS
 from torch import nn
 
+from hookflat import UserError
 from hookflat.functional.losses import kl_divergence
-from hookflat.testing import tiny_run
+from hookflat.testing import run_recipe, tiny_run
+from hookflat.training import loop
 
 
 def softmax(z):
@@ -177,3 +181,81 @@ def test_dom_removes_examples_of_small_clean_loss_from_its_start_on():
         assert run.loss(batch, x_adv).item() == pytest.approx(wrong.mean().item(), abs=1e-6)
         run.step = run.total_steps // 2
         assert run.loss(batch, x_adv).item() == pytest.approx(wrong[kept].sum().item() / 8, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    run_recipe({"attack": {"steps": 0, "start": "zero"}}, folder / "standard")
+    run_recipe({"run": {"seed": 1}}, folder / "robust")
+    return folder
+
+
+def teacher(folder):
+    with tiny_run() as run:
+        run.network.load_state_dict(load_file(folder / "model.safetensors"))
+        return run.network.double().eval()
+
+
+@pytest.mark.parametrize(("beta", "gamma", "stretch"), [(2.5, 0.5, 2.0), (0.0, 1.0, 3.5)])
+def test_hat_loss_and_gradient(beta, gamma, stretch, teachers):
+    loss = {"name": "hat", "helper": str(teachers / "standard"), "beta": beta, "gamma": gamma, "stretch": stretch}
+    with tiny_run({"loss": loss}) as run:
+        batch, x_adv = in_float64(run)
+        run.recipe.slots["loss"]._helper.double()
+        ours = run.loss(batch, x_adv)
+        rows = torch.arange(len(batch.y))
+        p, q = softmax(run.network(batch.x)), softmax(run.network(x_adv))
+        far = softmax(run.network(batch.x + stretch * (x_adv - batch.x)))
+        told = teacher(teachers / "standard")(x_adv).argmax(1)
+        expected = -torch.log(p[rows, batch.y]).mean() + beta * (p * torch.log(p / q)).sum(1).mean()
+        expected = expected - gamma * torch.log(far[rows, told]).mean()
+        assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+        for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
+            assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
+    folders = {"standard_teacher": str(teachers / "standard"), "robust_teacher": str(teachers / "robust")}
+    loss = {"name": "distillation", "hard": 0.2, "standard": 0.3, "robust": 0.7, "temperature": 3.0} | folders
+    with tiny_run({"loss": loss}) as run:
+        batch, x_adv = in_float64(run)
+        for _, network in run.recipe.slots["loss"]._teachers:
+            network.double()
+        ours = run.loss(batch, x_adv)
+        z = run.network(x_adv)
+        expected = -0.2 * torch.log(softmax(z)[torch.arange(len(z)), batch.y]).mean()
+        for weight, name in ((0.3, "standard"), (0.7, "robust")):
+            told = softmax(teacher(teachers / name)(x_adv) / 3)
+            expected = expected - weight * 9 * (told * torch.log(softmax(z / 3))).sum(1).mean()
+        assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
+        for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
+            assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_a_teacher_that_is_not_there_or_knows_other_images_is_told(teachers):
+    for options, table, message in (
+        ({"helper": "nowhere"}, {}, "loss.helper = 'nowhere': no run there"),
+        ({"helper": str(teachers / "standard")}, {"data": {"name": "digits"}}, "knows 3 classes, not 10"),
+    ):
+        with pytest.raises(UserError) as told, tiny_run({"loss": {"name": "hat"} | options} | table):
+            pass
+        assert message in str(told.value)
+
+
+@pytest.mark.parametrize("perturbation", [*PERTURBATIONS, *LATER_PERTURBATIONS])
+@pytest.mark.parametrize("loss", ["hat", "distillation"])
+def test_losses_with_teachers_go_with_every_weight_perturbation_or_are_refused(loss, perturbation, teachers):
+    names = {"hat": ["helper"], "distillation": ["standard_teacher", "robust_teacher"]}
+    table = {"loss": {"name": loss} | dict.fromkeys(names[loss], str(teachers / "robust"))}
+    table["plugins"] = {perturbation: {}} if perturbation else {}
+    if perturbation == "rwp":
+        with pytest.raises(UserError, match="does not go with"), tiny_run(table):
+            pass
+        return
+    with tiny_run(table) as run:
+        before = [p.detach().clone() for p in run.network.parameters()]
+        for batch in run.batches():
+            loop.step(run, batch)
+        assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+        assert all(p.isfinite().all() for p in run.network.parameters())

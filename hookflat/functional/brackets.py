@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -80,6 +81,13 @@ def differentiable(weights: Iterable[Tensor]) -> Generator[None]:
     finally:
         for w in weights:
             w.requires_grad_(False)
+
+
+@contextmanager
+def twice_differentiable() -> Generator[None]:
+    """Attention inside is computed so that gradients of gradients exist: its fused kernels have none."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import differentiable, frozen
+from hookflat.functional.brackets import differentiable, frozen, twice_differentiable
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
@@ -247,7 +247,7 @@ class HessianOf:
     def _exact(self, v: Tensor) -> Tensor:
         """Reverse over reverse."""
         parts, found = self._split(v), torch.zeros_like(v)
-        with differentiable(self.weights), torch.enable_grad():
+        with differentiable(self.weights), twice_differentiable(), torch.enable_grad():
             for x, y in self.points.batches:
                 loss = cross_entropy(self.points.model(x), y).sum()
                 gradients = torch.autograd.grad(loss, self.weights, create_graph=True, materialize_grads=True)

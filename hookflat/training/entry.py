@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from hookflat.errors import UserError
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
@@ -119,6 +121,25 @@ def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
         run.build_network()
     load_into(run.network, RunFolder(Path(folder)).load_network("last")[0], f"{folder}: the network 'last'")
     return run.network
+
+
+def teacher_of(run: Run, folder: str, option: str) -> nn.Module:
+    """The last network of a complete run folder, in evaluation mode and frozen, for `run` to learn from.
+
+    Raises UserError that names `option` where there is no such run, or where it knows other images or classes.
+    """
+    if not Path(folder, "recipe.toml").is_file():
+        raise UserError(f"{option} = {folder!r}: no run there; hookflat run makes one (hookflat run standard, at ...)")
+    recipe = load_recipe(Path(folder, "recipe.toml"), catalogue=run.recipe.catalogue)
+    network = network_of(recipe, folder).to(run.device).eval().requires_grad_(False)
+    try:
+        with torch.no_grad():
+            classes = network(torch.zeros(1, *run.data.train.shape, device=run.device)).shape[1]
+    except RuntimeError as error:
+        raise UserError(f"{option} = {folder!r}: that network takes no images of {run.data.train.shape}") from error
+    if classes != run.data.num_classes:
+        raise UserError(f"{option} = {folder!r}: that network knows {classes} classes, not {run.data.num_classes}")
+    return network
 
 
 def draw(run: Run) -> None:

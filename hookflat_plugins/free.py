@@ -1,0 +1,80 @@
+"""Free adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hookflat import Batch, InnerAttack, Number, Run, hookimpl
+
+
+@dataclass(eq=False)
+class Free(InnerAttack):
+    """Free AT: every batch is trained on `replays` times, and each backward pass moves weights and images at once.
+
+    delta <- project(delta + step_size direction) along the gradient of the training loss that moves the weights, at
+    the weights before that move (perturbed ones under AWP and its like). delta starts at zero and goes on from batch to
+    batch, by an example's place in it. No pass is the attack's alone, so a step costs a standard one, and an epoch
+    holds 1 / `replays` of the images: `[run] epochs` stays what it would be without replays. `steps`, `start`, `mode`,
+    `precision` and `compile` play no part.
+    """
+
+    paper: ClassVar[str] = (
+        "Shafahi et al. 2019, arXiv 1904.12843, Alg. 1; github.com/ashafahi/free_adv_train, as in "
+        "github.com/locuslab/fast_adversarial"
+    )
+    excludes: ClassVar[dict[str, str]] = {
+        "self_supervision": "free AT has one delta for a batch, and turned images would need one of their own",
+    }
+
+    alpha: Annotated[Number, Field(ge=0, description="length of a step in units of eps; 0: step_size")] = 1.0
+    replays: Annotated[int, Field(ge=1, description="of every batch (m)")] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._held: dict[str, Any] = {}
+        self._delta: Tensor | None = None
+
+    @hookimpl
+    def transform_batch(self, run: Run, batch: Batch) -> None:
+        if run.step % self.replays == 0 or not self._held:
+            self._held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        for name, value in self._held.items():
+            setattr(batch, name, value.to(run.device) if isinstance(value, Tensor) else value)
+
+    @hookimpl
+    def craft(self, batch: Batch) -> Tensor:
+        x_adv = batch.x.clone()
+        if self._delta is not None:
+            known = self._delta[: len(x_adv)].to(x_adv)
+            x_adv[: len(known)] += known
+        return self.attack().threat.ball(batch.x).project(x_adv)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:
+        x_adv.requires_grad_()
+        x_adv.grad = None
+        try:
+            loss = yield
+            gradient = x_adv.grad
+        finally:
+            x_adv.requires_grad_(False)
+            x_adv.grad = None
+        if gradient is not None:
+            attack = self.attack()
+            ball = attack.threat.ball(batch.x)
+            delta = ball.project(x_adv + attack.step_size * ball.ascent(gradient)) - batch.x
+            rest = delta[:0] if self._delta is None else self._delta[len(delta) :].to(delta)
+            self._delta = torch.cat([delta, rest])  # a smaller batch leaves the others'
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self._held, "delta": self._delta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._held, self._delta = state["held"], state["delta"]
