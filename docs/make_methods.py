@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 from itertools import groupby
@@ -20,10 +21,14 @@ HEAD = """# Methods
 Every plugin that ships, made from the code by `python docs/make_methods.py`; `hookflat plugins NAME` prints the same.
 Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" are those of [protocol.md](protocol.md).
 
-## The rows of Table 1
+## What each recipe gave
 
-| row of the paper's Table 1 | recipe |
-|---|---|
+Time: processor seconds of a whole run on digits over those of `at`, final measures included. Digits: RErr (PGD) in % and
+average-case flatness of the last network, three seeds ([digits.md](digits.md)). CIFAR-10: RErr (APGDs) in %, RLoss and
+average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not measured.
+
+| recipe | what it is | row of Table 1 | time | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -42,9 +47,13 @@ Methods of the field that are not here, and why:
 def page() -> str:
     """The page: Table 1's rows with their recipes, then every plugin by kind."""
     parts = [HEAD.rstrip("\n")]
+    digits, cifar = _digits(), _cifar()
     for recipe in sorted(recipes_folder().glob("*.toml")):
-        if row := re.search(r'row "(.+?)" of Table 1', title(recipe)):
-            parts.append(f"| {row[1]} | `{recipe.stem}` |")
+        what, row = title(recipe), re.search(r'row "(.+?)" of Table 1', title(recipe))
+        what = re.sub(r"[:;,]? ?(?:row|the paper's|as) ?\"?[^:;]*\" of Table 1", "", what) if row else what
+        cells = [what.rstrip(". "), row[1] if row else "", *digits.get(recipe.stem, [""] * 3)]
+        cells += cifar.get(recipe.stem, [""] * 4)
+        parts.append(f"| `{recipe.stem}` | {' | '.join(_escaped(cell, table=True) for cell in cells)} |")
     parts += [
         "",
         "Where a row is only hyper-parameters, its recipe sets them on top of `at`; the others name a plugin.",
@@ -62,6 +71,27 @@ def page() -> str:
                 parts.append("\nNot with " + "; ".join(f"`{other}` ({why})" for other, why in excludes.items()) + ".")
             parts += _options(cls)
     return "\n".join(parts) + "\n" + LEFT_OUT
+
+
+def _digits() -> dict[str, list[str]]:
+    """Time over AT's, RErr and flatness of each recipe in digits.md."""
+    text = Path(__file__).with_name("digits.md").read_text(encoding="utf-8")
+    rows = {r[0]: r[1].split(" | ") for r in re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)}
+    return {name: [f"{float(r[5]) / float(rows['at'][5]):.2f}", r[1], r[4]] for name, r in rows.items()}
+
+
+def _cifar() -> dict[str, list[str]]:
+    """RErr, RLoss, flatness and seeds of each recipe in the example's Table 1."""
+    with (Path(__file__).parent / "examples" / "cifar10-mini" / "table1.csv").open(encoding="utf-8") as file:
+        return {
+            row["recipe"]: [*(_mean(row, *of) for of in (("rerr", 1), ("loss", 2), ("average", 2))), row["seeds"]]
+            for row in csv.DictReader(file)
+        }
+
+
+def _mean(row: dict[str, str], name: str, digits: int) -> str:
+    spread = row[f"{name}_std"]
+    return f"{float(row[f'{name}_mean']):.{digits}f}" + (f" ± {float(spread):.{digits}f}" if spread else "")
 
 
 def _ours(cls: type) -> bool:
