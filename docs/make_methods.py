@@ -23,9 +23,10 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 
 ## What each recipe gave
 
-Time: processor seconds of a whole run on digits over those of `at`, final measures included. Digits: RErr (PGD) in % and
-average-case flatness of the last network, three seeds ([digits.md](digits.md)). CIFAR-10: RErr (APGDs) in %, RLoss and
-average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not measured.
+Time: processor seconds of a whole run on digits over those of `at`, final measures included. Digits: RErr (PGD) in %
+and average-case flatness of the last network, three seeds ([digits.md](digits.md)). CIFAR-10: RErr (APGDs) in %, RLoss
+and average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not
+measured.
 
 | recipe | what it is | row of Table 1 | time | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
 |---|---|---|---|---|---|---|---|---|---|
