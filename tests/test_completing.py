@@ -34,7 +34,7 @@ def completed(line, *, cwd=None):
     ("line", "words"),
     [
         ("hookflat run trades_a", ["trades_awp"]),
-        ("hookflat run trades --with scales/cifar10-", ["scales/cifar10-mini"]),
+        ("hookflat run trades --with scales/cifar10-m", ["scales/cifar10-mini"]),
         ("hookflat plugins catas", ["catastrophic_overfitting"]),
         ("hookflat run trades --set loss.", ["loss.beta=", "loss.name="]),
         ("hookflat run mart --set loss.b", ["loss.beta="]),

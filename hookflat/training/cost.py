@@ -37,6 +37,9 @@ ENOUGH = 3.0
 FEWEST = 2
 """Steps that are timed, after one that is not."""
 
+LONG = 10.0
+"""Seconds of a first step, or of first passes of a measure, after which nothing more is made to be exact."""
+
 
 @dataclass
 class Passes:
@@ -136,7 +139,8 @@ def seconds_of_a_pass(work: Callable[[], Any], device: torch.device, enough: flo
     def each(passes: Passes) -> None:
         nonlocal before
         began.append((_finished(device) if len(began) < 2 else time.perf_counter(), before))
-        if len(began) > (3 if enough else 1) and began[-1][0] - began[1][0] >= enough:
+        few = 1 if not enough else 2 if began[-1][0] - began[0][0] >= LONG else 3
+        if len(began) > few and began[-1][0] - began[1][0] >= enough:
             raise _EnoughError
         before = passes.total
 
@@ -245,10 +249,12 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
         run.epoch = run.epochs // 2  # what begins with a part of the training has begun
         run.step = run.epoch * run.steps_per_epoch
         steps = _batches(run)
+        start = _finished(run.device)
         with counted() as step:
             loop.step(run, next(steps))
-        took: list[float] = []
-        while len(took) < FEWEST or sum(took) < ENOUGH:
+        first = _finished(run.device) - start
+        took = [first] if first >= LONG else []
+        while first < LONG and (len(took) < FEWEST or sum(took) < ENOUGH):
             start = _finished(run.device)
             loop.step(run, next(steps))
             took.append(_finished(run.device) - start)
