@@ -93,6 +93,21 @@ def test_a_second_pass_of_an_objective_does_not_overwrite_the_first(replay):
     assert torch.allclose(gradient, torch.autograd.grad(expected.sum(), x)[0], atol=1e-7)
 
 
+def test_what_a_pass_gave_stays_when_the_next_one_comes(replay):
+    view = attack_view(network())
+
+    def objective(model, x):
+        return model(x)[:, 0]  # the logits' own memory
+
+    for _ in range(cuda_graphs.AFTER + 1):
+        _, value, gradient = gradient_at(view, objective, X)
+    assert replay.replayed
+    before = value.clone(), gradient.clone()
+    gradient_at(view, objective, 1 - X)
+    assert torch.equal(value, before[0])
+    assert torch.equal(gradient, before[1])
+
+
 def test_graphs_follow_the_weights(replay):
     net = network()
     ATTACKS["best"](net)
