@@ -53,6 +53,7 @@ from .functional.threats import Attack as Attack
 from .functional.threats import Threat as Threat
 from .functional.apgd import apgd as apgd
 from .functional.attacks import clean_logits as clean_logits
+from .functional.attacks import divergence_from_clean as divergence_from_clean
 from .functional.attacks import pgd as pgd
 from .functional.attacks import pgd_tau as pgd_tau
 from .functional.autoattack import autoattack as autoattack

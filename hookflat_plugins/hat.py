@@ -15,8 +15,8 @@ from hookflat import (
     Number,
     Objective,
     Run,
-    clean_logits,
     cross_entropy,
+    divergence_from_clean,
     hookimpl,
     kl_divergence,
     teacher_of,
@@ -49,8 +49,7 @@ class HelperBased:
 
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective:
-        clean = clean_logits(batch.x)
-        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+        return divergence_from_clean(batch.x)
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

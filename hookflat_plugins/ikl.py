@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Number, Objective, Run, clean_logits, hookimpl, kl_divergence
+from hookflat import Batch, Number, Objective, Run, divergence_from_clean, hookimpl
 
 
 @dataclass(eq=False)
@@ -35,8 +35,7 @@ class ImprovedKl:
 
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective:
-        clean = clean_logits(batch.x)
-        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+        return divergence_from_clean(batch.x)
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Number, Objective, Run, Share, clean_logits, hookimpl, kl_divergence
+from hookflat import Batch, Number, Objective, Run, Share, divergence_from_clean, hookimpl, kl_divergence
 
 
 @dataclass(eq=False)
@@ -33,8 +33,7 @@ class Mail:
     def attack_objective(self, batch: Batch) -> Objective | None:
         if self.form == "at":
             return None
-        clean = clean_logits(batch.x)
-        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+        return divergence_from_clean(batch.x)
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Number, Objective, Run, clean_logits, hookimpl, kl_divergence
+from hookflat import Batch, Number, Objective, Run, divergence_from_clean, hookimpl, kl_divergence
 
 
 @dataclass(eq=False)
@@ -26,8 +26,7 @@ class Trades:
 
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective:
-        clean = clean_logits(batch.x)
-        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+        return divergence_from_clean(batch.x)
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

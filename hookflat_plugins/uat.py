@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Number, Objective, Run, clean_logits, hookimpl, kl_divergence
+from hookflat import Batch, Number, Objective, Run, divergence_from_clean, hookimpl, kl_divergence
 
 
 @dataclass(eq=False)
@@ -48,8 +48,7 @@ class UnsupervisedAdversarialTraining:
     def attack_objective(self, batch: Batch) -> Objective | None:
         if self.targets != "ot":
             return None
-        clean = clean_logits(batch.x)
-        return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+        return divergence_from_clean(batch.x)
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:

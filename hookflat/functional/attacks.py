@@ -16,7 +16,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
 from hookflat.functional.examples import check_images, check_labels, check_pairs
-from hookflat.functional.losses import cross_entropy
+from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.threats import Attack, AttackOptions, Ball
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
@@ -196,6 +196,12 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
         return found[0]
 
     return of
+
+
+def divergence_from_clean(x: Tensor) -> Objective:
+    """TRADES's: KL(p(x) || p(x_adv)), p(x) the attacked network's own clean prediction, detached."""
+    clean = clean_logits(x)
+    return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
 
 
 def cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
