@@ -9,7 +9,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 import hookflat
-from hookflat.functional.autoattack import autoattacks
+from hookflat.functional.autoattack import _Climb, autoattacks
 from hookflat.functional.work import Work
 from hookflat.testing import Found
 
@@ -65,6 +65,21 @@ def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks
     assert sum(found.broken.values()) + found.clean_error == pytest.approx(found.error)
     assert list(found.broken) == autoattacks(version, 10, attacks)
     assert f"robust accuracy after {next(iter(found.broken)).upper()}" in found.log
+
+
+@pytest.mark.parametrize("attack", ["apgd-ce", "apgd-t"])
+def test_what_is_broken_goes_through_the_network_no_more(net, digits_pair, attack, monkeypatch):
+    x, y = (t[net(digits_pair[0]).argmax(dim=1) == digits_pair[1]] for t in digits_pair)
+    counts = []
+    monkeypatch.setattr(Work, "passed", lambda work, count: counts.append(count))
+    options = {"norm": "Linf", "eps": 0.15, "seed": 0, "version": "custom", "attacks": [attack]}
+    found = hookflat.autoattack(net, (x, y), batch_size=len(y), **options)
+    assert torch.equal(found.broken_by >= 0, directly(net, x, y, len(y), **options))
+    assert 0.2 < found.error < 0.9
+    ours, counts[:] = sum(counts), []
+    monkeypatch.setattr(_Climb, "logits", lambda climb, network, points: network(points))
+    assert torch.equal(hookflat.autoattack(net, (x, y), batch_size=len(y), **options).broken_by, found.broken_by)
+    assert ours < (0.7 if attack == "apgd-ce" else 0.95) * sum(counts)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

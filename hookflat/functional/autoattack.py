@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view, once
@@ -141,13 +143,16 @@ class _Package:
             log += more
         return {"broken": broken.float(), "log": torch.tensor(list(log.encode()), dtype=torch.uint8)}
 
-    def _search(self, model: nn.Module, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _search(self, model: _Observed, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, str]:
         """Which examples the package calls broken, (n,) bool; its adversarial examples; what it said."""
         from pyautoattack import AutoAttack
 
         listed: dict[str, Any] = {"attacks": [attack]} if self.version == "custom" else {}
         package = AutoAttack(model, version=self.version, device=x.device, **self.options, **listed)
         package.attacks_to_run = [attack]
+        for apgd in (package.apgd, package.apgd_targeted):
+            if apgd.eot_iter == 1 and not apgd.use_largereps:  # one pass decides, at the radius that counts
+                apgd.attack_single_run = partial(model.climbed, apgd.attack_single_run)
         if self.version == "custom":
             package.apgd.n_restarts = package.fab.n_restarts = 1
         for targeted in (package.apgd_targeted, package.fab):
@@ -167,11 +172,45 @@ class _Observed(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype, work: Work) -> None:
         super().__init__()
         self.model, self.dtype, self.work = model, dtype, work
+        self._climb: _Climb | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K)."""
+        return self._logits(x) if self._climb is None else self._climb.logits(self._logits, x)
+
+    def climbed(self, run: Callable[..., Any], x: Tensor, y: Tensor, *arguments: Any, **options: Any) -> Any:
+        """`run`, one ascent of APGD: what is broken goes through the network no more."""
+        self._climb = _Climb(y)
+        try:
+            return run(x, y, *arguments, **options)
+        finally:
+            self._climb = None
+
+    def _logits(self, x: Tensor) -> Tensor:
         self.work.passed(len(x))
         return once(self.model)(x.to(self.dtype)).float()
+
+
+class _Climb:
+    """The examples of one ascent, and those of them that go through the network.
+
+    The package keeps the point that broke an example, and looks only for others that do. To one that was broken it is
+    said to be right from then on, without a gradient; the other examples' ascents are the same.
+    """
+
+    def __init__(self, y: Tensor) -> None:
+        self._y = y
+        self._rows = torch.arange(len(y), device=y.device)
+        self._robust = torch.ones_like(y, dtype=torch.bool)
+
+    def logits(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Logits (n, K) of the points `x` of all examples, in their order."""
+        robust = self._robust[self._rows]
+        if 4 * robust.sum() <= 3 * len(robust):  # by quarters: a GPU's graphs are made for a size
+            self._rows = self._rows[robust] if robust.any() else self._rows[:1]
+        passed = network(x[self._rows])
+        self._robust[self._rows] &= passed.detach().argmax(dim=1) == self._y[self._rows]
+        return F.one_hot(self._y, passed.shape[1]).to(passed).index_put((self._rows,), passed)
 
 
 def _whole(loader: Loader, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, Set]:
