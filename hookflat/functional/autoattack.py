@@ -194,8 +194,8 @@ class _Observed(nn.Module):
 class _Climb:
     """The examples of one ascent, and those of them that go through the network.
 
-    The package keeps the point that broke an example, and looks only for others that do. To one that was broken it is
-    said to be right from then on, without a gradient; the other examples' ascents are the same.
+    The package keeps the point that broke an example. Afterwards it is told that the example is right, without a
+    gradient; the others' ascents are the same.
     """
 
     def __init__(self, y: Tensor) -> None:
