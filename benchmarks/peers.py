@@ -16,8 +16,10 @@ import hookflat  # isort: skip  (before torch: it decides how threads wait)
 
 import argparse
 import importlib
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -95,8 +97,9 @@ class Bench:
         torch.manual_seed(0)
         with self.run() as run:
             self.net = run.network.to(self.device, memory_format=torch.contiguous_format)  # torch's default
-            for _ in range(3):  # statistics that are not those of an unused network
-                self.net.train()(torch.rand(32, 3, 32, 32, device=self.device))
+            with torch.no_grad():
+                for _ in range(3):  # statistics that are not those of an unused network
+                    self.net.train()(torch.rand(32, 3, 32, 32, device=self.device))
         self.net.eval()
         self.x = torch.rand(options.batch, 3, 32, 32, device=self.device)
         self.y = self.net(self.x).argmax(dim=1)
@@ -194,19 +197,19 @@ class Bench:
 
     def average(self) -> None:
         """Average-case flatness."""
-        attack = self.attack.but(steps=10)
-        self.compare(
-            "average flatness, deep copies",
-            lambda: statistics.fmean(
-                hookflat.average_flatness(
-                    self.net, (self.x, self.y), xi=0.1, samples=2, reference=0.0, attack=attack
-                ).losses
-            ),
-            lambda: by_hand.average_flatness(
-                self.net, self.x, self.y, by_hand.Budget(EPS, STEP_SIZE, 10), xi=0.1, samples=2
-            ),
-            2,
-        )
+        self.compare("average flatness, deep copies", *self._average(), 2)
+
+    def _average(self, samples: int = 2) -> tuple[Callable[[], float], Callable[[], float]]:
+        attack, budget = self.attack.but(steps=10), by_hand.Budget(EPS, STEP_SIZE, 10)
+        xi, reference = 0.1, 0.0
+
+        def ours() -> float:
+            found = hookflat.average_flatness(
+                self.net, (self.x, self.y), xi=xi, samples=samples, reference=reference, attack=attack
+            )
+            return statistics.fmean(found.losses)
+
+        return ours, lambda: by_hand.average_flatness(self.net, self.x, self.y, budget, xi=xi, samples=samples)
 
     def worst(self) -> None:
         """Worst-case flatness."""
@@ -287,14 +290,81 @@ class Bench:
         print(f"\nimages a second: crop, flip, AutoAugment and Cutout {delivered:.0f}; PGD-7 takes {consumed:.0f}")
 
     def linear(self) -> None:
-        """Time against restarts."""
-        x, y, took = self.x[:4], self.y[:4], {}
-        for restarts in (1, 2, 4):
-            began = time.perf_counter()
-            hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=restarts)  # gives numbers: it waited
-            took[restarts] = time.perf_counter() - began
-        shown = ", ".join(f"{r}: {s / took[1]:.2f}" for r, s in took.items())
-        print(f"\ntime of RLoss by restarts, over one: {shown}")
+        """Time against examples, restarts and perturbations."""
+
+        def rloss(count: int, restarts: int) -> Callable[[], Any]:
+            pair = (self.x[:count], self.y[:count])
+            return lambda: hookflat.robust_loss(self.net, pair, attack=self.attack, restarts=restarts)
+
+        few = max(len(self.x) // 4, 1)
+        asked = {
+            "RLoss by examples": {few * n: rloss(few * n, 1) for n in (1, 2, 4)},
+            f"RLoss of {few} examples by restarts": {n: rloss(few, n) for n in (1, 2, 4)},
+            "average-case flatness by perturbations": {n: self._average(n)[0] for n in (1, 2, 4)},
+        }
+        for what, calls in asked.items():
+            took = {}
+            for number, call in calls.items():
+                began = time.perf_counter()
+                call()  # gives numbers: it waited for the device
+                took[number] = time.perf_counter() - began
+            first = next(iter(took.values()))
+            print(f"\ntime of {what}, over the first: " + ", ".join(f"{n}: {s / first:.2f}" for n, s in took.items()))
+
+    def memory(self) -> None:
+        """The largest memory of a process that makes one training step of AT, or measures flatness."""
+        for what in ("step", "flatness"):
+            ours, theirs = (self._alone(side) for side in (what, f"{what} by hand"))
+            print(f"\npeak memory of a {what}, a process of its own: {ours}, by hand {theirs}")
+
+    def processes(self) -> None:
+        """A step of AT by two processes with a thread each, over one process with two threads."""
+        if self.device.type == "cpu":
+            one, two = self._alone("seconds", threads=2), self._alone("seconds", processes=2)
+            print(f"\na step of AT, 1 process with 2 threads: {one}; 2 processes with 1 thread: {two}")
+
+    def _alone(self, what: str, *, processes: int = 1, threads: int = 1) -> str:
+        """What `alone` prints in processes of its own."""
+        o = self.options
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        numbers = ["--width", str(o.width), "--batch", str(o.batch), "--threads", str(threads)]
+        command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--alone", what, *numbers]
+        # memory that is freed goes back at once: the largest is what was held
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)}
+        if o.device == "cpu":
+            environment |= {"ACCELERATE_USE_CPU": "true"}
+        command += ["--device", o.device, "--precision", o.precision]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return done.stdout.strip()
+
+    def alone(self, what: str) -> None:
+        """Print the memory or the seconds of one thing."""
+        with self.run() as run:
+            batches, training = endless(run), by_hand.Training(self.net, by_hand.Budget(EPS, STEP_SIZE, 7))
+
+            def plainly() -> Tensor:
+                batch = next(batches)
+                return training.at(batch.x, batch.y)
+
+            ours, theirs = self._average()
+            calls: dict[str, Callable[[], Any]] = {
+                "step": lambda: loop.step(run, next(batches)),
+                "step by hand": plainly,
+                "flatness": ours,
+                "flatness by hand": theirs,
+            }
+            seconds = []
+            for _ in range(4):
+                began = time.perf_counter()
+                calls.get(what, calls["step"])()
+                self._wait()
+                seconds.append(time.perf_counter() - began)
+        if what != "seconds":
+            print(f"{peak_memory(self.device):.2f} GiB")
+        elif os.environ.get("RANK", "0") == "0":
+            print(f"{statistics.median(seconds[1:]):.3g} s")
 
     def autoattack(self) -> None:
         """RErr by AutoAttack on the embedded digits: both APGDs, and standard."""
@@ -330,7 +400,17 @@ class Bench:
             self.compare(f"{name}, pyautoattack ({options.examples} digits)", ours, theirs, 1)
 
 
-ROWS = ("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "peak", "pipeline", "linear")
+ROWS = (
+    *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack"),
+    *("peak", "pipeline", "linear", "memory", "processes"),
+)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Of this process, in GiB: on a GPU what tensors take there, else what the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -344,15 +424,18 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     bench = Bench(options)
+    if options.alone:
+        bench.alone(options.alone)
+        return
     print(f"ResNet-18 of width {options.width}, batch {options.batch}, {options.device}, {options.threads} thread(s)\n")
     print("| what, against | median ratio | range | ours | reached: ours / theirs |\n|---|---|---|---|---|")
     for row in options.only:
         getattr(bench, row)()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\npeak memory of the process {peak:.2f} GiB")
+    print(f"\npeak memory of the process {peak_memory(bench.device):.2f} GiB")
 
 
 if __name__ == "__main__":
