@@ -90,11 +90,13 @@ class SelfSupervision:
     def _split(self, run: Run, batch: Batch) -> Batch:
         """Take the turned images out of the batch, which keeps the other rows."""
         count = int(self.share * batch.global_size)
-        turning = batch.interleaved(count)
-        out, kept = turning.nonzero().flatten(), (~turning).nonzero().flatten()
+        first, last = (n * batch.global_size // run.processes for n in (run.rank, run.rank + 1))
+        mine = last * count // batch.global_size - first * count // batch.global_size  # known without asking a GPU
+        order = batch.interleaved(count).int().argsort(descending=True, stable=True)
+        out, kept = order[:mine], order[mine:]
         draws = run.uniform("self_supervision", batch, (2,))[out]
         index = (draws[:, 0] * len(run.data.train)).long()
-        x = run.data.train.__getitems__(index.cpu())[0].to(batch.x)
+        x = run.training_images(index)
         angle = (draws[:, 1] * 4).long()
         x = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])[angle, torch.arange(len(x), device=x.device)]
         row = batch.row[out] + batch.global_size  # draws of their own

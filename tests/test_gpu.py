@@ -33,6 +33,7 @@ METHODS = {
     "augment": {"plugins": {"augment": {"padding": 1}}},
     "clipping": {"plugins": {"weight_clipping": {"w_max": 0.05}}},
     "averaging": {"plugins": {"averaging": {"decay": 0.9}}},
+    "self-supervision": {"plugins": {"self_supervision": {}}},
     "bf16": {"run": {"precision": "bf16"}, "attack": {"precision": "bf16"}},
 }
 

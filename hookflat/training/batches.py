@@ -61,6 +61,10 @@ class Batches:
             set_seed(seeds.derive_seed(self.seed, "global", self.rank, number) % 2**32)
             yield self._batch(*(t.to(self.device) for t in (x, y, index)))
 
+    def images_at(self, index: Tensor) -> Tensor:
+        """Images (n, C, H, W) on the device; where they all live there, without a wait."""
+        return self._source.__getitems__(index.to(self._source.y.device))[0].to(self.device)
+
     def _batch(self, x: Tensor, y: Tensor, index: Tensor) -> Batch:
         share = len(index)
         row = torch.arange(self.rank * share, (self.rank + 1) * share, device=self.device)

@@ -184,6 +184,10 @@ class Run:
         """This process's part of the batches that are left in the current epoch."""
         return self._batches.of_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
 
+    def training_images(self, index: Tensor) -> Tensor:
+        """Training images (n, C, H, W) float32 in [0, 1] for `index` (n,) int64, on the device as it is."""
+        return self._batches.images_at(index)
+
     def parts(self, batch: Batch) -> list[tuple[slice, Batch]]:
         """The batch in `[run] accumulation` parts, as many on every process; fewer where it is small."""
         return batch.parts(min(self.recipe.run.accumulation, max(1, batch.global_size // self.processes // 2)))
