@@ -7,7 +7,8 @@ process, on the same weights and images with the same budget; a ratio above 1 sa
 What each side reached (robust loss, error, training loss) stands beside it. The networks of the other side are in
 torch's default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old:
 `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna charset_normalizer certifi`.
-AutoAttack runs on a small network trained on the embedded digits, as it is a matter of hours on a ResNet-18.
+AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the embedded digits, or on --run
+FOLDER, a run's network and the first --examples of its test images.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import by_hand
@@ -33,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hookflat import Attack, Data, Images, Threat, hookimpl
+from hookflat import Attack, Data, Images, Run, Threat, hookimpl, load_recipe, network_of
 from hookflat.testing import tiny_run
 from hookflat.training import loop
 
@@ -122,10 +124,11 @@ class Bench:
             yield made
 
     def compare(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int | None = None) -> Row:
-        """Turns of both, the order alternating, after one of each to warm up."""
+        """Turns of both, the order alternating, after one of each to warm up; 0 pairs: one turn each, and no more."""
         row = Row(name)
         seconds = {}
-        for i in range((pairs or self.options.pairs) + 1):
+        pairs = self.options.pairs if pairs is None else pairs
+        for i in range(pairs + 1):
             reached = {}
             for side in (ours, theirs) if i % 2 else (theirs, ours):
                 self._wait()
@@ -134,7 +137,7 @@ class Bench:
                 self._wait()
                 seconds[side] = time.perf_counter() - began
             row.reached = float(reached[ours]), float(reached[theirs])
-            if i:
+            if i or not pairs:
                 row.ratios.append(seconds[theirs] / seconds[ours])
         row.seconds = seconds[ours]
         print(row, flush=True)
@@ -366,38 +369,48 @@ class Bench:
         elif os.environ.get("RANK", "0") == "0":
             print(f"{statistics.median(seconds[1:]):.3g} s")
 
+    def _attacked(self) -> tuple[Any, Tensor, Tensor, float]:
+        """Network, images and labels for AutoAttack, and a radius: of a run folder, or quickly trained on digits."""
+        first = torch.arange(self.options.examples)
+        if self.options.run:
+            recipe = load_recipe(Path(self.options.run, "recipe.toml"))
+            run = Run(recipe, Path(self.options.run))
+            run.build_data()
+            net, (x, y), eps = network_of(recipe, self.options.run), run.data.test.__getitems__(first), recipe.eval.eps
+        else:
+            tables = {"data": {"name": "digits"}, "model": {"name": "resnet_small"}}
+            attack = {"name": "pgd", "eps": 0.15, "step_size": 0.0335, "steps": 7}
+            with tiny_run(tables | {"run": {"epochs": 8, "batch_size": 64}, "attack": attack}) as run:
+                for _ in range(8):
+                    for batch in run.batches():
+                        loop.step(run, batch)
+                    run.epoch += 1
+            net, (x, y), eps = run.network, run.data.test.__getitems__(first), 0.1
+        net = net.eval().to(memory_format=torch.contiguous_format).to(self.device)
+        return net, x.to(self.device), y.to(self.device), eps
+
     def autoattack(self) -> None:
-        """RErr by AutoAttack on the embedded digits: both APGDs, and standard."""
+        """RErr by AutoAttack: both APGDs, and standard."""
         from pyautoattack import AutoAttack
 
-        options = self.options
-        tables = {"data": {"name": "digits"}, "model": {"name": "resnet_small"}, "run": {"epochs": 8, "batch_size": 64}}
-        attack = {"name": "pgd", "eps": 0.15, "step_size": 0.0335, "steps": 7}
-        with tiny_run(tables | {"attack": attack}) as run:
-            for _ in range(8):
-                for batch in run.batches():
-                    loop.step(run, batch)
-                run.epoch += 1
-            net = run.network.eval().to(self.device)
-            x, y = run.data.test.__getitems__(torch.arange(options.examples))
-        x, y = x.to(self.device), y.to(self.device)
+        net, x, y, eps = self._attacked()
         apgds: dict[str, Any] = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
         for name, chosen in (("both APGDs", apgds), ("AutoAttack standard", {"version": "standard"})):
 
             def ours(chosen: dict[str, Any] = chosen) -> float:
-                return hookflat.autoattack(net, (x, y), eps=0.1, batch_size=250, **chosen).error
+                return hookflat.autoattack(net, (x, y), eps=eps, batch_size=250, **chosen).error
 
             def theirs(chosen: dict[str, Any] = chosen) -> float:
                 listed = {"attacks": chosen["attacks"]} if "attacks" in chosen else {}
                 package = AutoAttack(
-                    net, norm="Linf", eps=0.1, seed=0, version=chosen["version"], device=x.device, **listed
+                    net, norm="Linf", eps=eps, seed=0, version=chosen["version"], device=x.device, **listed
                 )
                 if listed:
                     package.apgd.n_restarts = package.fab.n_restarts = 1
                 _, answers = package.run_standard_evaluation(x, y, batch_size=250)
                 return (answers != y).float().mean().item()
 
-            self.compare(f"{name}, pyautoattack ({options.examples} digits)", ours, theirs, 1)
+            self.compare(f"{name}, pyautoattack ({len(y)} images)", ours, theirs, 0)
 
 
 ROWS = (
@@ -422,6 +435,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
     parser.add_argument("--examples", type=int, default=100, help="for AutoAttack")
+    parser.add_argument("--run", metavar="FOLDER", help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
