@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -238,8 +239,38 @@ def test_no_column_is_empty_and_a_phone_has_the_ones_that_matter(tmp_path):
     assert "min-width: min(" not in text
 
 
+POINTER = """<script>
+const [point, tip, table] = [".point", ".tip", "#table1 ~ div table"].map((name) => document.querySelector(name));
+const heading = [...table.querySelectorAll("th button")].find((button) => button.textContent === "RErr test");
+const place = heading.parentNode.cellIndex;
+const column = () => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent.trim());
+const points = () => document.querySelectorAll(".point").length;
+const said = { unsorted: column() };
+point.dispatchEvent(new Event("pointerenter"));
+said.tip = tip.hidden ? "" : tip.innerText;
+point.dispatchEvent(new Event("pointerleave"));
+said.left = tip.hidden;
+heading.click();
+said.rising = column();
+heading.click();
+said.falling = column();
+document.querySelector(".methods input").click();
+said.without = points();
+document.querySelector("[name=stopped]").click();
+said.stopped = points();
+document.querySelector("[data-every=none]").click();
+said.none = document.querySelector(".said").textContent;
+document.querySelector("[data-every=all]").click();
+const ys = document.querySelector("[name=y]");
+ys.value = [...ys.options].find((option) => option.text === "RErr (AutoAttack)").value;
+ys.dispatchEvent(new Event("change", { bubbles: true }));
+said.axes = document.querySelector(".plot svg").getAttribute("aria-label");
+document.body.dataset.said = JSON.stringify(said);
+</script></body>"""
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
-def test_the_script_runs_in_a_browser(tmp_path):
+def test_the_script_in_a_browser(tmp_path):
     """It shows the figure, with a point for each last network, and makes headings buttons; nothing of it without."""
     a_study(tmp_path, lambda f: f, methods=7, seeds=1)
     page = report(tmp_path, resamples=20).page
@@ -251,11 +282,30 @@ def test_the_script_runs_in_a_browser(tmp_path):
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
 
-    command = [*headless, "--dump-dom", page.as_uri()]
-    drawn_ = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    def dom(page):
+        command = [*headless, "--dump-dom", page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    drawn_ = dom(page)
     assert drawn_.count('class="point ') == 7
     assert 'aria-label="m0, seed 0: average-case flatness ' in drawn_
     assert re.search(r"Spearman [01].\d\d over 7 networks", drawn_)
     assert re.search(r'<th><button type="button">RErr test</button></th>', drawn_)
     assert 'class="point ' not in page.read_text()
     assert re.search(r'id="explore"[^>]* hidden', page.read_text())
+
+    touched = page.with_name("touched.html")
+    allowed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    touched.write_text(allowed.replace("</body>", POINTER))
+    said = json.loads(html.unescape(re.search(r'data-said="([^"]*)"', dom(touched))[1]))
+    assert re.fullmatch(r"m0, seed 0\s+average-case flatness \S+, RLoss \S+", said["tip"])
+    assert said["left"]
+
+    def numbers(cells):
+        return [float(re.match(r"[\d.]+", cell)[0]) for cell in cells]
+
+    assert numbers(said["rising"]) == sorted(numbers(said["unsorted"]))
+    assert numbers(said["falling"]) == sorted(numbers(said["unsorted"]), reverse=True)
+    assert (said["without"], said["stopped"]) == (6, 12)
+    assert said["none"] == "No network has both, with these methods."
+    assert said["axes"] == "RErr (AutoAttack) against average-case flatness"
