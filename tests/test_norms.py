@@ -1,12 +1,14 @@
 """Threats in other norms, from a recipe to attacks and measures."""
 
+from dataclasses import dataclass
 from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 import hookflat
-from hookflat import hookimpl
+from hookflat import Data, Images, hookimpl
 from hookflat.errors import UserError
 from hookflat.functional.balls import BALLS
 from hookflat.functional.choices import Norm
@@ -96,3 +98,40 @@ def test_the_union_of_the_norms_is_what_any_of_them_breaks(tmp_path):
     test = results.models["last"].test
     assert test["rerr_any_norm"] >= max(test["rerr_linf"], test["rerr_l2"]) >= test["clean_error"]
     assert "rerr_l1" not in test
+
+
+@dataclass(eq=False)
+class OneStrongPixel:
+    """Two classes that differ by 0.4 in one pixel and by 0.1 in the 63 others."""
+
+    @hookimpl
+    def build_data(self):
+        y = torch.arange(8) % 2
+        half = torch.cat([torch.tensor([0.2]), torch.full((63,), 0.05)]).view(1, 1, 8, 8)
+        images = Images((255 * (0.5 + half * (2 * y.view(-1, 1, 1, 1) - 1))).round().to(torch.uint8), y)
+        return Data(images, images, 2)
+
+
+@dataclass(eq=False)
+class Linear:
+    @hookimpl
+    def build_model(self, run):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+
+def test_training_makes_robust_to_its_own_norm(tmp_path):
+    """By hand: the strong pixel alone withstands 0.08 in L-infinity and not 0.3 in L2 (0.2 away); all together, 0.44
+    away in L2, withstand that, and not 0.08 on 64 pixels."""
+    steps, eps = 60, {"Linf": 0.08, "L2": 0.3}
+    trained = {"run": {"epochs": steps, "batch_size": 8}, "optimizer": {"name": "sgd", "lr": 1, "weight_decay": 0}}
+    trained |= {"data": {"name": "one_strong_pixel"}, "model": {"name": "linear"}}
+    for norm, other in (("Linf", "L2"), ("L2", "Linf")):
+        attack = {"name": "pgd", "norm": norm, "eps": eps[norm], "step_size": eps[norm] / 2, "steps": 5}
+        with tiny_run(trained | {"attack": attack, "eval": {"norm": norm}}, [OneStrongPixel, Linear]) as run:
+            for run.epoch in range(steps):
+                for batch in run.batches():
+                    loop.step(run, batch)
+            pair = run.data.test.__getitems__(torch.arange(8))
+            attacks = {n: {"norm": n, "eps": eps[n], "step_size": eps[n] / 4} for n in eps}
+            errors = {n: hookflat.robust_error(run.network, pair, **attacks[n]).error for n in eps}
+        assert (errors[norm], errors[other]) == (0, 1)
