@@ -33,6 +33,7 @@ from typing import Any
 import by_hand
 import torch
 import torch.nn.functional as F
+from pyautoattack import AutoAttack
 from torch import Tensor
 
 from hookflat import Attack, Data, Images, Run, Threat, hookimpl, load_recipe, network_of
@@ -391,30 +392,56 @@ class Bench:
 
     def autoattack(self) -> None:
         """RErr by AutoAttack: both APGDs, and standard."""
-        from pyautoattack import AutoAttack
-
         net, x, y, eps = self._attacked()
-        apgds: dict[str, Any] = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
-        for name, chosen in (("both APGDs", apgds), ("AutoAttack standard", {"version": "standard"})):
+        self._autoattack(f"both APGDs, pyautoattack ({len(y)} images)", net, x, y, eps, ["apgd-ce", "apgd-t"])
+        self._autoattack(f"AutoAttack standard, pyautoattack ({len(y)} images)", net, x, y, eps)
 
-            def ours(chosen: dict[str, Any] = chosen) -> float:
-                return hookflat.autoattack(net, (x, y), eps=eps, batch_size=250, **chosen).error
+    def ensemble(self) -> None:
+        """A twentieth of AutoAttack standard at a radius where nothing breaks: what it costs on robust images."""
+        count = max(2, len(self.x) // 2)
+        with shorter_autoattack(20):
+            name = f"a twentieth of AutoAttack standard on {count} robust images, pyautoattack"
+            self._autoattack(name, self.net, self.x[:count], self.y[:count], EPS / 1000)
 
-            def theirs(chosen: dict[str, Any] = chosen) -> float:
-                listed = {"attacks": chosen["attacks"]} if "attacks" in chosen else {}
-                package = AutoAttack(
-                    net, norm="Linf", eps=eps, seed=0, version=chosen["version"], device=x.device, **listed
-                )
-                if listed:
-                    package.apgd.n_restarts = package.fab.n_restarts = 1
-                _, answers = package.run_standard_evaluation(x, y, batch_size=250)
-                return (answers != y).float().mean().item()
+    def _autoattack(
+        self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
+    ) -> None:
+        version = "custom" if attacks else "standard"
+        listed: dict[str, Any] = {"attacks": attacks} if attacks else {}
 
-            self.compare(f"{name}, pyautoattack ({len(y)} images)", ours, theirs, 0)
+        def ours() -> float:
+            return hookflat.autoattack(net, (x, y), eps=eps, batch_size=250, version=version, **listed).error
+
+        def theirs() -> float:
+            package = AutoAttack(net, norm="Linf", eps=eps, seed=0, version=version, device=x.device, **listed)
+            if listed:
+                package.apgd.n_restarts = package.fab.n_restarts = 1
+            _, answers = package.run_standard_evaluation(x, y, batch_size=250)
+            return (answers != y).float().mean().item()
+
+        self.compare(name, ours, theirs, 0)
+
+
+@contextmanager
+def shorter_autoattack(times: int) -> Generator[None]:
+    """The package with so many times fewer steps and queries, on both sides."""
+    plain = AutoAttack.__init__
+
+    def short(self: Any, *arguments: Any, **options: Any) -> None:
+        plain(self, *arguments, **options)
+        self.square.n_queries //= times
+        for attack in (self.apgd, self.apgd_targeted, self.fab):
+            attack.n_iter //= times
+
+    AutoAttack.__init__ = short
+    try:
+        yield
+    finally:
+        AutoAttack.__init__ = plain
 
 
 ROWS = (
-    *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack"),
+    *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "ensemble"),
     *("peak", "pipeline", "linear", "memory", "processes"),
 )
 
