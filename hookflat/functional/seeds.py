@@ -46,29 +46,42 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014). `>>` is arithmetic on int64, hence the masks."""
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
-    return z ^ ((z >> 31) & (2**33 - 1))
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), in place. `>>` is arithmetic on int64, hence the masks."""
+    shifted = torch.empty_like(z)
+    for bits, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
+        torch.bitwise_right_shift(z, bits, out=shifted)
+        z.bitwise_xor_(shifted.bitwise_and_(2 ** (64 - bits) - 1))
+        if factor != 1:
+            z.mul_(factor)
+    return z
 
 
 def _bits(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     counter = torch.arange(1, math.prod(shape) + 1, device=keys.device)
-    stream = _mix(_mix(keys) + seed)[:, None]
+    stream = _mix(_mix(keys.clone()).add_(seed))[:, None]
     return _mix(stream + counter * _GOLDEN).view(len(keys), *shape)
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     """Uniform draws in [0, 1): (n, *shape) float32 on the device of `keys` ((n,) int64, one for each example)."""
-    return ((_bits(keys, shape, seed) >> 40) & (2**24 - 1)).float() / 2**24
+    return _high(_bits(keys, shape, seed)).float().div_(2**24)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     """Standard normal draws (Box-Muller): (n, *shape) float32 on the device of `keys` ((n,) int64)."""
-    bits = _bits(keys, shape, seed)
-    radius = (((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24
-    angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
-    return torch.sqrt(-2 * torch.log(radius)) * torch.cos(angle)
+    radius, angle = _polar(_bits(keys, shape, seed))
+    return radius.mul_(angle.cos_())
+
+
+def _high(bits: Tensor) -> Tensor:
+    """The upper 24 bits, in place."""
+    return bits.bitwise_right_shift_(40).bitwise_and_(2**24 - 1)
+
+
+def _polar(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Radius and angle of Box-Muller from the bits, which are used up."""
+    angle = torch.bitwise_right_shift(bits, 8).bitwise_and_(2**24 - 1).float().mul_(2 * math.pi / 2**24)
+    return _high(bits).add_(1).float().div_(2**24).log_().mul_(-2).sqrt_(), angle
 
 
 def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -76,16 +89,19 @@ def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[
     seed = int(torch.randint(2**62, (), generator=generator))
     each = [derive_seed(seed, number) for number in range(len(tensors))]
     if tensors and all(t.is_cuda and t.device == tensors[0].device for t in tensors):
-        return _normals(tensors, each)  # a GPU has more to do at once; on a CPU a tensor alone stays in its caches
-    return [_normals([t], [s])[0] for t, s in zip(tensors, each, strict=True)]
+        return _normals(tensors, each)  # a GPU has more to do at once; on a CPU a part stays in its caches
+    return [_normals([t], [s], part=2**15)[0] for t, s in zip(tensors, each, strict=True)]
 
 
-def _normals(tensors: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
-    """Box-Muller, both of each pair; the draws of a tensor depend on its own seed alone."""
+def _normals(tensors: Sequence[Tensor], seeds: Sequence[int], part: int | None = None) -> list[Tensor]:
+    """Box-Muller, both of each pair, `part` pairs at once; the draws of a tensor depend on its own seed alone."""
     pairs = [t.numel() // 2 + 1 for t in tensors]
     counters = [torch.arange(1, n + 1, device=t.device) for t, n in zip(tensors, pairs, strict=True)]
-    bits = _mix(torch.cat([c * _GOLDEN + seed for c, seed in zip(counters, seeds, strict=True)]))
-    radius = torch.sqrt(-2 * torch.log((((bits >> 40) & (2**24 - 1)) + 1).float() / 2**24))
-    angle = ((bits >> 8) & (2**24 - 1)).float() * (2 * math.pi / 2**24)
-    parts = zip((radius * torch.cos(angle)).split(pairs), (radius * torch.sin(angle)).split(pairs), strict=True)
+    states = torch.cat([c.mul_(_GOLDEN).add_(seed) for c, seed in zip(counters, seeds, strict=True)])
+    cosines, sines = torch.empty(2, len(states), device=states.device)
+    for of_states, cosine, sine in zip(*(t.split(part or len(t)) for t in (states, cosines, sines)), strict=True):
+        radius, angle = _polar(_mix(of_states))
+        torch.mul(radius, torch.cos(angle), out=cosine)
+        torch.mul(radius, angle.sin_(), out=sine)
+    parts = zip(cosines.split(pairs), sines.split(pairs), strict=True)
     return [torch.cat(both)[: t.numel()].view(t.shape).to(t) for t, both in zip(tensors, parts, strict=True)]
