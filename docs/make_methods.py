@@ -40,8 +40,6 @@ Methods of the field that are not here, and why:
 
 - LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
   the loss, where the paper speaks of an adversarial perturbation.
-- LBGAT (Cui et al. 2021): confirmed (github.com/dvlab-research/LBGAT), but its teacher trains beside the network by the
-  same optimizer, for which there is no place yet.
 """
 
 

@@ -28,6 +28,7 @@ from .functional.examples import Examples as Examples
 from .functional.data import Images as Images
 from .functional.data import StreamedImages as StreamedImages
 from .functional.work import Work as Work
+from .training.companion import Companion as Companion
 from .training.inner_attack import InnerAttack as InnerAttack
 from .training.run import Run as Run
 from .training.subject import Subject as Subject

@@ -25,6 +25,7 @@ class PreventLabelLeaking:
     excludes: ClassVar[dict[str, str]] = {
         "hat": _OWN_OBJECTIVE,
         "ikl": _OWN_OBJECTIVE,
+        "lbgat": _OWN_OBJECTIVE,
         "mail": _OWN_OBJECTIVE,
         "trades": _OWN_OBJECTIVE,
         "uat": _OWN_OBJECTIVE,

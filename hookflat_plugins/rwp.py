@@ -32,6 +32,7 @@ class RobustWeightPerturbation:
         "distillation": _OTHER_TERMS,
         "hat": _OTHER_TERMS,
         "ikl": _OTHER_TERMS,
+        "lbgat": _OTHER_TERMS,
         "mail": _OTHER_TERMS,
         "mart": _OTHER_TERMS,
         "trades": _OTHER_TERMS,

@@ -15,7 +15,7 @@ from hookflat.testing import Found, TinyData, TinyModel, recipe, run_recipe, tin
 from hookflat.training import loop
 
 LOSSES = ("at", "trades", "mart", "uat")
-LATER_LOSSES = ("ikl", "mail", "dom")
+LATER_LOSSES = ("ikl", "lbgat", "mail", "dom")
 PERTURBATIONS = ("", "awp", "random_weights", "weight_attack", "sam", "amp")
 LATER_PERTURBATIONS = ("rwp", "gsam", "friendly_sam")
 OPTIMIZERS = ("sgd", "adam", "entropy_sgd")
@@ -60,6 +60,8 @@ REFUSED = {
         ("hat", "rwp"),
         ("ikl", "prevent_label_leaking"),
         ("ikl", "rwp"),
+        ("lbgat", "prevent_label_leaking"),
+        ("lbgat", "rwp"),
         ("mail", "prevent_label_leaking"),
         ("mail", "rwp"),
         ("mart", "rwp"),
@@ -214,6 +216,7 @@ OTHER = {
     "ikl": {"alpha": 1.0, "beta": 1.0, "temperature": 1.0},
     "label_noise": {"rate": 0.9},
     "label_smoothing": {"tau": 0.9},
+    "lbgat": {"beta": 1.0},
     "mail": {"form": "at", "bias": 0.0, "slope": 3.0, "beta": 1.0, "start": 0.9},
     "mart": {"beta": 1.0},
     "mi_fgsm": {

@@ -1,5 +1,8 @@
 """TRADES and AT against formulas written out independently, in float64."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -213,6 +216,37 @@ def test_hat_loss_and_gradient(beta, gamma, stretch, teachers):
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
             assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_lbgat_moves_the_network_and_its_guide_down_the_official_loss(accumulation):
+    """One sum over both networks, as in the official code; no logit or gradient of ours on the other side."""
+    optimizer = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01}
+    tables = {"loss": {"name": "lbgat", "beta": 3.0}, "optimizer": optimizer, "schedule": {"name": "constant"}}
+    tables |= {"model": {"norm": "group"}, "run": {"accumulation": accumulation}}  # no statistics of batches
+    with tiny_run(tables) as run:
+        guide = run.recipe.slots["loss"]._guide.network
+        assert any(not torch.equal(a, b) for a, b in zip(run.network.parameters(), guide.parameters(), strict=True))
+        f, g = (copy.deepcopy(net).double() for net in (run.network, guide))
+        both = torch.optim.SGD([*f.parameters(), *g.parameters()], 0.1, 0.9, weight_decay=0.01)
+        run.network.double(), guide.double()
+        for batch in itertools.islice(run.batches(), 3):
+            batch.x = batch.x.double()
+            x_adv = (batch.x + 0.1 * torch.rand_like(batch.x)).clamp(0, 1)
+            run.hook.craft(run=run, batch=batch, objective=lambda model, x: model(x).sum(dim=1))  # the guide looks, too
+            run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+            run.optimizer.step()
+            run.zero_grad()
+            both.zero_grad()
+            z, z_adv, told = f(batch.x), f(x_adv), g(batch.x)
+            p, q = softmax(z), softmax(z_adv)
+            kl = (p * torch.log(p / q)).sum(1).mean()
+            ce = -torch.log(softmax(told)[torch.arange(len(told)), batch.y]).mean()
+            ((z_adv - told).square().mean() + ce + 3 * kl).backward()
+            both.step()
+            for ours, theirs in ((run.network, f), (guide, g)):
+                for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+                    assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
