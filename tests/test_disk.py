@@ -2,13 +2,18 @@
 
 import errno
 import os
+import re
 
 import pytest
+import torch
 from commands import fails
+from safetensors.torch import save_file
 
 from hookflat import UserError, report
 from hookflat.records.disk import refused, replacing
+from hookflat.records.folder import RunFolder
 from hookflat.records.texts import LARGEST, DamagedError, read_json, read_lines, read_toml
+from hookflat.records.weights import save_weights
 
 
 def error(number, file=None):
@@ -90,3 +95,53 @@ def test_commands_that_train_nothing_say_it_too(monkeypatch, tmp_path):
     monkeypatch.undo()
     with pytest.raises(UserError):
         report([tmp_path])
+
+
+# --- weights of runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    file = tmp_path / "run" / "model.safetensors"
+    save_weights(file, torch.nn.Linear(3, 2), epoch=7, rescaled=2.0)
+    return file
+
+
+def test_one_flipped_bit_in_the_weights_of_a_run_is_told(weights):
+    whole, folder = weights.read_bytes(), RunFolder(weights.parent)
+    tensors, about = folder.load_network("last")
+    assert about == {"epoch": 7, "rescaled": 2.0}
+    of_tensors = len(whole) - sum(t.nbytes for t in tensors.values())
+    for at in range(0, len(whole), 5):
+        weights.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            found, _ = folder.load_network("last")
+        except UserError as error:
+            assert str(weights) in str(error)
+        else:
+            assert at < of_tensors  # in the word "checksum", for example
+            assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("about", ['{"epoch": "x"}', '{"test": 4}', '{"rescaled": "2"}', "[1]", "[" * 100_000, "{"])
+def test_what_strangers_note_in_weights_is_told(weights, about):
+    save_file({"a": torch.zeros(1)}, weights, metadata={"hookflat": about})
+    with pytest.raises(UserError, match=re.escape(str(weights))):
+        RunFolder(weights.parent).load_network("last")
+
+
+def test_names_that_strangers_note_in_weights_hide_none_of_ours(weights):
+    about = '{"model": 1, "label": 2, "done": 3, "self": 4, "which": 5, "file": 6}'
+    save_file({"a": torch.zeros(1)}, weights, metadata={"hookflat": about})
+    known = RunFolder(weights.parent).load_network("last")[1]
+    RunFolder(weights.parent).save_network("best", torch.nn.Linear(1, 1), **known)
+    assert RunFolder(weights.parent).load_network("best")[1] == known
+
+
+def test_what_a_run_writes_its_group_may_read(weights):
+    umask = os.umask(0o027)
+    try:
+        save_weights(weights, torch.nn.Linear(1, 1))
+    finally:
+        os.umask(umask)
+    assert weights.stat().st_mode & 0o777 == 0o640

@@ -15,7 +15,6 @@ from hookflat.recipe.tables import Place, is_by_norm
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
-
 MOST_FILES = 100
 """That one recipe may extend, theirs counted; five are many."""
 

@@ -10,6 +10,7 @@ import torch
 
 from hookflat.errors import UserError
 from hookflat.functional.brackets import global_generators_restored
+from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import NETWORKS, RunFolder
@@ -46,7 +47,7 @@ def bundle(
     run = Run(load_recipe(tables, catalogue=catalogue, needs=("data", "model")), source)
     with global_generators_restored():
         run.build_network()
-    run.network.load_state_dict(run_folder.load_network("last")[0])
+    load_into(run.network, run_folder.load_network("last")[0], f"{source}: the network 'last'")
     images = run.data.test.x[:4].float() / 255
 
     for file in (run_folder.recipe, run_folder.results, *(source / name for name in NETWORKS.values())):
