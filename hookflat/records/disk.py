@@ -24,6 +24,9 @@ def replacing(file: Path) -> Generator[Path]:
         yield beside
         synced(beside)
         beside.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a write does not say whose it was
+        raise
     finally:
         with suppress(OSError):
             beside.unlink()
