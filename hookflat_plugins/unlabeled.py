@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hookflat import (
@@ -167,7 +167,7 @@ class Unlabeled:
         if run.main:
             about = {"clean_error": result.results.models["last"].test["clean_error"]}
             beside = file.with_suffix(".writing")
-            save_file({"labels": labels}, beside, metadata={"hookflat": json.dumps(about)})
+            beside.write_bytes(save({"labels": labels}, metadata={"hookflat": json.dumps(about)}))
             beside.replace(file)
 
 

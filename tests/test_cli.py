@@ -217,7 +217,8 @@ def test_json_has_no_nan_and_no_control_characters(capsys):
 
 
 def test_no_file_of_a_run_has_nan(tmp_path):
-    from hookflat.records.folder import RunFolder, about_weights, save_weights
+    from hookflat.records.folder import RunFolder
+    from hookflat.records.weights import about_weights, save_weights
 
     folder = RunFolder(tmp_path)
     folder.append({"epoch": 1, "loss": float("nan")})

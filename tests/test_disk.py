@@ -2,13 +2,20 @@
 
 import errno
 import os
+import re
+from contextlib import suppress
 
 import pytest
+import torch
 from commands import fails
+from faults import moments
+from safetensors.torch import save_file
 
 from hookflat import UserError, report
 from hookflat.records.disk import refused, replacing
+from hookflat.records.folder import RunFolder
 from hookflat.records.texts import LARGEST, DamagedError, read_json, read_lines, read_toml
+from hookflat.records.weights import save_weights
 
 
 def error(number, file=None):
@@ -90,3 +97,69 @@ def test_commands_that_train_nothing_say_it_too(monkeypatch, tmp_path):
     monkeypatch.undo()
     with pytest.raises(UserError):
         report([tmp_path])
+
+
+@pytest.mark.parametrize("command", [("init",), ("new-plugin", "mine", "--kind", "loss", "--out")])
+def test_commands_that_begin_something_say_it_too(command, tmp_path):
+    def full(what):
+        raise error(errno.ENOSPC, what.partition(" ")[2])
+
+    with moments(tmp_path, lambda what: what.startswith("open "), full) as found:
+        assert "disk full: " in fails(3, *command, tmp_path / "r.toml")
+    assert found.what
+
+
+def test_a_write_that_fails_names_its_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as told, replacing(tmp_path / "a.txt"):
+        raise error(errno.ENOSPC)
+    assert refused(told.value).startswith(f"disk full: {tmp_path / 'a.txt'}")
+
+
+# --- weights of runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    file = tmp_path / "run" / "model.safetensors"
+    save_weights(file, torch.nn.Linear(3, 2), epoch=7, rescaled=2.0)
+    return file
+
+
+def test_one_flipped_bit_in_the_weights_of_a_run_is_told(weights):
+    whole, folder = weights.read_bytes(), RunFolder(weights.parent)
+    tensors, about = folder.load_network("last")
+    assert about == {"epoch": 7, "rescaled": 2.0}
+    of_tensors = len(whole) - sum(t.nbytes for t in tensors.values())
+    for at in range(0, len(whole), 5):
+        weights.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        if at >= of_tensors:
+            with pytest.raises(UserError, match=re.escape(f"{weights} is damaged: its checksum")):
+                folder.load_network("last")
+        else:  # in the word "checksum", for example, a bit may do no harm
+            with suppress(UserError):
+                found, _ = folder.load_network("last")
+                assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("about", ['{"epoch": "x"}', '{"test": 4}', '{"rescaled": "2"}', "[1]", "[" * 100_000, "{"])
+def test_what_strangers_note_in_weights_is_told(weights, about):
+    save_file({"a": torch.zeros(1)}, weights, metadata={"hookflat": about})
+    with pytest.raises(UserError, match=re.escape(str(weights))):
+        RunFolder(weights.parent).load_network("last")
+
+
+def test_names_that_strangers_note_in_weights_hide_none_of_ours(weights):
+    about = '{"model": 1, "label": 2, "done": 3, "self": 4, "which": 5, "file": 6}'
+    save_file({"a": torch.zeros(1)}, weights, metadata={"hookflat": about})
+    known = RunFolder(weights.parent).load_network("last")[1]
+    RunFolder(weights.parent).save_network("best", torch.nn.Linear(1, 1), **known)
+    assert RunFolder(weights.parent).load_network("best")[1] == known
+
+
+def test_what_a_run_writes_its_group_may_read(weights):
+    umask = os.umask(0o027)
+    try:
+        save_weights(weights, torch.nn.Linear(1, 1))
+    finally:
+        os.umask(umask)
+    assert weights.stat().st_mode & 0o777 == 0o640

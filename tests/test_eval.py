@@ -14,8 +14,8 @@ from hookflat import UserError
 from hookflat.errors import Stopped
 from hookflat.functional.examples import Examples
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.records.folder import about_weights
 from hookflat.records.results import Results
+from hookflat.records.weights import about_weights
 from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
 from hookflat_plugins.digits import Digits
 from hookflat_plugins.resnet_small import ResNetSmall

@@ -32,6 +32,8 @@ WRONG = {
         r"shape \(8,\), not a tensor of shape \(\)",
     ),
     "vector loss": (made("loss", lambda self, run, x_adv: run.model(x_adv).mean(1)), "loss", r"shape \(\), not"),
+    "extra text": (made("extra_loss", lambda self: "0.1"), None, r"'extra_loss' .*'made'.* shape \(\), not '0.1'"),
+    "extra vector": (made("extra_loss", lambda self: torch.zeros(3)), None, r"'extra_loss' .*'made'.* shape \(3,\)"),
     "no loss": (made("loss", lambda self: torch.zeros(())), "loss", "no gradient flows"),
 }
 

@@ -260,8 +260,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(own_folder):
         yield np.zeros((2, 4), np.uint8)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as told:
         cache.kept_array("key", parts, 6)
+    assert told.value.filename == str(own_folder / "key.npy")
     assert not list(own_folder.glob("*.npy"))
     assert not list(own_folder.glob("*.writing"))
 

@@ -10,6 +10,7 @@ from hookflat.functional.examples import Examples
 
 FUNCTIONS = {
     "pgd": lambda net, x, y: hookflat.pgd(net, x, y, steps=1),
+    "apgd": lambda net, x, y: hookflat.apgd(net, x, y, steps=1),
     "pgd_tau": lambda net, x, y: hookflat.pgd_tau(net, x, y, tau=1, steps=1),
     "pgd_tau of an objective": lambda net, x, y: hookflat.pgd_tau(
         net, x, y, tau=1, objective=lambda model, x_adv: model(x_adv).sum(dim=1)
@@ -20,7 +21,9 @@ MEASURES = {
     name: getattr(hookflat, name)
     for name in (
         *("robust_loss", "robust_error", "autoattack", "average_flatness", "worst_flatness", "hessian_eigenvalues"),
-        *("hessian_trace", "sharpness", "relative_flatness", "landscape", "landscape_2d"),
+        *("hessian_trace", "sharpness", "relative_flatness", "landscape", "landscape_2d", "hessian_density", "trust"),
+        *("average_sharpness", "worst_sharpness", "flatness_along_attack", "margins", "input_gradients"),
+        *("local_lipschitz", "boundary_thickness"),
     )
 }
 KNOWN = {"average_flatness": {"reference": 1.0}, "worst_flatness": {"reference": 1.0}}  # nothing is measured before

@@ -161,6 +161,7 @@ ENDS = [
     "import sys; sys.exit(0)",
     "raise KeyboardInterrupt",
     "raise ZeroDivisionError('oh')",
+    "raise StopIteration",  # which every `with` made of a generator takes for its own
 ]
 HOOK = "    @hookimpl\n    def after_step(self): {0}\n"
 

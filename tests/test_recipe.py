@@ -279,10 +279,24 @@ def test_files_that_are_no_recipes_are_named_with_their_line(tmp_path):
         ("run.seed=1\n[loss]\nname='x'", "takes one value, in one line"),
         ("run.seed=1\r[loss]", "takes one value, in one line"),
         ('data.path="\\u0000"', "without control characters"),
+        ("optimizer.lr=1e39", "should be a number of at most 3.4e+38, as float32 holds"),
+        ('optimizer.lr="-1e38/1e-3"', "should be a number of at most 3.4e+38, as float32 holds"),
+        ("run.folder=" + 600 * "a/", "run.folder: String should have at most 1000 characters"),
+        ("extends=at", "stands in files alone: --with lays a recipe over"),
     ],
 )
 def test_overrides_are_read_in_the_same_bounds(override, told):
     assert len(fails(told, "at", overrides=[override])) < 300
+
+
+def test_files_that_extend_without_end_or_hold_nothing_are_told(tmp_path):
+    write(tmp_path, "31.toml", "[run]\nseed = 1\n")
+    for number in range(31):  # two to the power of 31 files
+        write(tmp_path, f"{number}.toml", f'extends = ["{number + 1}.toml", "{number + 1}.toml"]\n')
+    fails("the recipe extends more than 100 files", tmp_path / "0.toml")
+    fails("the recipe extends more than 100 files", "at", overlays=[tmp_path / "0.toml"])
+    nothing = write(tmp_path, "nothing.toml", "# loss.beta = 3\n")
+    fails(f"{nothing}:1: it is empty", "at", overlays=[nothing])
 
 
 def test_values_from_python_too():

@@ -1,6 +1,9 @@
 """A network for others: its card, the file that plain torch loads, and the hub through a stand-in of its API."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,8 @@ from hub_stand_in import stand_in
 import hookflat as library
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import Catalogue
+from hookflat.records.folder import RunFolder
+from hookflat.sharing.card import Card
 from hookflat.sharing.exporting import export
 from hookflat.sharing.hub import push
 
@@ -117,6 +122,22 @@ def test_the_card_says_what_the_results_say(trained, shared, plugin):
     assert "it needs plain.py too" in card
     for folder in (trained.parent, plugin.parent):
         assert str(folder) not in card
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"packages": [1], "gpus": 7}', '{"gpus": [{}]}', "[" * 100_000])
+def test_a_card_of_a_run_whose_environment_is_damaged(trained, plugin, tmp_path, content):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "environment.json").write_text(content)
+    card = Card.of(RunFolder(run), Catalogue([plugin]), shape=(1, 8, 8), exported="network.pt2").text()
+    assert "The file was written by torch ?" in card
+
+
+def test_a_full_disk_is_told_as_that(trained, plugin, tmp_path, monkeypatch):
+    def full(file, place):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    assert "disk full: " in fails(3, "card", trained, "--plugin", plugin, "--out", tmp_path / "hub")
 
 
 def test_the_client_of_the_hub_reads_the_card(shared):

@@ -5,15 +5,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
 from threading import Thread
 
 import pytest
-from commands import fails
+from commands import fails, hookflat
 from filelock import FileLock
 
+from hookflat.errors import Stopped
 from hookflat.studies.execution import times_of
 from hookflat.watching.server import Server
 from hookflat.watching.watched import Watched
@@ -147,6 +149,16 @@ def test_half_a_line_waits_until_it_is_whole(study):
     assert watched.facts()["runs"][1]["epoch"] == 6
 
 
+@pytest.mark.parametrize(
+    "recipe", ["run = 1", "[[run]]", "[run]\nepochs = 3\nepochs_factor = 'x'", "[run]\nepochs = []"]
+)
+def test_a_damaged_recipe_is_one_that_says_nothing(study, recipe):
+    (study / "trades-0" / "recipe.toml").write_text(recipe)
+    facts = Watched(study).facts()
+    assert [run["epoch"] for run in facts["runs"] if run["name"] == "trades-0"] == [5]
+    assert Watched(study).curves("trades-0")["charts"]
+
+
 def test_one_run_and_a_folder_of_runs_without_a_plan(study, tmp_path):
     assert [run["name"] for run in Watched(study / "at-0").facts()["runs"]] == ["at-0"]
     (study / "plan.json").unlink()
@@ -154,6 +166,15 @@ def test_one_run_and_a_folder_of_runs_without_a_plan(study, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "nothing has begun in it" in fails(2, "watch", tmp_path / "empty")
     assert "--port" in fails(2, "watch", study, "--port", "99999")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_as_every_command(study, monkeypatch, number):
+    def stopped(server):
+        raise Stopped(number)
+
+    monkeypatch.setattr(Server, "serve_forever", stopped)
+    assert hookflat("watch", study).returncode == 128 + number
 
 
 # --- who may read them ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from hookflat.cli.completing import network_names, option_names, recipe_names
 from hookflat.cli.signals import listening, requeue
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.recipe.tables import as_json
+from hookflat.recipe.toml import LONGEST_FOLDER
 from hookflat.records.disk import refused
 from hookflat.terminal import Terminal, clipped, printable
 
@@ -52,7 +53,15 @@ Set = Annotated[
     list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.", autocompletion=option_names)
 ]
 Plugin = Annotated[list[Path], typer.Option("--plugin", help="A Python file with plugin classes. Repeatable.")]
-Out = Annotated[Path | None, typer.Option(help="Where to write, instead of the usual folder.")]
+
+
+def _short(place: Path | None) -> Path | None:
+    if place is not None and len(str(place)) > LONGEST_FOLDER:
+        raise typer.BadParameter(f"{clipped(str(place))} has more than {LONGEST_FOLDER} characters")
+    return place
+
+
+Out = Annotated[Path | None, typer.Option(help="Where to write, instead of the usual folder.", callback=_short)]
 Json = Annotated[bool, typer.Option("--json", help="The same facts for scripts, as JSON on standard output.")]
 Arch = Annotated[
     str | None,

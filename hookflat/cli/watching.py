@@ -29,3 +29,4 @@ def watch(
             server.serve_forever()
         except KeyboardInterrupt:
             say("ended")
+            raise

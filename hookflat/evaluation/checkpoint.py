@@ -77,8 +77,9 @@ class Checkpoint:
             if which not in NETWORKS and not re.fullmatch(r"[0-9]{1,9}", which):
                 raise UserError(f"--which {shortened(which)}: should be last, best, live or the number of an epoch")
         if self.is_run:
-            if self.arch or self.data or self.key:
-                raise UserError(f"{self.model} is a run folder: its recipe names data and network (no --arch, --data)")
+            if self.arch or self.data or self.key or self.normalize != "none":
+                told = "its recipe names data and network (no --arch, --data, --normalize, --key)"
+                raise UserError(f"{self.model} is a run folder: {told}")
             return self._of_the_run()
         if self.which != ("last",):
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")

@@ -14,7 +14,8 @@ from hookflat.functional.rescaling import rescale
 from hookflat.reading.shapes import classes_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
-from hookflat.records.folder import RunFolder, save_weights
+from hookflat.records.folder import RunFolder
+from hookflat.records.weights import save_weights
 from hookflat.training.run import Run
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Work:
             file.parent.mkdir(parents=True, exist_ok=True)
             about = {"passes": self.tally.passes - passes, "seconds": time.perf_counter() - began}
             beside = file.with_suffix(".writing")
-            save_file(values, beside, metadata={"hookflat": json.dumps(about)})
+            beside.write_bytes(save(values, metadata={"hookflat": json.dumps(about)}))
             beside.replace(file)
         return values
 
@@ -82,5 +82,5 @@ def _found(file: Path) -> tuple[Values, int, float] | None:
             about = json.loads(opened.metadata()["hookflat"])
             values = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         return values, int(about["passes"]), float(about["seconds"])
-    except (SafetensorError, ValueError, TypeError, KeyError):
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -56,6 +56,9 @@ def kept(name: str, write: Callable[[BinaryIO], None], whole: Callable[[Path], b
                 opened.flush()
                 os.fsync(opened.fileno())
             beside.replace(file)
+        except OSError as error:
+            error.filename = error.filename or str(file)  # a write does not say whose it was
+            raise
         finally:
             beside.unlink(missing_ok=True)
     return file

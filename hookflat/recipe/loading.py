@@ -67,7 +67,8 @@ class _Checker:
     def recipe(self, name: str) -> Recipe:
         known = [*SLOTS, "plugins", "run", "eval", "track"]
         for table in self.tables.keys() - set(known):
-            self._fault((table,), f"unknown table{nearest(table, [*known, 'extends'])}")
+            wrong = f"unknown table{nearest(table, [*known, 'extends'])}"
+            self._fault((table,), "stands in files alone: --with lays a recipe over" if table == "extends" else wrong)
         if not self.tables.keys() & SLOTS.keys():
             self._fault((), 'names no plugin: begin with extends = "at", or another of `hookflat recipes`')
             raise UserError("\n".join(self.faults))
@@ -114,7 +115,9 @@ class _Checker:
 
     def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.origins), "recipe")
-        self.faults.append(": ".join(part for part in (where, ".".join(path), clipped(message, 1000)) if part))
+        told = ": ".join(part for part in (where, ".".join(path), clipped(message, 1000)) if part)
+        if told not in self.faults:
+            self.faults.append(told)
         if len(self.faults) == MOST_FAULTS:
             raise UserError("\n".join([*self.faults, "and perhaps more"]))
 

@@ -15,6 +15,9 @@ from hookflat.recipe.tables import Place, is_by_norm
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
+MOST_FILES = 100
+"""That one recipe may extend, theirs counted; five are many."""
+
 
 class Merged:
     """The tables so far, and the origin ("file:line" or "--set key") of every table and value."""
@@ -22,13 +25,19 @@ class Merged:
     def __init__(self) -> None:
         self.tables: dict[str, Any] = {}
         self.origins: dict[Place, str] = {}
+        self.files = 0
 
     def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
         """What `file` extends, then `file` itself. Raises UserError when one cannot be read."""
         if file.resolve() in ancestors:
             chain = " -> ".join(p.name for p in (*ancestors, file))
             raise UserError(f"{file}: recipes extend each other in a circle: {chain}")
+        self.files += 1
+        if self.files > MOST_FILES:
+            raise UserError(f"{file}: the recipe extends more than {MOST_FILES} files")
         tables, text = read_toml(file)
+        if not tables and self.files > 1:
+            raise UserError(f"{file}:1: it is empty: no table and no option is in it")
         lines = _lines(text)
         bases = tables.pop("extends", [])
         if not isinstance(bases, str) and not (isinstance(bases, list) and all(isinstance(b, str) for b in bases)):

@@ -10,7 +10,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from hookflat.errors import UserError, thrown
@@ -29,7 +29,17 @@ def _number(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+LARGEST = 3.4e38
+"""What tensors of float32 hold."""
+
+
+def _within_float32(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise ValueError(f"should be a number of at most {LARGEST:g}, as float32 holds, not {value:g}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False), AfterValidator(_within_float32)]
 """A float option that may also be written as a fraction, `"8/255"`."""
 
 Share = Annotated[Number, Field(ge=0, le=1)]

@@ -15,6 +15,7 @@ from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import Number, Period
 from hookflat.recipe.tables import Place
+from hookflat.recipe.toml import LONGEST_FOLDER
 
 
 @dataclass(eq=False)
@@ -31,9 +32,10 @@ class RunOptions:
     compile: Annotated[bool, Field(description="torch.compile the network in training")] = False
     threads: Annotated[int, Field(ge=0, description="CPU threads a process; 0: as the network needs")] = 0
     checkpoint_steps: Annotated[int, Field(ge=1, description="steps between checkpoints inside an epoch")] = 1000
-    folder: Annotated[str, Field(description="{recipe}, with what is laid over it, and {seed} are filled in")] = (
-        "runs/{recipe}-{seed}"
-    )
+    folder: Annotated[
+        str,
+        Field(max_length=LONGEST_FOLDER, description="{recipe}, with what is laid over it, and {seed} are filled in"),
+    ] = "runs/{recipe}-{seed}"
 
     def __post_init__(self) -> None:
         unknown = set(re.findall(r"{(.*?)}", self.folder)) - {"recipe", "seed"}

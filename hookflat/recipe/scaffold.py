@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import re
 from pathlib import Path
@@ -87,4 +88,7 @@ def _written(files: dict[Path, str]) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no other name would help
+                error.filename = error.filename or str(file)
+                raise
             raise UserError(f"{file} cannot be written: {error.strerror or error}") from error

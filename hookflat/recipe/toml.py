@@ -17,6 +17,8 @@ DEEPEST = 16
 """Tables and lists inside each other; a recipe needs four."""
 LONGEST_NAME, LONGEST_TEXT = 200, 4000
 """Characters of a key, and of a value."""
+LONGEST_FOLDER = 1000
+"""Characters of where something is written: deeper ones exhaust what makes and removes folders."""
 _DOTS = 500
 """In a line."""
 

@@ -24,6 +24,9 @@ def replacing(file: Path) -> Generator[Path]:
         yield beside
         synced(beside)
         beside.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a write does not say whose it was
+        raise
     finally:
         with suppress(OSError):
             beside.unlink()
@@ -62,7 +65,8 @@ def refused(error: BaseException, place: Path | None = None, *, inside: bool = F
 def _is_inside(file: str | bytes | None, folder: Path | None) -> bool:
     if file is None or folder is None:
         return False
-    return folder.absolute() in Path(os.fsdecode(file)).absolute().parents
+    path = Path(os.fsdecode(file)).absolute()
+    return path != folder.absolute() and path.is_relative_to(folder.absolute())
 
 
 def _what(name: str, inside: bool) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from hookflat.errors import UserError
 from hookflat.recipe.recipe import Recipe
@@ -17,7 +18,7 @@ from hookflat.recipe.tables import as_json, differences
 from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
 from hookflat.records.disk import has_failed, replacing
 from hookflat.records.environment import environment
-from hookflat.records.results import Results
+from hookflat.records.results import NetworkResults, Results, first_fault
 from hookflat.records.texts import DamagedError, read_json, read_lines, read_toml
 
 if TYPE_CHECKING:
@@ -279,26 +280,29 @@ class RunFolder:
         """Where the weights after an epoch are kept."""
         return self.checkpoints / f"epoch-{epoch:06d}.safetensors"
 
-    def save_network(self, which: str, model: nn.Module, **about: Any) -> None:
+    def save_network(self, which: str, model: nn.Module, /, **about: Any) -> None:
         """Weights of "last", "best", "live" or an epoch, with `about` in the file's metadata."""
         file = self.path / NETWORKS[which] if which in NETWORKS else self.snapshot(int(which))
         if self.main:
+            from hookflat.records.weights import save_weights  # torch, which a look at a folder does without
+
             save_weights(file, model, **about)
 
     def load_network(self, which: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, and what is known about them. Raises UserError where there are none."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Weights, and what is known about them. Raises UserError where there are none, or they are damaged."""
+        from hookflat.records.weights import load_weights
 
         file = self.network(which)
         if file is None:
             there = self.networks()
             hint = f"it has {', '.join(there)}" if there else "its training is not finished"
             raise UserError(f"{self.path} has no network {which!r}: {hint}")
+        weights, about = load_weights(file)
         try:
-            return load_file(file), about_weights(file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from None
+            NetworkResults.model_validate(about, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{file} is not what hookflat writes: its metadata: {first_fault(error)}") from None
+        return weights, about
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -345,20 +349,3 @@ class RunFolder:
     def _replace(self, file: Path, text: str) -> None:
         with replacing(file) as beside:
             beside.write_text(text, encoding="utf-8")
-
-
-def save_weights(file: Path, model: nn.Module, **about: Any) -> None:
-    """Weights as safetensors, written beside and renamed into place; `about` goes into its metadata."""
-    from safetensors.torch import save_file  # imports torch, which a look at a folder does without
-
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    with replacing(file) as beside:
-        save_file(tensors, beside, metadata={"hookflat": as_json(about)})  # one key: several have no fixed order
-
-
-def about_weights(file: Path) -> dict[str, Any]:
-    """What `save_weights` noted in a file."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return json.loads((opened.metadata() or {}).get("hookflat", "{}"))

@@ -71,6 +71,12 @@ class NetworkResults(_Kept):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
+def first_fault(error: ValidationError) -> str:
+    """Of what was read from a file: where, and what."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 class Results(_Kept):
     """What a training, or `hookflat eval`, measured.
 
@@ -99,9 +105,7 @@ class Results(_Kept):
         try:
             found = cls.model_validate(read_json(file))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DamagedError(f"{file} is not what hookflat writes: {where}: {first['msg']}") from None
+            raise DamagedError(f"{file} is not what hookflat writes: {first_fault(error)}") from None
         if found.version > SCHEMA:
             raise UserError(f"{file} is of a later hookflat (schema {found.version}, this one knows {SCHEMA})")
         return found

@@ -26,7 +26,7 @@ def read_json(file: Path) -> Any:
 
     Raises UserError where the system does not give it.
     """
-    return _read(file, json.loads, "is not what hookflat writes")
+    return _read(file, sound_json, "is not what hookflat writes")
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
         return records, damaged
     for number, line in enumerate(_text(file, errors="replace").splitlines(), 1):
         try:
-            record = _sound(json.loads(line))
-        except (ValueError, RecursionError):
+            record = sound_json(line)
+        except ValueError:
             damaged.append(number)
             continue
         if isinstance(record, dict) and _is_index(record.get("epoch")):
@@ -54,6 +54,14 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
         else:
             damaged.append(number)
     return records, damaged
+
+
+def sound_json(text: str | bytes) -> Any:
+    """Raises ValueError for what is no JSON, too deep, or holds integers of more than 64 bits."""
+    try:
+        return _sound(json.loads(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _read(file: Path, parse: Callable[[str], Any], otherwise: str) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from hookflat.recipe.tables import as_key
+from hookflat.records.texts import sound_json
 
 
 class LandscapeCurve(NamedTuple):
@@ -33,7 +33,7 @@ def read_landscape(file: Path, threat: dict[str, Any]) -> LandscapeCurve:
         read = parquet.read_table(file)
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
-    table, about = read.to_pydict(), json.loads((read.schema.metadata or {}).get(b"hookflat", b"{}"))
+    table, about = read.to_pydict(), sound_json((read.schema.metadata or {}).get(b"hookflat", b"{}"))
     lines = [values for name, values in table.items() if name.startswith("rloss_")]
     t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
     errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]

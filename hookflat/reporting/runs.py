@@ -306,7 +306,7 @@ def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCur
     threat = {name: of[0].setup[name] for name in THREAT} if of else {}
     try:
         return read_landscape(file, threat)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:  # somebody else's table
         raise UnusableError(f"{file.relative_to(folder.path)} cannot be read: {error}") from None
 
 

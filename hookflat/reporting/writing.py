@@ -90,6 +90,7 @@ def report(
             _write(place, Contents(gathered, table, analysis, drawn, said, more))
         except OSError as error:
             if has_failed(error):
+                error.filename = error.filename or str(place)
                 raise
             raise UserError(
                 f"{place}: cannot write the report: {error.strerror or error} (choose another --out)"

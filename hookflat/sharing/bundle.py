@@ -10,8 +10,10 @@ import torch
 
 from hookflat.errors import UserError
 from hookflat.functional.brackets import global_generators_restored
+from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
+from hookflat.records.disk import has_failed, replacing
 from hookflat.records.folder import NETWORKS, RunFolder
 from hookflat.sharing.card import Card
 from hookflat.sharing.exporting import export
@@ -46,7 +48,7 @@ def bundle(
     run = Run(load_recipe(tables, catalogue=catalogue, needs=("data", "model")), source)
     with global_generators_restored():
         run.build_network()
-    run.network.load_state_dict(run_folder.load_network("last")[0])
+    load_into(run.network, run_folder.load_network("last")[0], f"{source}: the network 'last'")
     images = run.data.test.x[:4].float() / 255
 
     for file in (run_folder.recipe, run_folder.results, *(source / name for name in NETWORKS.values())):
@@ -63,7 +65,8 @@ def bundle(
     card = Card.of(
         run_folder, catalogue, repo=repo, shape=tuple(images.shape[1:]), exported=EXPORTED if exported else ""
     )
-    (place / "README.md").write_text(card.text(), encoding="utf-8")
+    with replacing(place / "README.md") as beside:
+        beside.write_text(card.text(), encoding="utf-8")
     return place
 
 
@@ -73,4 +76,6 @@ def _copied(file: Path, place: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
         except OSError as error:
+            if has_failed(error):
+                raise
             raise UserError(f"{place} cannot be written: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from hookflat.recipe.catalogue import SLOTS, Catalogue
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import quantity
 from hookflat.records.results import Results
+from hookflat.records.texts import read_json
 from hookflat.training.console import result_rows, short
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -161,13 +162,12 @@ def _packages(tables: dict[str, Any], catalogue: Catalogue) -> list[str]:
 def _made_with(environment: Path) -> dict[str, str]:
     """Versions and hardware; no paths and no command line, which may hold what is nobody else's business."""
     try:
-        written = json.loads(environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = read_json(environment)
+        packages, gpus = written.get("packages", {}), [str(gpu) for gpu in written.get("gpus") or []]
+        versions = {name: str(v) for name, v in packages.items() if name in ("hookflat", "torch", "timm") and v}
+    except (ValueError, AttributeError, TypeError):  # damaged, or somebody else's
         return {}
-    versions = {
-        name: str(v) for name, v in written.get("packages", {}).items() if name in ("hookflat", "torch", "timm") and v
-    }
-    hardware = ", ".join(written.get("gpus") or []) or f"{written.get('threads', '?')} CPU thread(s)"
+    hardware = ", ".join(gpus) or f"{written.get('threads', '?')} CPU thread(s)"
     return versions | {"hardware": hardware}
 
 

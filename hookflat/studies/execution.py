@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hookflat.errors import UserError
+from hookflat.records.texts import sound_json
 from hookflat.studies.jobs import CLUSTER, State
 from hookflat.studies.progress import Progress, duration
 from hookflat.studies.study import AnyJob, Study, write_plan
@@ -139,8 +140,9 @@ def times_of(folder: Path) -> list[dict[str, Any]]:
     file, lines = folder / TIMES, []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         with suppress(ValueError):  # an estimate should not fail on a line that was cut off
-            entry = json.loads(line)
-            if isinstance(entry, dict) and {"run", "seconds", "was"} <= entry.keys():
+            entry = sound_json(line)
+            seconds = entry.get("seconds") if isinstance(entry, dict) else None
+            if isinstance(seconds, int | float) and {"run", "was"} <= entry.keys():
                 lines.append(entry)
     return lines
 

@@ -26,6 +26,7 @@ from hookflat.recipe.shipped import find_recipe, is_file, recipe_folders
 from hookflat.recipe.tables import flat
 from hookflat.recipe.toml import out_of_bounds, read_toml
 from hookflat.records.disk import replacing
+from hookflat.records.texts import read_json
 from hookflat.studies.checkpoints import CheckpointJob, Checkpoints, checkpoint_jobs
 from hookflat.studies.jobs import Job
 from hookflat.terminal import clipped, shortened
@@ -99,9 +100,9 @@ def write_plan(study: Study) -> None:
 def read_plan(folder: Path) -> dict[str, Entry]:
     """Every run of the plan that `write_plan` left in a study's folder, by name; empty where there is none."""
     try:
-        written = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        written = read_json(folder / PLAN)
         return {run["name"]: Entry(folder / run["name"], folder / run["results"]) for run in written["runs"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.reading.weights import check_finite
 from hookflat.records.checkpoints import MODEL, STATE
-from hookflat.records.folder import save_weights
+from hookflat.records.weights import save_weights
 from hookflat.terminal import clipped
 from hookflat.training.run import Run
 

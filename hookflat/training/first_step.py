@@ -51,6 +51,9 @@ def _wrong(hook: str, result: Any, given: Mapping[str, Any]) -> str | None:
         return _not_shaped(result, given["logits"].shape[:1])
     if hook == "loss" and torch.is_grad_enabled():
         return _not_shaped(result, ()) or (None if _grad(result) else "returned a loss that no gradient flows through")
+    if hook == "extra_loss":
+        tensors = [extra for extra in result if not isinstance(extra, int | float)]
+        return next((wrong for extra in tensors if (wrong := _not_shaped(extra, ()))), None)
     return None
 
 

@@ -53,9 +53,10 @@ class Hooks:
         return names if len(names) == len(answers) else [" or ".join(names)] * len(answers)
 
     def _exits(self, outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any, /) -> None:
-        """A plugin that would end the whole program has failed."""
+        """A plugin that would end the whole program, or a `with` around it, has failed."""
         error = outcome.exception
-        if isinstance(error, SystemExit | KeyboardInterrupt) and thrown(error) and (told := self.blame(error)):
+        ends = isinstance(error, SystemExit | KeyboardInterrupt | StopIteration)
+        if ends and thrown(error) and (told := self.blame(error)):
             raise told from error
 
     def blame(self, error: BaseException) -> TrainingFailed | None:

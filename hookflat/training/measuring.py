@@ -111,7 +111,7 @@ class Measurements:
             found[split] = {"values": values, "seconds": seconds}
         return found
 
-    def end(self, model: nn.Module, label: str, done: Done | None = None, **about: Any) -> NetworkResults:
+    def end(self, model: nn.Module, label: str, done: Done | None = None, /, **about: Any) -> NetworkResults:
         """The numbers of the final stages that want the model `label`, with what is known `about` it.
 
         What an interrupted call had finished is not measured again.

@@ -370,7 +370,7 @@ class Run:
     @property
     def best_epoch(self) -> int | None:
         """After which `keep_best` was last called; None where it was not."""
-        return self.folder.load_network("best")[1]["epoch"] if self.folder.network("best") else None
+        return self.folder.load_network("best")[1].get("epoch") if self.folder.network("best") else None
 
     def close(self) -> None:
         """End the live display and the trackers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -127,8 +128,9 @@ class Watched:
 
     def _epochs(self, run: RunFolder) -> int | None:
         options = self._tables(run).get("run", {})
-        epochs = options.get("epochs")
-        return max(1, round(epochs * options.get("epochs_factor", 1.0))) if isinstance(epochs, int) else None
+        epochs, factor = options.get("epochs"), options.get("epochs_factor", 1.0)
+        known = isinstance(epochs, int) and isinstance(factor, int | float) and math.isfinite(factor)
+        return max(1, round(epochs * factor)) if known else None
 
     # --- a study ------------------------------------------------------------------------------------------------------
 
@@ -162,7 +164,8 @@ class Watched:
         return self._once("records", run.metrics, run.records, [])
 
     def _tables(self, run: RunFolder) -> Facts:
-        return self._once("tables", run.recipe, run.read_recipe, {})
+        tables = self._once("tables", run.recipe, run.read_recipe, {})
+        return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
     def _text(self, file: Path) -> str:
         return self._once("text", file, lambda: file.read_text(encoding="utf-8"), "")

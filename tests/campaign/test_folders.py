@@ -93,6 +93,11 @@ def cases(folder, rng, count):
     return every[:count]
 
 
+def numbers(finished):
+    """Of the network that was measured."""
+    return finished.results.models["last"].test
+
+
 def said_by(call, *arguments):
     """(what it said, whether it ended as it should): quietly, or with an error that is told."""
     out, told, good = io.StringIO(), "", True
@@ -124,8 +129,13 @@ def read(source, file, damage, folder, rng, protocol):
     """What is wrong with how eval and compare take a damaged run that was finished."""
     shutil.copytree(source, folder)
     DAMAGES[damage](folder / file, rng)
-    wrong = []
-    for name, call in (("eval", lambda: measure(folder, protocol)), ("compare", lambda: compare([source, folder]))):
+    whole, wrong = numbers(measure(source, protocol)), []
+
+    def same():
+        if (found := numbers(measure(folder, protocol))) != whole:
+            raise ValueError(f"other numbers: {found}, not {whole}")
+
+    for name, call in (("eval", same), ("compare", lambda: compare([source, folder]))):
         said, good = said_by(call)
         if not good:
             wrong.append(f"{name}: {file} {damage}: {said[-500:]}")
