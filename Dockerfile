@@ -1,9 +1,10 @@
 # hookflat in a container, on the CPU:
 #   docker build -t hookflat .
-#   docker run --rm -v "$PWD/runs:/data/runs" hookflat run trades
+#   mkdir -p runs && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/data/runs" hookflat run trades
 # With CUDA, its libraries come with PyPI's torch; the host needs the NVIDIA driver and its container toolkit:
 #   docker build -t hookflat:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
-#   docker run --rm --gpus all --ipc=host -v "$PWD/runs:/data/runs" hookflat:cuda run trades --with scales/cifar10
+#   docker run --rm --user "$(id -u):$(id -g)" --gpus all --ipc=host -v "$PWD/runs:/data/runs" hookflat:cuda \
+#     run trades --with scales/cifar10
 # Another base, as NVIDIA's with torch in it:
 #   docker build -t hookflat:cuda --build-arg BASE=pytorch/pytorch:2.9.0-cuda12.8-cudnn9-runtime .
 
@@ -22,11 +23,11 @@ COPY templates /src/templates
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
 RUN python -m pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "/src[pandas,tensorboard]"
 
-# Nobody's rights beyond the folder of the runs; give --user "$(id -u):$(id -g)" to own what it writes there.
-RUN useradd --create-home hookflat && mkdir -p /data/runs && chown -R hookflat /data
+# Nobody's rights beyond /data, which is the home of whoever runs it: --user decides who owns what it writes there.
+RUN useradd hookflat && mkdir -p /data/runs && chmod -R 777 /data
 USER hookflat
 WORKDIR /data
-ENV HF_HOME=/data/.huggingface
+ENV HOME=/data USER=hookflat
 
 ENTRYPOINT ["hookflat"]
 CMD ["--help"]

@@ -127,6 +127,7 @@ from .functional.networks import Width as Width
 from .functional.networks import he_initialised as he_initialised
 from .functional.networks import small_image_resnet as small_image_resnet
 from .reading.decoding import Resizing as Resizing
+from .reading.hub import check_there as check_there
 from .reading.hub import classes_in as classes_in
 from .reading.images import ImageSet as ImageSet
 from .reading.images import load_sets as load_sets

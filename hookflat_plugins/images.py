@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from hookflat import Resizing, Share, UserError, classes_in, hookimpl
+from hookflat import Resizing, Share, UserError, check_there, classes_in, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,10 @@ class ImageFiles:
         """How many classes there are, where that is known without reading images."""
         count = len(self.classes) if isinstance(self.classes, list) else self.classes
         return count or classes_in(self.path, self.train_split, self.label)
+
+    def check_there(self) -> None:
+        """Raises UserError where the images are not to be had."""
+        check_there(self.path, "data.path")
 
     @hookimpl
     def build_data(self, run: Run) -> Data:

@@ -72,8 +72,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path, _ = self.asked()
-        if path.startswith("/api/models/"):
-            user, name, *rest = path.removeprefix("/api/models/").split("/")
+        if path.startswith(("/api/models/", "/api/datasets/")):
+            _, _, _, user, name, *rest = path.split("/")
             repo = f"{user}/{name}"
             if repo not in self.server.repos:
                 return self.missing(repo)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -303,25 +304,71 @@ BEFORE_TORCH = {
     "classes as said": (*SEVEN, "--set", "data.classes=3", "a network of 7 classes, and the data has 3"),
     "a study's name": ("study", "tabel1", "a shipped study (did you mean 'table1'?)"),
     "no file": ("eval", "nothing.pt", "neither a run folder, nor a file"),
+    "no file to rescale": ("rescale", "nothing.pt", "2", "neither a run folder, nor a file"),
+    "no run to share": ("card", "nothing", "nothing is no run folder"),
+    "no folder to watch": ("watch", "nothing", "neither a run's nor a study's folder"),
+    "no recipe to show": ("show", "traeds", "did you mean 'trades'?"),
     "no architecture": ("eval", "w.pt", "say what network it is for"),
     "an option of [run]": ("run", "trades", "--set", "run.seed=-1", "--set", "loss.name=x", "run.seed"),
     "an option of a stage": ("run", "trades", "--set", "eval.final.exmples=3", "did you mean 'examples'?"),
     "an option of a plugin": ("run", "trades", "--set", "loss.bta=3", "option of 'trades' (did you mean 'beta'?)"),
     "one that it inherits": ("run", "trades", "--set", "attack.stesp=3", "option of 'pgd' (did you mean 'steps'?)"),
+    "text for a number": ("run", "trades", "--set", "loss.beta=abc", "loss.beta: 'abc' is neither a number nor"),
+    "a number below its range": ("run", "at", "--set", "attack.eps=-1", "should be greater than or equal to 0, not -1"),
+    "none of the choices": ("run", "at", "--set", "attack.start=box", "attack.start: should be 'uniform_norm'"),
+    "a type that a module names": ("run", "at", "--set", "model.width=9", "should be a multiple of 2, not 9"),
+    "an item of a list": (
+        *("run", "at", "--set", "eval.final_flatness.average_flatness.xi=[1, -2]"),
+        "eval.final_flatness.average_flatness.xi.1: should be greater than or equal to 0, not -2",
+    ),
+    "several things": (
+        "run",
+        "at",
+        "--set",
+        "loss.name=x",
+        "--set",
+        "attack.steps=1.5",
+        "attack.steps: should be a valid integer, not 1.5",
+    ),
+    "a package that is missing": ("run", "at", "--set", "track.with=['aim']", "'aim' is not installed: pip install"),
+    "no data": ("run", "at", "--set", "data.name=images", "--set", "data.path=/no/where", "no such folder or file"),
+    "data of the hub, without network": (*SEVEN[:-1], "some/set", "'some/set' cannot be loaded: there is no such"),
+    "data of the hub that a scale names": ("run", "at", "--with", "scales/cifar10", "and the hub does not answer"),
 }
 
+IN_ONE_PROCESS = """
+import contextlib, io, json, sys
+from hookflat.cli import main
+said = {}
+for case, arguments in json.loads(sys.argv[1]).items():
+    err, code, sys.argv = io.StringIO(), 0, ["hookflat", *arguments]
+    with contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    said[case] = code, err.getvalue(), "torch" in sys.modules
+print(json.dumps(said))
+"""
 
-@pytest.mark.parametrize(("arguments"), BEFORE_TORCH.values(), ids=BEFORE_TORCH)
-def test_what_is_known_without_torch_is_told_before_it_is_loaded(arguments, tmp_path):
-    *arguments, told = arguments
-    (tmp_path / "w.pt").write_bytes(b"")
-    torch.save({"fc.weight": torch.zeros(7, 4), "fc.bias": torch.zeros(7)}, tmp_path / "seven.pt")
-    code = (
-        "import sys\nfrom hookflat.cli import main\nsys.argv[0] = 'hookflat'\n"
-        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
-    assert done.stdout.strip() == "False"
+
+@pytest.fixture(scope="module")
+def said_before_torch(tmp_path_factory):
+    """Exit code and standard error of each command, and whether torch is loaded by then; a process of its own."""
+    folder = tmp_path_factory.mktemp("before")
+    (folder / "w.pt").write_bytes(b"")
+    torch.save({"fc.weight": torch.zeros(7, 4), "fc.bias": torch.zeros(7)}, folder / "seven.pt")
+    commands = {case: arguments[:-1] for case, arguments in BEFORE_TORCH.items()}
+    command = [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", BEFORE_TORCH)
+def test_what_is_known_without_torch_is_told_before_it_is_loaded(case, said_before_torch):
+    code, said, torch_is_loaded = said_before_torch[case]
+    assert BEFORE_TORCH[case][-1] in said
+    assert code == 2
+    assert not torch_is_loaded

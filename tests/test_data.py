@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import stand_in
 from huggingface_hub import constants
 from PIL import Image as PilImage
 
@@ -180,7 +181,7 @@ def test_the_last_examples_are_those_of_the_whole_split_held_out_ones_included()
     assert Data(images, images, 1).hold_out(4, "train").taken("test", 2, "last").x.flatten().tolist() == [8, 9]
 
 
-def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch):
+def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch, tmp_path):
     """Without network the libraries try for half a minute before they say so."""
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -194,9 +195,28 @@ def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch):
     monkeypatch.setattr(
         datasets, "load_dataset", lambda path, config: asked.append(datasets.config.HF_HUB_OFFLINE) or {}
     )
-    hub.read_sets("some/images", ("train",), "data.path")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="nothing of that name was downloaded, and the hub does not answer"):
+        hub.read_sets("Some/TinyImages", ("train",), "data.path")
+    assert not asked
+    (tmp_path / "Some___tiny_images").mkdir()  # as datasets calls it
+    hub.read_sets("Some/TinyImages", ("train",), "data.path")
     assert asked == [True]
     assert not datasets.config.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
     assert hub._hub_answers()
+
+
+def test_a_name_that_the_hub_does_not_know_is_told_before_datasets_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with stand_in() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        with pytest.raises(UserError, match="no such data set on the hub"):
+            hub.check_there("some/images", "data.path")
+        server.repos["some/images"] = {}
+        hub.check_there("some/images", "data.path")
+    for path in ("some/images.npz", "./images", "a/b/c"):
+        with pytest.raises(UserError, match="no such folder or file"):
+            hub.check_there(path, "data.path")

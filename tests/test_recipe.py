@@ -145,6 +145,10 @@ WRONG = {
         "[eval.final.robust_loss]\nstesp = 1\n",
         ":3: eval.final.robust_loss.stesp: unknown option of 'robust_loss'",
     ),
+    "an item of a list, or a number": (
+        "[eval.final_flatness.average_flatness]\nxi = [1, -2]\n",
+        ":3: eval.final_flatness.average_flatness.xi.1: should be greater than or equal to 0, not -2",
+    ),
     "unknown split": ('[eval.final]\nsplits = ["tset"]\n', "eval.final.splits.0: should be 'train' or 'test'"),
     "options that contradict": ("[optimizer]\nmomentum = 0\n", "optimizer: nesterov needs momentum > 0"),
     "data overlap": ("[data]\ntrain = 1700\n", "data: train = 1700 and test = 700 overlap"),

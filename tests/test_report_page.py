@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from commands import hookflat
@@ -18,6 +19,8 @@ from hookflat import report
 from hookflat.reporting.explorer import explorer
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.table import table1
+
+ROOT = Path(__file__).parents[1]
 
 
 class Page(HTMLParser):
@@ -309,3 +312,42 @@ def test_the_script_in_a_browser(tmp_path):
     assert (said["without"], said["stopped"]) == (6, 12)
     assert said["none"] == "No network has both, with these methods."
     assert said["axes"] == "RErr (AutoAttack) against average-case flatness"
+
+
+WIDTHS = """<body><script>
+const widths = [1280, 390], found = {};
+function next() {
+  const width = widths.pop();
+  if (!width) { document.body.dataset.found = JSON.stringify(found); return; }
+  const frame = document.createElement("iframe");
+  frame.style = `width: ${width}px; border: 0`;
+  frame.src = "PAGE";
+  frame.onload = () => {
+    const page = frame.contentDocument, table = page.querySelector("#table1 ~ .table .wide");
+    found[width] = [page.documentElement.scrollWidth, table.scrollWidth - table.clientWidth];
+    next();
+  };
+  document.body.append(frame);
+}
+next();
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_a_page_of_many_measures_fits_a_screen_and_a_phone_without_scrolling_sideways(tmp_path):
+    """The one that README leads to, in today's style, and its Table 1."""
+    example = (ROOT / "docs/examples/cifar10-mini/report.html").read_text()
+    today = (ROOT / "hookflat/reporting/page.html").read_text()
+    (tmp_path / "page.html").write_text(example.replace(style_of(example), style_of(today)))
+    frames = tmp_path / "frames.html"
+    frames.write_text(WIDTHS.replace("PAGE", "page.html"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+    command = ["chromium", *options, "--window-size=1400,900", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frames.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done)[1]))
+    assert found == {"1280": [1280, 0], "390": [390, 0]}
+
+
+def style_of(text):
+    return re.search(r"<style>\s*(.*?)\s*</style>", text, re.DOTALL)[1]

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hookflat import UserError
+from hookflat.recipe.recipe import TRACKERS
 from hookflat.testing import run_recipe
 
 TABLES = {"plugins": {"figures": {}}, "eval": {"curves": {"splits": ["test"]}}}
@@ -38,6 +40,10 @@ def test_trackers_that_are_not_there_are_told_with_the_recipe(tmp_path):
         run_recipe({"track": {"with": ["aim"]}}, tmp_path / "run")
     with pytest.raises(UserError, match="unknown option"):
         run_recipe({"track": {"name": "x"}}, tmp_path / "run")
+
+
+def test_every_tracker_of_accelerate_is_known():
+    assert set(LOGGER_TYPE_TO_CLASS) <= set(TRACKERS)
 
 
 def curve(folder):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -154,10 +155,11 @@ def test_every_command_runs_in_order_in_a_fresh_copy(clone):
         for line, _ in commands(text):
             if any(re.search(pattern, line) for pattern in ELSEWHERE):
                 continue
-            print(f"{page}: {line}", flush=True)
+            began = time.perf_counter()
             done = subprocess.run(
                 ["bash", "-ec", line], cwd=clone, env=environment, capture_output=True, text=True, check=False
             )
+            print(f"{time.perf_counter() - began:6.1f} s  {page}: {line}", flush=True)  # pytest -s shows it
             assert done.returncode == 0, f"{page}: {line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
             assert "Traceback" not in done.stderr
             assert "complete already" not in done.stdout or "torch.distributed" in line, line

@@ -35,10 +35,11 @@ def show(
     from hookflat.recipe.catalogue import Catalogue
     from hookflat.recipe.loading import load_recipe
     from hookflat.recipe.tables import flat
-    from hookflat.training.core import Core
-    from hookflat.training.hooks import Hooks
 
     loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    from hookflat.training.core import Core  # loads torch
+    from hookflat.training.hooks import Hooks
+
     if cost:
         from hookflat.training.cost import cost_of
 

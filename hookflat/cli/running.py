@@ -48,8 +48,13 @@ def run(
     _quiet_libraries()
     from hookflat.recipe.catalogue import Catalogue
     from hookflat.recipe.loading import load_recipe
+    from hookflat.records.folder import RunFolder
 
-    loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
+    catalogue = Catalogue(plugin)
+    of_data = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=catalogue, tables=["data"])
+    if not RunFolder(out or of_data.folder).results.exists():
+        of_data.check_data()  # before other plugins are loaded, and torch with them
+    loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=catalogue)
     from hookflat.training.entry import first_steps
     from hookflat.training.entry import run as run_recipe
     from hookflat.training.trial import dry_run as run_dry
@@ -115,10 +120,12 @@ def rescale(
     """Write a network of another scale that computes the same function."""
     _quiet_libraries()
     from hookflat.evaluation.checkpoint import Checkpoint
-    from hookflat.evaluation.rescaling import rescaled
     from hookflat.recipe.catalogue import Catalogue
 
     source = Checkpoint(model, (which,), arch, data, normalize, key)
+    source.tables()  # what is wrong with it is told before torch is loaded
+    from hookflat.evaluation.rescaling import rescaled
+
     place = out or Path("_" if source.is_on_the_hub else model).with_name(
         f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}"
     )

@@ -126,13 +126,12 @@ def recipe_of(
     """
     tables, overrides = source.tables(), dict(assignments(overrides))
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
-    if not source.is_run and not source.is_robustbench:
-        of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
-        data = load_recipe({"data": tables["data"]}, overrides=of_data, catalogue=catalogue, needs=("data",)).slots[
-            "data"
-        ]
-        if known_classes := getattr(data, "known_classes", None):
-            check_classes(classes_of(shapes_in(Path(source.model), source.key)), known_classes())
+    of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
+    alone = load_recipe({"data": tables["data"]}, overrides=of_data, catalogue=catalogue, needs=["data"])
+    known_classes = getattr(alone.slots["data"], "known_classes", None)
+    if known_classes and not source.is_run and not source.is_robustbench:
+        check_classes(classes_of(shapes_in(Path(source.model), source.key)), known_classes())
+    alone.check_data()
     if measures:
         stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}
         tables["eval"] = tables.get("eval", {}) | {"measures": stage}

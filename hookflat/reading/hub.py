@@ -26,6 +26,7 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
 
     Raises UserError, naming `option`, where it cannot be loaded, and the file, where one is damaged.
     """
+    check_there(path, option)
     import datasets  # here, so that a look at the options stays fast
     from datasets.exceptions import DatasetsError
 
@@ -50,6 +51,27 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
+
+
+def check_there(path: str, option: str) -> None:
+    """Raises UserError, naming `option`, where `path` is nothing here, and no hub id that was or can be downloaded.
+
+    Nothing of it is read, and `datasets` is not imported, which takes seconds.
+    """
+    if Path(path).expanduser().exists():
+        return
+    a_file = re.search(r"\.(gz|tgz|tar|npz|mat|pkl|pickle|parquet|arrow)$", path)
+    if a_file or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        reason = "no such folder or file"
+    elif _downloaded(path):
+        return
+    elif not _hub_answers():
+        reason = "there is no such folder, nothing of that name was downloaded, and the hub does not answer"
+    elif not _on_the_hub(path):
+        reason = "there is no such folder, and no such data set on the hub (a private one wants hf auth login)"
+    else:
+        return
+    raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})")
 
 
 def classes_in(path: str, split: str, label: str | None = None) -> int | None:
@@ -109,13 +131,33 @@ def _count(file: str) -> int:
 def _from_hub(path: str, config: str | None) -> Any:
     import datasets
 
-    a_file = re.search(r"\.(gz|tgz|tar|npz|mat|pkl|pickle|parquet|arrow)$", path)
-    if a_file or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        raise FileNotFoundError("no such folder or file")
-    if _hub_answers():
+    if not _downloaded(path) or _hub_answers():
         return datasets.load_dataset(path, config)
     with _offline():  # what was downloaded before is found
         return datasets.load_dataset(path, config)
+
+
+def _downloaded(path: str) -> bool:
+    """Whether `datasets` has a hub id in its cache, where `CIFAR-10` of `Some` is in a folder `Some___cifar-10`."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")).expanduser()
+    wanted = path.replace("/", "").replace("_", "").lower()
+    return cache.is_dir() and any(f.name.replace("_", "").lower() == wanted for f in cache.iterdir() if f.is_dir())
+
+
+def _on_the_hub(path: str) -> bool:
+    """Whether the hub knows a data set; so too where it does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi(library_name="hookflat").dataset_info(path, timeout=5)
+    except RepositoryNotFoundError:
+        return False
+    except Exception:  # told when it is loaded
+        return True
+    return True
 
 
 def _hub_answers() -> bool:

@@ -67,8 +67,8 @@ class PluginSource:
                 cls = cls.load()
         return _checked(cls, self.name)
 
-    def declared(self) -> list[str] | None:
-        """The names of its options as its source has them, without importing it; None where that does not say."""
+    def declared(self) -> dict[str, Any] | None:
+        """Its options and their types as its source has them, without importing it; None where that does not say."""
         return declared_options(self.target.module, self.target.attr) if isinstance(self.target, EntryPoint) else None
 
 

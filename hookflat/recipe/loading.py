@@ -17,7 +17,7 @@ from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, kind_of
 from hookflat.recipe.merging import Merged, assignments
 from hookflat.recipe.naming import suffix
 from hookflat.recipe.nearest import nearest
-from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build
+from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build, check_declared
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
 from hookflat.recipe.tables import NORMS, Place, flat_by_norm
@@ -32,13 +32,15 @@ def load_recipe(
     overrides: Iterable[str] | dict[str, Any] = (),
     catalogue: Catalogue | None = None,
     needs: Collection[str] = tuple(SLOTS),
+    tables: Collection[str] = (*SLOTS, "plugins", "eval"),
 ) -> Recipe:
     """Read, merge and check a recipe.
 
     `recipe`, `overlays`: files, or names of recipes that come with hookflat; a recipe may also be a dict of tables.
     `name`: of the recipe, instead of its file's.
-    `overrides`: "table.key=value" strings, or a dict with such keys. `needs`: the slots that must be filled. Raises
-    UserError with file and line for everything that is wrong, before any data is loaded.
+    `overrides`: "table.key=value" strings, or a dict with such keys. `needs`: the slots that must be filled. `tables`:
+    those whose plugins are loaded, in place of all. Raises UserError with file and line for everything that is wrong,
+    before any data is loaded.
     """
     merged = Merged()
     if isinstance(recipe, dict):
@@ -52,7 +54,8 @@ def load_recipe(
     values = assignments(overrides)
     for key, value in values:
         merged.add_value(key, value)
-    loaded = _Checker(merged, catalogue, needs).recipe(name or ("recipe" if isinstance(recipe, dict) else recipe.stem))
+    checker = _Checker(merged, catalogue, needs, tables)
+    loaded = checker.recipe(name or ("recipe" if isinstance(recipe, dict) else recipe.stem))
     files = [file for file in catalogue.extra if isinstance(file, Path)]
     return replace(loaded, suffix=suffix(overlays, files, dict(values)))
 
@@ -60,8 +63,9 @@ def load_recipe(
 class _Checker:
     """Merged tables to a Recipe; collects faults, so that one look shows them all."""
 
-    def __init__(self, merged: Merged, catalogue: Catalogue, needs: Collection[str]) -> None:
-        self.tables, self.origins, self.catalogue, self.needs = merged.tables, merged.origins, catalogue, needs
+    def __init__(self, merged: Merged, catalogue: Catalogue, needs: Collection[str], loaded: Collection[str]) -> None:
+        self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
+        self.needs, self.loaded = needs, loaded
         self.faults: list[str] = []
 
     def recipe(self, name: str) -> Recipe:
@@ -134,9 +138,12 @@ class _Checker:
         try:
             return build(cls, table)
         except InvalidOptions as error:
-            for inner, message in error.faults:
-                named = f"unknown option of {plugin!r}" if plugin else "unknown option"
-                self._fault((*path, *inner), message.replace("unknown option", named, 1))
+            self._invalid(path, error, plugin)
+
+    def _invalid(self, path: Place, error: InvalidOptions, plugin: str) -> None:
+        for inner, message in error.faults:
+            named = f"unknown option of {plugin!r}" if plugin else "unknown option"
+            self._fault((*path, *inner), message.replace("unknown option", named, 1))
 
     def _load(self, path: Place, name: Any, fits: str) -> type | None:
         """The class of a plugin for a place where only the kind `fits` may stand."""
@@ -155,8 +162,8 @@ class _Checker:
         return cls
 
     def _names(self) -> None:
-        """Every plugin and every option that is named is there: told before a plugin is imported, which takes seconds
-        where it needs torch.
+        """Every plugin and every option that is named is there, and of its type: told before a plugin is imported,
+        which takes seconds where it needs torch.
 
         Raises UserError for all that are not.
         """
@@ -186,19 +193,22 @@ class _Checker:
             raise UserError("\n".join(self.faults))
 
     def _declared(self, plugin: PluginSource, path: Place) -> None:
-        """Options that the plugin's source does not have; with torch loaded, they are told with all other faults."""
+        """Options that are not as the plugin's source has them; with torch loaded, all faults are told together."""
         table, of_recipe = self._table(*path), "name" if path[0] in SLOTS else "enabled"
-        if "torch" in sys.modules or table.get("enabled") is False or (known := plugin.declared()) is None:
+        if "torch" in sys.modules or table.get("enabled") is False or (declared := plugin.declared()) is None:
             return
-        for key in [key for key in table if key not in (of_recipe, *known)]:
-            self._fault((*path, key), f"unknown option of {plugin.name!r}{nearest(key, known)}")
+        try:
+            check_declared(declared, {key: value for key, value in table.items() if key != of_recipe})
+        except InvalidOptions as error:
+            self._invalid(path, error, plugin.name)
 
     def _filled(self) -> list[str]:
         return [slot for slot in SLOTS if slot in self.needs or slot in self.tables]
 
     def _slots(self) -> tuple[dict[str, Any], dict[str, str]]:
         slots, names = {}, {}
-        for slot in sorted(self._filled(), key=lambda slot: slot != "model"):
+        wanted = [slot for slot in self._filled() if slot in self.loaded]
+        for slot in sorted(wanted, key=lambda slot: slot != "model"):
             table = dict(self._table(slot))
             name = table.pop("name")
             if cls := self._load((slot, "name"), name, slot):
@@ -216,7 +226,7 @@ class _Checker:
 
     def _plugins(self) -> dict[str, Any]:
         found = {}
-        for name in self._table("plugins"):
+        for name in self._table("plugins") if "plugins" in self.loaded else ():
             table = dict(self._table("plugins", name))
             path = ("plugins", name)
             if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
@@ -237,7 +247,7 @@ class _Checker:
 
     def _measures(self, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
         measures: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
-        for stage in stages:
+        for stage in stages if "eval" in self.loaded else ():
             for name in [k for k, v in self._table("eval", stage).items() if isinstance(v, dict)]:
                 path, inner = ("eval", stage, name), dict(self._table("eval", stage, name))
                 if self._enabled(path, inner) and (cls := self._load(path, name, "measure")):

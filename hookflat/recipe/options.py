@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import UnionType
@@ -71,10 +72,14 @@ MOST_FAULTS = 20
 """That are told at once."""
 
 
-class InvalidOptions(Exception):  # noqa: N818
-    """What is wrong with a table: a list of (path inside the table, message)."""
+Fault = tuple[tuple[str, ...], str]
+"""A path inside a table, and what is wrong there."""
 
-    def __init__(self, faults: list[tuple[tuple[str, ...], str]]) -> None:
+
+class InvalidOptions(Exception):  # noqa: N818
+    """What is wrong with a table."""
+
+    def __init__(self, faults: list[Fault]) -> None:
         super().__init__("; ".join(f"{'.'.join(path)}: {message}" for path, message in faults))
         self.faults = faults
 
@@ -89,18 +94,45 @@ def build(cls: Any, table: dict[str, Any]) -> Any:
     except Exception as error:
         raise InvalidOptions([((), f"{cls.__name__}: {_strange_type(cls, error)}")]) from error
     try:
-        values = model.model_validate_json(json.dumps(table, default=str))
+        values = _validated(model, table)
         made = cls(**{name: getattr(values, name) for name in model.model_fields})
         as_table(made)
         return made
-    except ValidationError as error:
-        raise InvalidOptions([_explain(cls, dict(e)) for e in error.errors(include_url=False)[:MOST_FAULTS]]) from None
+    except InvalidOptions:
+        raise
     except ValueError as error:
         raise InvalidOptions([((), str(error))]) from None
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if not thrown(error):
             raise
         raise InvalidOptions([((), f"{cls.__name__} cannot be made: {type(error).__name__}: {error}")]) from error
+
+
+def check_declared(types: Mapping[str, Any], table: dict[str, Any]) -> None:
+    """Raises InvalidOptions for a recipe table that has other options than these, or values not of their types.
+
+    A class may refuse more (`build`).
+    """
+    try:
+        model = _shape("Declared", {name: (of, None) for name, of in types.items()})
+    except Exception:  # of a type that no recipe can write
+        model = _shape("Declared", dict.fromkeys(types, (Any, None)))
+    _validated(model, table)
+
+
+def _validated(model: type[BaseModel], table: dict[str, Any]) -> BaseModel:
+    try:
+        return model.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        names = list(model.model_fields)
+        faults = [_explain(names, table, dict(e)) for e in error.errors(include_url=False)[:MOST_FAULTS]]
+        raise InvalidOptions(_innermost(faults)) from None
+
+
+def _innermost(faults: list[Fault]) -> list[Fault]:
+    """Without those that say of a whole list what another says of an item of it: it was no number, for example."""
+    paths = [path for path, _ in faults]
+    return [(path, message) for path, message in faults if not any(p[: len(path)] == path != p for p in paths)]
 
 
 def _strange_type(cls: Any, error: Exception) -> str:
@@ -121,8 +153,12 @@ def _strange_type(cls: Any, error: Exception) -> str:
 def _model(cls: Any) -> type[BaseModel]:
     """The options of a dataclass as pydantic checks them; making one takes longer than checking many tables."""
     hints = get_type_hints(cls, include_extras=True)
-    shape: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init}
-    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **shape)
+    return _shape(cls.__name__, {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.init})
+
+
+def _shape(name: str, options: dict[str, Any]) -> type[BaseModel]:
+    """Options, each with its type and default, and no others."""
+    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **options)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -131,16 +167,24 @@ def _default(field: dataclasses.Field) -> Any:
     return ... if field.default is MISSING else field.default
 
 
-def _explain(cls: Any, error: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    path = tuple(str(part) for part in error["loc"])
+def _explain(names: list[str], table: dict[str, Any], error: dict[str, Any]) -> Fault:
+    path = _path(error["loc"], table)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        names = [f.name for f in fields(cls) if f.init]
         return path, f"unknown option{nearest(path[-1], names)}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return path, "required, but not set"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = error["msg"].startswith("Input should be ")
     return path, f"should be {message}, not {shortened(error['input'])}" if expected else message
+
+
+def _path(loc: tuple[int | str, ...], table: dict[str, Any]) -> tuple[str, ...]:
+    """Where that is in a table, without pydantic's names for the alternatives of a union."""
+    value, path = table.get(str(loc[0])), loc[:1]
+    for part in loc[1:]:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list | tuple) and isinstance(part, int)):
+            value, path = value[part], (*path, part)
+    return tuple(map(str, path))
 
 
 @dataclass(frozen=True)

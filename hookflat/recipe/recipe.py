@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,9 @@ from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import Number, Period
 from hookflat.recipe.tables import Place
 from hookflat.recipe.toml import LONGEST_FOLDER
+
+TRACKERS = ["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+"""Accelerate's, each called as its package; asking Accelerate would load torch."""
 
 
 @dataclass(eq=False)
@@ -90,15 +94,10 @@ class TrackOptions:
     project: Annotated[str, Field(description="as the tracker groups runs")] = "hookflat"
 
     def __post_init__(self) -> None:
-        if not self.trackers:
-            return
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-        available = [str(getattr(t, "value", t)) for t in get_available_trackers()]
         for name in self.trackers:
-            if name not in LOGGER_TYPE_TO_CLASS:
-                raise ValueError(f"no tracker is called {name!r}{nearest(name, list(LOGGER_TYPE_TO_CLASS))}")
-            if name not in available:
+            if name not in TRACKERS:
+                raise ValueError(f"no tracker is called {name!r}{nearest(name, TRACKERS)}")
+            if find_spec(name) is None:
                 raise ValueError(f"the tracker {name!r} is not installed: pip install {name}")
 
 
@@ -133,6 +132,11 @@ class Recipe:
         """The run's folder, where nobody says another."""
         name = self.name + self.suffix
         return Path(self.run.folder.replace("{recipe}", name).replace("{seed}", str(self.run.seed)))
+
+    def check_data(self) -> None:
+        """Raises UserError where the data's plugin says, before it reads any, that there is none."""
+        if check := getattr(self.slots["data"], "check_there", None):
+            check()
 
     def registered(self) -> dict[str, Any]:
         """All training plugins by name in call order: `[plugins.*]` first, then the slots."""

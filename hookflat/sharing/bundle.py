@@ -6,18 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from hookflat.errors import UserError
-from hookflat.functional.brackets import global_generators_restored
-from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.disk import has_failed, replacing
 from hookflat.records.folder import NETWORKS, RunFolder
-from hookflat.sharing.card import Card
-from hookflat.sharing.exporting import export
-from hookflat.training.run import Run
 
 EXPORTED = "network.pt2"
 """The file that plain torch loads."""
@@ -44,6 +37,14 @@ def bundle(
     there = RunFolder(place)
     if place.exists() and any(place.iterdir()) and (there.environment.exists() or not there.is_run):
         raise UserError(f"{place} is no folder to share a run in: it holds other files (choose another with --out)")
+    import torch  # with nothing left that could be known without it
+
+    from hookflat.functional.brackets import global_generators_restored
+    from hookflat.reading.weights import load_into
+    from hookflat.sharing.card import Card
+    from hookflat.sharing.exporting import export
+    from hookflat.training.run import Run
+
     catalogue = Catalogue(plugins)
     run = Run(load_recipe(tables, catalogue=catalogue, needs=("data", "model")), source)
     with global_generators_restored():

@@ -18,7 +18,6 @@ from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.studies.execution import times_of
 from hookflat.studies.study import Entry, read_plan
-from hookflat.training.measuring import quantities
 
 T = TypeVar("T")
 Facts = dict[str, Any]
@@ -176,6 +175,8 @@ class Watched:
 
     def _declared(self, run: RunFolder) -> Mapping[str, Quantity]:
         """What its numbers are; nothing where its plugins are not installed here."""
+        from hookflat.training.measuring import quantities  # loads torch, which a folder that is none does not need
+
         return self._once(
             "declared", run.recipe, lambda: quantities(load_recipe(self._tables(run), catalogue=catalogue_of())), {}
         )
