@@ -68,6 +68,7 @@ class Free(InnerAttack):
         if gradient is not None:
             attack = self.attack()
             ball = attack.threat.ball(batch.x)
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # where float16 overflows, the pixel stays
             delta = ball.project(x_adv + attack.step_size * ball.ascent(gradient)) - batch.x
             rest = delta[:0] if self._delta is None else self._delta[len(delta) :].to(delta)
             self._delta = torch.cat([delta, rest])  # a smaller batch leaves the others'

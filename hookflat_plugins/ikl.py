@@ -54,7 +54,8 @@ class ImprovedKl:
         if self._classes is None or self._sums is None:
             self._classes, self._sums = logits.new_full((count, count), 1 / count), logits.new_zeros(count, count)
         self._classes, self._sums = self._classes.to(logits), self._sums.to(logits)
-        self._sums.index_add_(0, y, (logits / self.temperature).softmax(dim=1))
+        predictions = (logits / self.temperature).softmax(dim=1)
+        self._sums.index_add_(0, y, predictions.nan_to_num(0.0))  # of a pass that float16 cannot hold, none
         return self._classes[y]
 
     @hookimpl
