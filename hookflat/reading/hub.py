@@ -42,12 +42,13 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
                 return datasets.load_dataset(kind, data_files=files)
         return datasets.load_dataset("imagefolder", data_dir=str(place))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-            raise  # a full disk under HF_HOME
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, FileNotFoundError):
+            cause.filename = cause.filename or str(datasets.config.HF_DATASETS_CACHE)  # full, where they are unpacked
+            raise cause from None
         wrong = _wrong(files)
         if wrong:
             raise UserError(f"{option} = {path!r} cannot be loaded: {wrong}") from error
-        cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
 
