@@ -17,8 +17,10 @@ from hookflat.errors import UserError
 
 _WHAT_TO_GIVE = (
     "give a local file or folder of images, or a hub id that can be reached; what another machine downloaded is found "
-    "under HF_HOME"
+    "under HF_HOME, and HF_HUB_OFFLINE=1 asks for nothing else"
 )
+_PATIENCE = 2.0
+"""Seconds for the hub to answer; the libraries try for half a minute."""
 
 
 def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | None = None) -> Any:
@@ -49,7 +51,7 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
         wrong = _wrong(files)
         if wrong:
             raise UserError(f"{option} = {path!r} cannot be loaded: {wrong}") from error
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        reason = " ".join(line.strip() for line in str(cause).splitlines()[:2]) or type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
 
 
@@ -115,12 +117,15 @@ def _from_hub(path: str, config: str | None) -> Any:
         raise FileNotFoundError("no such folder or file")
     if _hub_answers():
         return datasets.load_dataset(path, config)
-    with _offline():  # what was downloaded before is found
-        return datasets.load_dataset(path, config)
+    with _offline():
+        try:
+            return datasets.load_dataset(path, config)  # what was downloaded before is found
+        except ConnectionError:
+            raise ConnectionError("the hub does not answer, and no earlier download of it is here") from None
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached: asked once, for two seconds, where the libraries try for half a minute."""
+    """Whether the hub can be reached: asked once, and not for long."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -131,12 +136,12 @@ def _hub_answers() -> bool:
     answered: list[bool] = []
 
     def ask() -> None:
-        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=2):
+        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=_PATIENCE):
             answered.append(True)
 
     asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time-out of its own
     asking.start()
-    asking.join(2)
+    asking.join(_PATIENCE)
     return bool(answered)
 
 
