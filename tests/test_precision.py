@@ -60,8 +60,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(name):
 @pytest.mark.parametrize("tables", [{"optimizer": {"name": "entropy_sgd", "langevin_steps": 2}},
                                     {"loss": {"name": "uat", "targets": "ot"},
                                      "plugins": {"unlabeled": {"share": 0.4, "fraction": 0.4}}},
-                                    {"plugins": {"self_supervision": {"hidden": 0}}}],
-                         ids=["entropy_sgd", "uat", "self_supervision"])  # fmt: skip
+                                    {"plugins": {"self_supervision": {"hidden": 0}}},
+                                    {"attack": {"name": "free", "norm": "L2", "eps": 0.5, "replays": 2}}],
+                         ids=["entropy_sgd", "uat", "self_supervision", "free"])  # fmt: skip
 def test_parts_go_with_other_methods(tables, tmp_path):
     tables = tables | {"model": GROUP}
     whole, _ = trained(tables)

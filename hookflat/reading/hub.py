@@ -29,6 +29,7 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
     Raises UserError, naming `option`, where it cannot be loaded, and the file, where one is damaged.
     """
     import datasets  # here, so that a look at the options stays fast
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetsError
 
     place = Path(path).expanduser()
@@ -46,7 +47,7 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, FileNotFoundError):
-            cause.filename = cause.filename or str(datasets.config.HF_DATASETS_CACHE)  # full, where they are unpacked
+            cause.filename = cause.filename or str(HF_DATASETS_CACHE)  # full, where they are unpacked
             raise cause from None
         wrong = _wrong(files)
         if wrong:
