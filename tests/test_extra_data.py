@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import parquet, pictures, png, svhn
+from test_image_sources import Hostile
 from test_streams import trained
 
 from hookflat import UserError
@@ -153,6 +154,17 @@ def test_two_processes_draw_what_one_draws(tmp_path):
 def test_wrong_extra_data_are_told(path, options, message):
     with pytest.raises(UserError, match=message), tiny_run(extra(**{"path": path} | options)):
         pass
+
+
+def test_damaged_and_hostile_files_of_extra_data_are_told(tmp_path, path):
+    hostile = tmp_path / "ti_500K_pseudo_labeled.pickle"
+    hostile.write_bytes(pickle.dumps({"data": Hostile(tmp_path / "ran"), "extrapolated_targets": LABELS}))
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(path.read_bytes()[:-40])
+    for file, reason in ((hostile, "is no pickle of arrays: it calls"), (cut, "is no npz of numbers")):
+        with pytest.raises(UserError, match=f"{file} {reason}"), tiny_run(extra(file)):
+            pass
+    assert not (tmp_path / "ran").exists()
 
 
 def test_labels_of_extra_data_are_classes_of_the_data(tmp_path):

@@ -1,6 +1,8 @@
 """The field's residual networks: parameter counts, and the functions of the official code on its own weights."""
 
+import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch import nn
 
 from hookflat.errors import UserError
 from hookflat.functional.layers import Normalized, RecenteredBatchNorm2d
+from hookflat.functional.networks import small_image_resnet
 from hookflat.functional.preactivation import PreActNet
 from hookflat.reading.weights import _differences, _renamed, load_into
+from hookflat.training.fitting import forward_flops
 from hookflat_plugins.cifar_resnet import CifarResNet
 
 
@@ -44,6 +48,24 @@ def preact(width, **options):
 def test_published_parameter_counts(make, parameters):
     with torch.device("meta"):
         assert sum(p.numel() for p in make().parameters()) == parameters
+
+
+def test_the_hours_on_paper_of_scaling_md_are_those_of_the_networks():
+    """AT at PGD-7, as the page counts it: 18 forward passes an example; 100 TFLOP/s in TF32, 200 in bf16."""
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    resnet18 = lambda: small_image_resnet(64, 2, 3, 10, "rebn", "relu")
+    for name, make in {
+        "ResNet-18": resnet18,
+        "WRN-28-10": lambda: wrn(28, 10),
+        "WRN-34-10": lambda: wrn(34, 10),
+    }.items():
+        row = re.search(rf"\| {name} \| ([\d.]+) GFLOP \| ([\d.]+) EFLOP \| ([\d.]+) h \| ([\d.]+) h \|", page)
+        with torch.device("meta"):
+            forward = forward_flops(make().eval(), torch.zeros(1, 3, 32, 32))
+        training = 150 * 50_000 * 18 * forward
+        expected = forward / 1e9, training / 1e18, training / 1e14 / 3600, training / 2e14 / 3600
+        for said, value in zip(row.groups(), expected, strict=True):
+            assert float(said) == pytest.approx(value, abs=0.5001 * 10 ** -len(said.partition(".")[2])), (name, said)
 
 
 # --- layer by layer, as the official code registers them --------------------------------------------------------------
