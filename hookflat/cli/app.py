@@ -80,6 +80,7 @@ def common(
 ) -> None:
     """Adversarial training as composable plugins, and the flatness of the robust loss."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # libraries' bars and notices are none of ours
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
