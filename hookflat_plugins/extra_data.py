@@ -27,6 +27,7 @@ class ExtraData:
     off: ClassVar[dict[str, Any]] = {"fraction": 0}
 
     path: Annotated[str, Field(description="file or folder of images with labels, or a hub id")] = ""
+    config: Annotated[str | None, Field(description="configuration of a hub id that has several")] = None
     fraction: Annotated[Share, Field(description="of a batch, extra images")] = 0.7
     split: Annotated[str, Field(description="of the images at path, where they have splits")] = "train"
     image: Annotated[str | None, Field(description="column of the images, if there are several")] = None
@@ -51,7 +52,7 @@ class ExtraData:
 
     def _loaded(self, data: Data) -> Images:
         option = "plugins.extra_data"
-        images = load_sets(self.path, (self.split,), f"{option}.path")[self.split]
+        images = load_sets(self.path, (self.split,), f"{option}.path", self.config)[self.split]
         if self.images > len(images):
             raise UserError(f"{images.source} has {len(images)} images, not {self.images}")
         images = images.take(slice(self.images)) if self.images else images

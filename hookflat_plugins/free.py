@@ -37,23 +37,29 @@ class Free(InnerAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._held: dict[str, Any] = {}
+        self._held: dict[str, Tensor] = {}  # of the whole batch, as the deltas: a process takes its part
         self._delta: Tensor | None = None
 
     @hookimpl
     def transform_batch(self, run: Run, batch: Batch) -> None:
         if run.step % self.replays == 0 or not self._held:
-            self._held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+            own = {field.name: getattr(batch, field.name) for field in fields(batch)}
+            tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+            self._held = {name: run.accelerator.gather(value) for name, value in tensors.items()}
+        share = len(self._held["row"]) // run.processes
         for name, value in self._held.items():
-            setattr(batch, name, value.to(run.device) if isinstance(value, Tensor) else value)
+            setattr(batch, name, value[run.rank * share : (run.rank + 1) * share].to(run.device))
+        batch.global_size = share * run.processes
 
     @hookimpl
     def craft(self, batch: Batch) -> Tensor:
-        x_adv = batch.x.clone()
-        if self._delta is not None:
-            known = self._delta[: len(x_adv)].to(x_adv)
-            x_adv[: len(known)] += known
-        return self.attack().threat.ball(batch.x).project(x_adv)
+        return self.attack().threat.ball(batch.x).project(batch.x + self._deltas(batch)[batch.row])
+
+    def _deltas(self, batch: Batch) -> Tensor:
+        """One for each place in the global batch: zeros where no example was yet."""
+        known = batch.x[:0] if self._delta is None else self._delta.to(batch.x)
+        more = max(0, batch.global_size - len(known))
+        return torch.cat([known, known.new_zeros(more, *known.shape[1:])])
 
     @hookimpl(wrapper=True, tryfirst=True)
     def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:
@@ -68,9 +74,10 @@ class Free(InnerAttack):
         if gradient is not None:
             attack = self.attack()
             ball = attack.threat.ball(batch.x)
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # where float16 overflows, the pixel stays
             delta = ball.project(x_adv + attack.step_size * ball.ascent(gradient)) - batch.x
-            rest = delta[:0] if self._delta is None else self._delta[len(delta) :].to(delta)
-            self._delta = torch.cat([delta, rest])  # a smaller batch leaves the others'
+            delta = run.accelerator.gather(delta)
+            self._delta = torch.cat([delta, self._deltas(batch)[len(delta) :]])  # a smaller batch leaves the others'
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class FriendlySam:
     """F-SAM: take the gradient at w + rho d / ||d||, d = g - sigma m: the batch's gradient without the part all share.
 
     m is a moving average of gradients at w, m <- lambda m + (1 - lambda) g, that of the steps before; in the first step
-    d = g = m. The other choices are those of `sam`.
+    d = g = m, and again where m is of a step that float16 cancelled. The other choices are those of `sam`.
     """
 
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.12350, Alg. 1; github.com/nblt/F-SAM"
@@ -49,8 +50,9 @@ class FriendlySam:
             self._mean = gradients
             return gradients
         pairs = [(g, m.to(g)) for g, m in zip(gradients, self._mean, strict=True)]
-        self._mean = [self.decay * m + (1 - self.decay) * g for g, m in pairs]
-        return [g - self.sigma * m for g, m in pairs]
+        known = torch.nn.utils.get_total_norm([m for _, m in pairs]).isfinite()
+        self._mean = [torch.where(known, self.decay * m + (1 - self.decay) * g, g) for g, m in pairs]
+        return [torch.where(known, g - self.sigma * m, g) for g, m in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self._mean}

@@ -40,7 +40,7 @@ class ImprovedKl:
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
         logits, logits_adv = run.model(batch.x), run.model(x_adv)
-        s = self._weights(logits, batch.y)
+        s = self._weights(run, logits, batch.y)
         d = logits - logits_adv
         variance = (s * d.square()).sum(dim=1) - (s * d).sum(dim=1).square()
         soft = F.cross_entropy(logits_adv, logits.detach().softmax(dim=1), reduction="none")
@@ -48,23 +48,24 @@ class ImprovedKl:
         return (natural + self.alpha * soft + self.beta / 2 * variance).mean()
 
     @torch.no_grad()
-    def _weights(self, logits: Tensor, y: Tensor) -> Tensor:
+    def _weights(self, run: Run, logits: Tensor, y: Tensor) -> Tensor:
         """(n, K) of the epoch before; this epoch's predictions are added up."""
         count = logits.shape[1]
         if self._classes is None or self._sums is None:
             self._classes, self._sums = logits.new_full((count, count), 1 / count), logits.new_zeros(count, count)
         self._classes, self._sums = self._classes.to(logits), self._sums.to(logits)
-        self._sums.index_add_(0, y, (logits / self.temperature).softmax(dim=1))
+        predictions = (logits / self.temperature).softmax(dim=1)
+        predictions = predictions.nan_to_num(0.0)  # of a pass that float16 cannot hold, none
+        self._sums += run.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, y, predictions), "sum")
         return self._classes[y]
 
     @hookimpl
-    def epoch_end(self, run: Run) -> None:
+    def epoch_end(self) -> None:
         if self._classes is None or self._sums is None:
             return
-        sums = run.accelerator.reduce(self._sums, "sum")
-        size = sums.sum(dim=1, keepdim=True)
-        self._classes = torch.where(size > 0, sums / size.clamp_min(1e-12), self._classes)
-        self._sums = torch.zeros_like(sums)
+        size = self._sums.sum(dim=1, keepdim=True)
+        self._classes = torch.where(size > 0, self._sums / size.clamp_min(1e-12), self._classes)
+        self._sums = torch.zeros_like(self._sums)
 
     def state_dict(self) -> dict[str, Any]:
         return {"classes": self._classes, "sums": self._sums}

@@ -1,4 +1,6 @@
 import socket
+import threading
+import time
 from pathlib import Path
 
 import datasets
@@ -181,12 +183,43 @@ def test_the_last_examples_are_those_of_the_whole_split_held_out_ones_included()
     assert Data(images, images, 1).hold_out(4, "train").taken("test", 2, "last").x.flatten().tolist() == [8, 9]
 
 
-def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch, tmp_path):
-    """Without network the libraries try for half a minute before they say so."""
+@pytest.fixture
+def online(monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """Names that nobody resolves, and hosts that drop what is sent, keep a connection waiting: here for ever."""
+    assert hub._PATIENCE <= 2
+    monkeypatch.setattr(hub, "_PATIENCE", 0.05)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: threading.Event().wait())
+    began = time.perf_counter()
+    with pytest.raises(UserError, match="nothing of that name was downloaded, and the hub does not answer") as told:
+        hub.read_sets("some/images", ("train",), "data.path")
+    assert time.perf_counter() - began < 1
+    for way in ("a local file or folder", "HF_HOME", "HF_HUB_OFFLINE=1"):
+        assert way in str(told.value)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_hub_id_of_several_configurations_names_them(monkeypatch):
+    def several(path, config):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample")
+
+    for asked in ("_hub_answers", "_on_the_hub"):
+        monkeypatch.setattr(hub, asked, lambda *_: True)
+    monkeypatch.setattr(datasets, "load_dataset", several)
+    with pytest.raises(UserError, match=r"available configs: \['a', 'b'\] \("):
+        hub.read_sets("some/images", ("train",), "data.path")
+
+
+@pytest.mark.usefixtures("online")
+def test_whether_the_hub_answers_is_asked_once_and_briefly(monkeypatch, tmp_path):
+    """Without network the libraries try for half a minute before they say so."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         assert hub._hub_answers()

@@ -3,13 +3,16 @@
 import json
 import pickle
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from image_files import pictures, svhn
+from image_files import parquet, pictures, png, svhn
+from test_image_sources import Hostile
 from test_streams import trained
 
 from hookflat import UserError
+from hookflat.reading import hub
 from hookflat.testing import run_recipe, tiny_run
 
 POOL = np.random.default_rng(5).integers(0, 256, (11, 6, 6), dtype=np.uint8)
@@ -65,6 +68,28 @@ def test_the_pickle_of_carmon_and_svhns_extra_set(tmp_path):
             images = run.plugins["extra_data"]._images
             assert torch.equal(images.x, torch.from_numpy(x[:count]).movedim(3, 1))
             assert images.y.tolist() == list(y[:count])
+
+
+def test_whatever_datasets_reads_can_be_drawn_from(tmp_path, monkeypatch):
+    x, y = pictures(9, size=6, classes=3)
+    folder = parquet(tmp_path, extra=([png(p) for p in x], y))
+    asked = []
+
+    def hub_set(path, config):
+        asked.append((path, config))
+        return datasets.DatasetDict(extra=datasets.Dataset.from_parquet(str(folder / "extra-00000.parquet")))
+
+    options = {"split": "extra", "label": "label", "channels": 1}
+    with tiny_run(extra(folder, **options)) as run:
+        here = run.plugins["extra_data"]._images
+    monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", hub_set)
+    with tiny_run(extra("some/images", config="large", **options)) as run:
+        there = run.plugins["extra_data"]._images
+    assert asked == [("some/images", "large")]
+    assert torch.equal(here.x, there.x)
+    assert here.x.shape == (9, 1, 6, 6)
+    assert here.y.tolist() == there.y.tolist() == list(y)
 
 
 def test_every_one_of_fifty_million_can_be_drawn(path):
@@ -129,6 +154,17 @@ def test_two_processes_draw_what_one_draws(tmp_path):
 def test_wrong_extra_data_are_told(path, options, message):
     with pytest.raises(UserError, match=message), tiny_run(extra(**{"path": path} | options)):
         pass
+
+
+def test_damaged_and_hostile_files_of_extra_data_are_told(tmp_path, path):
+    hostile = tmp_path / "ti_500K_pseudo_labeled.pickle"
+    hostile.write_bytes(pickle.dumps({"data": Hostile(tmp_path / "ran"), "extrapolated_targets": LABELS}))
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(path.read_bytes()[:-40])
+    for file, reason in ((hostile, "is no pickle of arrays: it calls"), (cut, "is no npz of numbers")):
+        with pytest.raises(UserError, match=f"{file} {reason}"), tiny_run(extra(file)):
+            pass
+    assert not (tmp_path / "ran").exists()
 
 
 def test_labels_of_extra_data_are_classes_of_the_data(tmp_path):

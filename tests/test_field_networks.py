@@ -1,6 +1,8 @@
 """The field's residual networks: parameter counts, and the functions of the official code on its own weights."""
 
+import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch import nn
 
 from hookflat.errors import UserError
 from hookflat.functional.layers import Normalized, RecenteredBatchNorm2d
+from hookflat.functional.networks import small_image_resnet
 from hookflat.functional.preactivation import PreActNet
-from hookflat.reading.weights import load_into
+from hookflat.reading.weights import _differences, _renamed, load_into
+from hookflat.training.fitting import forward_flops
 from hookflat_plugins.cifar_resnet import CifarResNet
 
 
@@ -44,6 +48,120 @@ def preact(width, **options):
 def test_published_parameter_counts(make, parameters):
     with torch.device("meta"):
         assert sum(p.numel() for p in make().parameters()) == parameters
+
+
+def test_the_hours_on_paper_of_scaling_md_are_those_of_the_networks():
+    """AT at PGD-7, as the page counts it: 18 forward passes an example; 100 TFLOP/s in TF32, 200 in bf16."""
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    resnet18 = lambda: small_image_resnet(64, 2, 3, 10, "rebn", "relu")
+    for name, make in {
+        "ResNet-18": resnet18,
+        "WRN-28-10": lambda: wrn(28, 10),
+        "WRN-34-10": lambda: wrn(34, 10),
+    }.items():
+        row = re.search(rf"\| {name} \| ([\d.]+) GFLOP \| ([\d.]+) EFLOP \| ([\d.]+) h \| ([\d.]+) h \|", page)
+        with torch.device("meta"):
+            forward = forward_flops(make().eval(), torch.zeros(1, 3, 32, 32))
+        training = 150 * 50_000 * 18 * forward
+        expected = forward / 1e9, training / 1e18, training / 1e14 / 3600, training / 2e14 / 3600
+        for said, value in zip(row.groups(), expected, strict=True):
+            assert float(said) == pytest.approx(value, abs=0.5001 * 10 ** -len(said.partition(".")[2])), (name, said)
+
+
+# --- layer by layer, as the official code registers them --------------------------------------------------------------
+
+
+def norm_shapes(name, width):
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")} | {
+        f"{name}.num_batches_tracked": ()
+    }
+
+
+def stages(prefix, plan, block, first=16):
+    """`block(name, in, out, stride)` of every block; the plan has (stage's name, width, blocks)."""
+    found, before = {}, first
+    for number, (stage, width, blocks) in enumerate(plan):
+        for i in range(blocks):
+            found |= block(prefix.format(stage=stage, block=i), before, width, 2 if number and i == 0 else 1)
+            before = width
+    return found
+
+
+def trades_shapes(depth, widen):
+    def block(name, before, width, stride):
+        found = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
+        found |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
+        return found | ({} if before == width else {f"{name}.convShortcut.weight": (width, before, 1, 1)})
+
+    each, width = (depth - 4) // 6, 16 * widen
+    found = stages("{stage}.layer.{block}", [(f"block{k + 1}", width * 2**k, each) for k in range(3)], block)
+    found |= stages("{stage}.layer.{block}", [("sub_block1", width, each)], block)  # made and never called
+    found |= {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 4 * width), "fc.bias": (10,)}
+    return found | norm_shapes("bn1", 4 * width)
+
+
+def deepmind_shapes(depth, widen):
+    def block(name, before, width, stride):
+        found = {f"{name}.conv_0.weight": (width, before, 3, 3), f"{name}.conv_1.weight": (width, width, 3, 3)}
+        found |= norm_shapes(f"{name}.batchnorm_0", before) | norm_shapes(f"{name}.batchnorm_1", width)
+        return found | ({} if before == width else {f"{name}.shortcut.weight": (width, before, 1, 1)})
+
+    each, width = (depth - 4) // 6, 16 * widen
+    found = stages("layer.{stage}.block.{block}", [(k, width * 2**k, each) for k in range(3)], block)
+    found |= {"init_conv.weight": (16, 3, 3, 3), "logits.weight": (10, 4 * width), "logits.bias": (10,)}
+    return found | norm_shapes("batchnorm", 4 * width)
+
+
+def rice_shapes():
+    def block(name, before, width, stride):
+        found = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
+        found |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
+        return found | ({f"{name}.shortcut.0.weight": (width, before, 1, 1)} if stride > 1 else {})
+
+    found = stages("{stage}.{block}", [(f"layer{k + 1}", 64 * 2**k, 2) for k in range(4)], block, first=64)
+    found |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512), "linear.bias": (10,)}
+    return found | norm_shapes("bn", 512)
+
+
+def cifar_shapes(blocks, expansion):
+    def block(name, before, width, stride):
+        planes = width // expansion
+        basic, bottleneck = [(planes, before, 3), (planes, planes, 3)], [(planes, before, 1), (planes, planes, 3)]
+        found = {}
+        for n, (out, into, side) in enumerate(basic if expansion == 1 else [*bottleneck, (width, planes, 1)], 1):
+            found |= {f"{name}.conv{n}.weight": (out, into, side, side)} | norm_shapes(f"{name}.bn{n}", out)
+        if stride > 1 or before != width:
+            found |= {f"{name}.shortcut.0.weight": (width, before, 1, 1)} | norm_shapes(f"{name}.shortcut.1", width)
+        return found
+
+    plan = [(f"layer{k + 1}", expansion * 64 * 2**k, count) for k, count in enumerate(blocks)]
+    found = stages("{stage}.{block}", plan, block, first=64)
+    found |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512 * expansion), "linear.bias": (10,)}
+    return found | norm_shapes("bn1", 64)
+
+
+@pytest.mark.parametrize(
+    ("make", "official"),
+    [
+        (lambda: wrn(28, 10), trades_shapes(28, 10)),
+        (lambda: wrn(34, 10), trades_shapes(34, 10)),
+        (lambda: wrn(34, 20), trades_shapes(34, 20)),
+        (lambda: wrn(28, 10, same=True), deepmind_shapes(28, 10)),
+        (lambda: wrn(70, 16, same=True), deepmind_shapes(70, 16)),
+        (lambda: preact(64), rice_shapes()),
+        (lambda: cifar(18, 64), cifar_shapes((2, 2, 2, 2), 1)),
+        (lambda: cifar(34, 64), cifar_shapes((3, 4, 6, 3), 1)),
+        (lambda: cifar(50, 64), cifar_shapes((3, 4, 6, 3), 4)),
+    ],
+    ids=["trades-28", "trades-34", "trades-34-20", "dm-28", "dm-70", "preact-18", "18", "34", "50"],
+)
+def test_every_tensor_of_the_official_code_has_its_place_at_full_size(make, official):
+    with torch.device("meta"):
+        ours, theirs = make().state_dict(), {name: torch.empty(shape) for name, shape in official.items()}
+    assert any(not any(_differences(ours, renamed)) for renamed in _renamed(theirs))
+
+
+# --- the functions ----------------------------------------------------------------------------------------------------
 
 
 def norm(w, name, x):

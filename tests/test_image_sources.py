@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from commands import fails
 from image_files import (
     POSTSCRIPT,
     bomb,
@@ -255,16 +256,32 @@ def test_two_processes_decode_once(tmp_path, own_folder):
     assert running[0].said("out") == running[1].said("out")
 
 
-def test_a_full_disk_is_an_os_error_and_leaves_nothing(own_folder):
-    def parts():
-        yield np.zeros((2, 4), np.uint8)
+def test_a_full_disk_under_the_cache_is_named_and_leaves_nothing(tmp_path, own_folder, monkeypatch):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left") as told:
-        cache.kept_array("key", parts, 6)
-    assert told.value.filename == str(own_folder / "key.npy")
-    assert not list(own_folder.glob("*.npy"))
-    assert not list(own_folder.glob("*.writing"))
+    x, y = pictures(8, size=8)
+    files = [png(p) for p in x]
+    parquet(tmp_path / "set", train=(files, y), test=(files, y))
+    command = ("run", "at", "--set", "data.name=images", "--set", f"data.path={tmp_path / 'set'}", "--max-steps", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.np.lib.format, "write_array_header_1_0", full)
+        said = fails(3, *command, "--out", tmp_path / "run")
+    assert f"disk full: {own_folder}/" in said
+    assert {p.suffix for p in own_folder.iterdir()} == {".lock"}
+    with monkeypatch.context() as patch:  # and where the libraries unpack
+        patch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", full)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "elsewhere")
+        assert f"disk full: {tmp_path / 'elsewhere'}: No space left" in fails(3, *command, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below"])
+def test_a_cache_that_is_no_folder_is_told(tmp_path, monkeypatch, place):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("HOOKFLAT_CACHE", str(tmp_path / place))
+    path, *_ = small_set(tmp_path / "a")
+    assert "cannot be written to" in (said := told(path))
+    assert "name another folder by HOOKFLAT_CACHE" in said
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

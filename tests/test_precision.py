@@ -10,6 +10,7 @@ from hookflat import TrainingFailed, hookimpl
 from hookflat.functional.attack_view import AttackView
 from hookflat.functional.data import Batch
 from hookflat.functional.layers import Autocast
+from hookflat.recipe.catalogue import Catalogue, kind_of
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import checkpoints, loop
 from hookflat.training.finite import first_layer
@@ -23,6 +24,9 @@ PERTURBATIONS = {
     "amp": {"amp": {"eps": 0.1, "steps": 2}},
     "random_weights": {"random_weights": {"population": 2, "xi": 0.1}},
     "weight_attack": {"weight_attack": {"population": 1, "steps": 2}},
+    "rwp": {"rwp": {"steps": 2}},
+    "gsam": {"gsam": {}},
+    "friendly_sam": {"friendly_sam": {}},
 }
 
 
@@ -35,6 +39,11 @@ def trained(tables, plugins=(), steps=3):
 
 def apart(a, b):
     return max((p - q).abs().max().item() for p, q in zip(a, b, strict=True))
+
+
+def test_every_weight_perturbation_is_in_these_tests():
+    every = {source.name for source in Catalogue() if kind_of(source.load()) == "weight perturbation"}
+    assert every == {name for plugins in PERTURBATIONS.values() for name in plugins}
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
@@ -51,8 +60,9 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(name):
 @pytest.mark.parametrize("tables", [{"optimizer": {"name": "entropy_sgd", "langevin_steps": 2}},
                                     {"loss": {"name": "uat", "targets": "ot"},
                                      "plugins": {"unlabeled": {"share": 0.4, "fraction": 0.4}}},
-                                    {"plugins": {"self_supervision": {"hidden": 0}}}],
-                         ids=["entropy_sgd", "uat", "self_supervision"])  # fmt: skip
+                                    {"plugins": {"self_supervision": {"hidden": 0}}},
+                                    {"attack": {"name": "free", "norm": "L2", "eps": 0.5, "replays": 2}}],
+                         ids=["entropy_sgd", "uat", "self_supervision", "free"])  # fmt: skip
 def test_parts_go_with_other_methods(tables, tmp_path):
     tables = tables | {"model": GROUP}
     whole, _ = trained(tables)
@@ -73,53 +83,93 @@ def test_clipping_is_of_the_norm_of_all_gradients():
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_float16_takes_the_steps_of_float32(name):
+def test_low_precision_takes_the_steps_of_float32(name):
     """Perturbations by absolute radii and clipped entries see gradients at their own size: no factor is left over."""
     tables = {"model": GROUP, "plugins": PERTURBATIONS[name]}
     start, _ = trained(tables, steps=0)
     full, _ = trained(tables)
-    half, run = trained(tables | {"run": {"precision": "fp16", "accumulation": 2}})
-    assert run.loss_scale.cancelled == 0
-    assert all(p.dtype == torch.float32 for p in half)
-    assert apart(full, half) < 0.05 * apart(start, full)
+    for precision, error in (("fp16", 0.05), ("bf16", 0.25)):  # of 11 and of 8 bits
+        low, run = trained(tables | {"run": {"precision": precision, "accumulation": 2}})
+        assert not (run.loss_scale and run.loss_scale.cancelled)
+        assert all(p.dtype == torch.float32 for p in low)
+        assert 0 < apart(full, low) < error * apart(start, full), precision
 
 
 @dataclass(eq=False)
 class Overflows:
-    """In step 2, a pass of its own is not finite: the `at`-th call of the loss."""
+    """In step `step` (0: infinite, 1: NaN) a pass of its own is not finite: the `at`-th call of the loss."""
 
     at: int = 0
+    step: int = 1
     calls: int = 0
 
     @hookimpl(wrapper=True)
     def loss(self, run, batch, x_adv):
         loss = yield
-        self.calls = self.calls + 1 if run.step == 1 else 0
-        return loss * float("inf") if run.step == 1 and self.calls == self.at else loss
+        if run.step != self.step:
+            return loss
+        self.calls += 1
+        return loss * (float("inf"), float("nan"))[self.step] if self.calls == self.at else loss
 
 
-@pytest.mark.parametrize(("name", "passes"), [("none", 1), ("awp", 2), ("amp", 3), ("random_weights", 3),
-                                              ("weight_attack", 4)])  # fmt: skip
-def test_a_pass_that_overflows_cancels_the_step(name, passes):
+OVERFLOWS = {name: ({"plugins": plugins}, 2) for name, plugins in PERTURBATIONS.items()} | {
+    "none": ({}, 1),
+    "amp": ({"plugins": PERTURBATIONS["amp"]}, 3),
+    "random_weights": ({"plugins": PERTURBATIONS["random_weights"]}, 3),
+    "weight_attack": ({"plugins": PERTURBATIONS["weight_attack"]}, 4),
+    "rwp": ({"plugins": PERTURBATIONS["rwp"]}, 3),
+    "entropy_sgd": ({"optimizer": {"name": "entropy_sgd", "langevin_steps": 2}}, 1),
+    "free": ({"attack": {"name": "free", "norm": "L2", "eps": 0.5, "step_size": 0.5, "replays": 4}}, 1),
+}
+"""Recipe, and how often a step calls the loss."""
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_a_pass_that_overflows_cancels_the_step(name, step):
     """Whichever pass of the step it was: weights, running statistics, optimizer and averages stay; the scale halves."""
+    tables, passes = OVERFLOWS[name]
+    passes = passes if step or name not in ("random_weights", "weight_attack") else 1  # their first step is ordinary
     for at in range(1, passes + 1):
-        tables = {"run": {"precision": "fp16"}, "plugins": PERTURBATIONS[name] | {"overflows": {"at": at}}}
-        with tiny_run(tables, [Overflows]) as run:
+        overflows = {"overflows": {"at": at, "step": step}}
+        more = {"run": {"precision": "fp16"}, "plugins": tables.get("plugins", {}) | overflows}
+        with tiny_run(tables | more, [Overflows]) as run:
             batches = list(run.batches())
-            loop.step(run, batches[0])
-            state = lambda run=run: [
+            for batch in batches[:step]:
+                loop.step(run, batch)
+            kept = run.optimizer.optimizer.state
+            state = lambda run=run, kept=kept: [
                 t.clone()
-                for t in (*run.network.state_dict().values(), *(s["momentum_buffer"] for s in
-                          run.optimizer.optimizer.state.values()))
+                for t in (*run.network.state_dict().values(), *(v for s in kept.values() for v in s.values()))
+                if isinstance(t, torch.Tensor)
             ]  # fmt: skip
             before, scale, total = state(), run.loss_scale.scale, run.loss_sum.clone()
-            loop.step(run, batches[1])
+            loop.step(run, batches[step])
             assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True)), (name, at)
             assert (run.loss_scale.scale, run.loss_scale.cancelled) == (scale / 2, 1)
             assert torch.equal(run.loss_sum, total)
-            loop.step(run, batches[2])
-            assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+            loop.step(run, batches[step + 1])
+            assert run.loss_scale.cancelled == 1, (name, at)
+            assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=False))
             run.check()
+
+
+def test_logits_that_overflow_are_in_no_class_s_mean():
+    """IKL keeps predictions over an epoch."""
+
+    @dataclass(eq=False)
+    class Bursts:
+        @hookimpl(wrapper=True)
+        def build_model(self, run):
+            net = yield
+            net.register_forward_hook(lambda m, args, out: out * (torch.nan if m.training and run.step == 1 else 1))
+            return net
+
+    with tiny_run({"loss": {"name": "ikl"}, "run": {"precision": "fp16"}, "plugins": {"bursts": {}}}, [Bursts]) as run:
+        for batch in run.batches():
+            loop.step(run, batch)
+        assert run.loss_scale.cancelled == 1
+        assert run.recipe.slots["loss"]._sums.sum().item() == pytest.approx(2 * 8, rel=1e-3)
 
 
 def test_what_is_never_finite_in_float16_ends_the_training(tmp_path):

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from commands import fails
 from processes import finished
 from safetensors.torch import load_file
@@ -245,9 +249,15 @@ def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
         assert two[name] == pytest.approx(value, abs=1e-3), name
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "attack"),
+    [("at", "pgd"), ("ikl", 'free", norm = "L2", replays = 3, alpha = "1/2')],
+    ids=["at", "what remembers an epoch and a batch"],
+)
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, loss, attack):
     """Without batch norm: the weights and lines of a run that one process made, in four parts at a time or at once."""
-    recipe = write(tmp_path, plugins="[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n")
+    recipe = write(tmp_path, loss, plugins="[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n")
+    recipe.write_text(recipe.read_text().replace('name = "pgd"', f'name = "{attack}"'))
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert start(1, recipe, whole).returncode == 0
     for processes, stop in ((1, 2), (4, 4)):
@@ -321,6 +331,41 @@ def test_a_launcher_may_ask_for_what_the_recipe_has(monkeypatch):
     check_launch(RunOptions(precision="bf16"))
     with pytest.raises(UserError):
         check_launch(RunOptions(precision="fp16"))
+
+
+STUBS = """
+accelerate() { printf '%q ' "$@"; echo; }
+hookflat() { :; }
+srun() { "$@"; }
+scontrol() { echo node1; echo node2; }
+export -f accelerate
+"""
+
+
+def test_the_launches_of_scaling_md_are_what_accelerate_takes(tmp_path, monkeypatch):
+    """Its shell blocks are run, in a shell that says what accelerate was called with."""
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    section = page[page.index("## Many GPUs") : page.index("### What is averaged")]
+    script = STUBS + "".join(re.findall(r"```sh\n(.*?)```", section, re.S))
+    slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[1-2]"}
+    said = subprocess.run(["bash", "-euc", script], env=os.environ | slurm, capture_output=True, text=True, check=True)
+    calls = [shlex.split(line)[1:] for line in said.stdout.splitlines()]
+    (tmp_path / "eight.yaml").write_text(re.search(r"```yaml\n(.*?)```", section, re.S)[1])
+    calls.append(["--config_file", str(tmp_path / "eight.yaml"), "-m", "hookflat", "run", "trades"])
+    asked = []
+    for call in calls:
+        arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(call))
+        assert arguments.module
+        assert (arguments.training_script, arguments.training_script_args[0]) == ("hookflat", "run")
+        rank = int(arguments.machine_rank or 0)
+        asked.append((arguments.num_processes, arguments.num_machines, rank, arguments.main_process_ip))
+        assert arguments.multi_gpu
+        for name, value in prepare_multi_gpu_env(arguments).items():
+            if name.startswith("ACCELERATE"):
+                monkeypatch.setenv(name, value)
+        check_launch(RunOptions())
+    one = [(n, 1, 0, None) for n in (2, 4, 8)]
+    assert asked == [*one, (16, 2, 0, "10.0.0.1"), (16, 2, 1, "node1"), (8, 1, 0, None)]
 
 
 METHODS = {

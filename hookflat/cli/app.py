@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -86,6 +88,10 @@ def common(
     ] = False,
 ) -> None:
     """Adversarial training as composable plugins, and the flatness of the robust loss."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # libraries' bars and notices are none of ours
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +42,6 @@ def run(
     ] = False,
 ) -> None:
     """Train a recipe and measure the result. The same command again resumes it."""
-    _quiet_libraries()
     from hookflat.recipe.catalogue import Catalogue
     from hookflat.recipe.loading import load_recipe
     from hookflat.records.folder import RunFolder
@@ -91,7 +87,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
-    _quiet_libraries()
     from hookflat.evaluation import robustbench
 
     if model.startswith(robustbench.PREFIX):
@@ -118,7 +113,6 @@ def rescale(
     out: Out = None,
 ) -> None:
     """Write a network of another scale that computes the same function."""
-    _quiet_libraries()
     from hookflat.evaluation.checkpoint import Checkpoint
     from hookflat.recipe.catalogue import Catalogue
 
@@ -131,10 +125,3 @@ def rescale(
     )
     count = rescaled(source, factor, place, set_, Catalogue(plugin))
     say(f"{count} convolutions scaled by {factor:g}: {place}")
-
-
-def _quiet_libraries() -> None:
-    """Libraries' progress bars and notices are not this run's output."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
+
+from hookflat.errors import UserError
 
 MAPPED_FROM = 2**30
 """Bytes from which an array is mapped into memory, page by page as it is wanted, instead of read whole."""
@@ -40,13 +43,12 @@ def kept(name: str, write: Callable[[BinaryIO], None], whole: Callable[[Path], b
     """The file of this name; where there is none, or not a `whole` one, it is written, once.
 
     Other processes that want it wait meanwhile. It is written beside its place and renamed. Raises the OSError of a
-    write that fails, and leaves nothing behind.
+    write that fails, naming the file, and leaves nothing behind; UserError where nobody may write there.
     """
     file = folder() / name
     if whole(file):
         return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
+    with _locked(file):
         if whole(file):  # somebody wrote it while we waited
             return file
         beside = file.with_name(f"{name}.writing")
@@ -57,11 +59,28 @@ def kept(name: str, write: Callable[[BinaryIO], None], whole: Callable[[Path], b
                 os.fsync(opened.fileno())
             beside.replace(file)
         except OSError as error:
-            error.filename = error.filename or str(file)  # a write does not say whose it was
+            error.filename = error.filename or str(file)  # what the system says of a write names none
             raise
         finally:
             beside.unlink(missing_ok=True)
     return file
+
+
+@contextmanager
+def _locked(file: Path) -> Generator[None]:
+    """Inside, this process alone makes the file, in a folder that is there."""
+    lock = FileLock(f"{file}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"the cache {file.parent} cannot be written to ({error.strerror}): name another folder by HOOKFLAT_CACHE"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def kept_array(key: str, parts: Callable[[], Iterable[np.ndarray]], count: int) -> np.ndarray:
@@ -84,6 +103,6 @@ def _opened(file: Path, count: int) -> np.ndarray | None:
     try:
         mapped = file.stat().st_size >= MAPPED_FROM
         array = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)  # "c": nothing is written back
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
     return array if len(array) == count else None

@@ -17,8 +17,10 @@ from hookflat.errors import UserError
 
 _WHAT_TO_GIVE = (
     "give a local file or folder of images, or a hub id that can be reached; what another machine downloaded is found "
-    "under HF_HOME"
+    "under HF_HOME, and HF_HUB_OFFLINE=1 asks for nothing else"
 )
+_PATIENCE = 2.0
+"""Seconds for the hub to answer; the libraries try for half a minute."""
 
 
 def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | None = None) -> Any:
@@ -28,6 +30,7 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
     """
     check_there(path, option)
     import datasets  # here, so that a look at the options stays fast
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetsError
 
     place = Path(path).expanduser()
@@ -43,13 +46,14 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
                 return datasets.load_dataset(kind, data_files=files)
         return datasets.load_dataset("imagefolder", data_dir=str(place))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-            raise  # a full disk under HF_HOME
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, FileNotFoundError):
+            cause.filename = cause.filename or str(HF_DATASETS_CACHE)  # full, where they are unpacked
+            raise cause from None
         wrong = _wrong(files)
         if wrong:
             raise UserError(f"{option} = {path!r} cannot be loaded: {wrong}") from error
-        cause = error.__cause__ or error
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        reason = " ".join(line.strip() for line in str(cause).splitlines()[:2]) or type(cause).__name__
         raise UserError(f"{option} = {path!r} cannot be loaded: {reason} ({_WHAT_TO_GIVE})") from error
 
 
@@ -133,8 +137,11 @@ def _from_hub(path: str, config: str | None) -> Any:
 
     if not _downloaded(path) or _hub_answers():
         return datasets.load_dataset(path, config)
-    with _offline():  # what was downloaded before is found
-        return datasets.load_dataset(path, config)
+    with _offline():
+        try:
+            return datasets.load_dataset(path, config)  # what was downloaded before is found
+        except ConnectionError:
+            raise ConnectionError("the hub does not answer, and no earlier download of it is here") from None
 
 
 def _downloaded(path: str) -> bool:
@@ -161,7 +168,7 @@ def _on_the_hub(path: str) -> bool:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached: asked once, for two seconds, where the libraries try for half a minute."""
+    """Whether the hub can be reached: asked once, and not for long."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -172,12 +179,12 @@ def _hub_answers() -> bool:
     answered: list[bool] = []
 
     def ask() -> None:
-        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=2):
+        with suppress(OSError), socket.create_connection((hub.hostname, hub.port or 443), timeout=_PATIENCE):
             answered.append(True)
 
     asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time-out of its own
     asking.start()
-    asking.join(2)
+    asking.join(_PATIENCE)
     return bool(answered)
 
 
