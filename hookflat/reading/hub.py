@@ -105,31 +105,40 @@ def _files(place: Path, splits: tuple[str, ...], kind: str) -> dict[str, list[st
 
 
 def _wrong(files: dict[str, list[str]]) -> str:
-    """The first file that cannot be read to its end, and why, or the first split without rows; "" where all is well."""
+    """The first file that cannot be read to its end, and why, the first split without rows, or the first column of
+    several types; "" where all is well."""
     import pyarrow as pa
 
+    columns: list[tuple[str, Any, str]] = []
     for split, listed in files.items():
         rows = 0
         for file in listed:
             try:
-                rows += _count(file)
+                count, schema = _read(file)
             except (pa.ArrowException, OSError) as error:
                 return f"{file} is damaged: {str(error).splitlines()[0]} (download it again)"
+            rows += count
+            columns += [(column.name, column.type, file) for column in schema]
         if not rows:
             return f"the split {split!r} has no rows"
+    first: dict[str, tuple[Any, str]] = {}
+    for name, kind, file in columns:
+        known, where = first.setdefault(name, (kind, file))
+        if kind != known:
+            return f"the column {name!r} is {known} in {where}, and {kind} in {file}"
     return ""
 
 
-def _count(file: str) -> int:
-    """The rows of a file, each of them read."""
+def _read(file: str) -> tuple[int, Any]:
+    """How many rows a file has, each of them read, and its schema."""
     import pyarrow as pa
     from pyarrow import parquet
 
     if file.endswith(".parquet"):
         with parquet.ParquetFile(file) as opened:
-            return sum(batch.num_rows for batch in opened.iter_batches(256))
-    with pa.memory_map(file) as opened:
-        return sum(batch.num_rows for batch in pa.ipc.open_stream(opened))
+            return sum(batch.num_rows for batch in opened.iter_batches(256)), opened.schema_arrow
+    with pa.memory_map(file) as mapped, pa.ipc.open_stream(mapped) as opened:
+        return sum(batch.num_rows for batch in opened), opened.schema
 
 
 def _from_hub(path: str, config: str | None) -> Any:

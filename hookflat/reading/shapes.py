@@ -94,7 +94,9 @@ def _one_of(held: Any, key: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def _are_shapes(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, _Shape) for v in value.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(shape, _Shape) for name, shape in value.items())
 
 
 def classes_of(shapes: Mapping[str, Sequence[int]]) -> int | None:

@@ -3,6 +3,7 @@
 import io
 import random
 
+import numpy as np
 import tomli_w
 from commands import hookflat
 from image_files import POSTSCRIPT, bomb, deep, deep_rgb, parquet, pictures, png
@@ -38,10 +39,19 @@ def images(seed=0):
     for at in rng.sample(range(len(FILES[0]) - 20), 20):  # what is after the last of the pixels is not read
         content = bytearray(FILES[0])
         content[at] ^= 1 << rng.randrange(8)
-        yield f"PNG with a flipped bit at {at}", bytes(content)
+        if not shows(bytes(content), PIXELS[0]):
+            yield f"PNG with a flipped bit at {at}", bytes(content)
     for length in (1, 8, 100, 10_000):
         yield f"{length} random bytes", rng.randbytes(length)
         yield f"PNG that goes on with {length} random bytes", FILES[0][:8] + rng.randbytes(length)
+
+
+def shows(content, pixels):
+    """Whether Pillow reads these very pixels: some bits of a PNG do not matter to it."""
+    try:
+        return np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 def labels():
@@ -69,7 +79,7 @@ def in_parquet(what, content, split, folder):
     parquet(
         folder, **{s: ([*FILES[:ROW], content, *FILES[ROW + 1 :]] if s == split else FILES, LABELS) for s in SPLITS}
     )
-    return failure(f"{what}, row of {split}", folder, (str(folder), f"split {split!r}: row {ROW}"))
+    return failure(f"{what}, row of {split}", folder, (str(folder), f"split {split!r}", f"row {ROW}"))
 
 
 def in_a_folder(what, content, folder):
