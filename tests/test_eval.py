@@ -339,6 +339,9 @@ def test_what_is_wrong_is_told(small, tmp_path):
         (tmp_path / "recipe.toml").write_text(damaged)
         with pytest.raises(UserError, match=rf"recipe\.toml is not what hookflat writes: it has no table \[{table}\]"):
             evaluate(tmp_path)
+    (tmp_path / "recipe.toml").write_text('losq = 3\n[data]\nname = "digits"\n[model]\nname = "resnet_small"\n')
+    for command in (("eval", tmp_path), ("rescale", tmp_path, 2)):
+        assert "recipe.toml: losq: unknown table (did you mean 'loss'?)" in fails(2, *command, cwd=tmp_path)
 
 
 # --- measures in recipes --------------------------------------------------------------------------------------------

@@ -71,6 +71,11 @@ class Checkpoint:
             return self.model.replace(":", "-").replace("/", "-")
         return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
 
+    @property
+    def origin(self) -> str:
+        """Where `tables` are from, for messages."""
+        return str(self.run_folder.recipe) if self.is_run else "recipe"
+
     def tables(self) -> dict[str, Any]:
         """The recipe's tables, without stages of measures. Raises UserError when something is not said or not there."""
         for which in self.which:
@@ -127,7 +132,8 @@ def recipe_of(
     tables, overrides = source.tables(), dict(assignments(overrides))
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
     of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
-    alone = load_recipe({"data": tables["data"]}, overrides=of_data, catalogue=catalogue, needs=["data"])
+    data = {"data": tables["data"]}
+    alone = load_recipe(data, origin=source.origin, overrides=of_data, catalogue=catalogue, needs=["data"])
     known_classes = getattr(alone.slots["data"], "known_classes", None)
     if known_classes and not source.is_run and not source.is_robustbench:
         check_classes(classes_of(shapes_in(Path(source.model), source.key)), known_classes())
@@ -137,6 +143,5 @@ def recipe_of(
         tables["eval"] = tables.get("eval", {}) | {"measures": stage}
     overlays = [] if measures else [find_protocol(protocol)]
     needs = ("data",) if source.is_robustbench else ("data", "model")
-    return load_recipe(
-        tables, name=source.name, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs
-    )
+    named = {"name": source.name, "origin": source.origin}
+    return load_recipe(tables, **named, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs)

@@ -31,7 +31,8 @@ def rescaled(
         raise UserError(f"{out} exists already: choose another with --out")
     if source.is_robustbench or len(source.which) > 1:
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
-    recipe = load_recipe(source.tables(), overrides=overrides, catalogue=catalogue, needs=("data", "model"))
+    tables, needs = source.tables(), ("data", "model")
+    recipe = load_recipe(tables, origin=source.origin, overrides=overrides, catalogue=catalogue, needs=needs)
     given = foreign_weights(source)
     run = Run(recipe, out)
     run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})

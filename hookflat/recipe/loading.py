@@ -28,6 +28,7 @@ def load_recipe(
     recipe: str | Path | dict[str, Any],
     *,
     name: str | None = None,
+    origin: str = "recipe",
     overlays: Iterable[str | Path] = (),
     overrides: Iterable[str] | dict[str, Any] = (),
     catalogue: Catalogue | None = None,
@@ -37,14 +38,14 @@ def load_recipe(
     """Read, merge and check a recipe.
 
     `recipe`, `overlays`: files, or names of recipes that come with hookflat; a recipe may also be a dict of tables.
-    `name`: of the recipe, instead of its file's.
+    `name`: of the recipe, instead of its file's. `origin`: where tables are from, for messages.
     `overrides`: "table.key=value" strings, or a dict with such keys. `needs`: the slots that must be filled. `tables`:
     those whose plugins are loaded, in place of all. Raises UserError with file and line for everything that is wrong,
     before any data is loaded.
     """
     merged = Merged()
     if isinstance(recipe, dict):
-        merged.add_tables(recipe)
+        merged.add_tables(recipe, origin)
     else:
         recipe = find_recipe(recipe)
         merged.add_file(recipe)

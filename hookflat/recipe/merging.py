@@ -55,9 +55,9 @@ class Merged:
         if not ancestors:
             self.origins.setdefault((), f"{file}:1")  # of what is nowhere
 
-    def add_tables(self, tables: dict[str, Any]) -> None:
-        """Tables that come from no file."""
-        self._merge(tables, (), lambda _: "recipe")
+    def add_tables(self, tables: dict[str, Any], origin: str) -> None:
+        """Tables that were read elsewhere; messages say that they are from `origin`."""
+        self._merge(tables, (), lambda _: origin)
 
     def add_value(self, key: str, value: Any) -> None:
         """One value by its dotted key, as `--set` gives it."""

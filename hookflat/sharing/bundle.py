@@ -46,7 +46,7 @@ def bundle(
     from hookflat.training.run import Run
 
     catalogue = Catalogue(plugins)
-    run = Run(load_recipe(tables, catalogue=catalogue, needs=("data", "model")), source)
+    run = Run(load_recipe(tables, origin=str(run_folder.recipe), catalogue=catalogue, needs=("data", "model")), source)
     with global_generators_restored():
         run.build_network()
     load_into(run.network, run_folder.load_network("last")[0], f"{source}: the network 'last'")
