@@ -23,7 +23,9 @@ class TrainingFailed(RuntimeError):  # noqa: N818
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop: exit code 128 and the signal's number."""
+    """A signal asked to stop: exit code 128 and the signal's number. `said`: whether the user was told what is kept."""
+
+    said = False
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,3 +164,14 @@ def test_what_a_run_writes_its_group_may_read(weights):
     finally:
         os.umask(umask)
     assert weights.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_on_the_disk_before_it_takes_another_s_place(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: done.append(os.fstat(descriptor).st_ino))
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda old, new: (done.append(f"renamed {old}"), replace(old, new))[1])
+    with replacing(tmp_path / "a.json") as beside:
+        beside.write_text("{}")
+        number = beside.stat().st_ino
+    assert done == [number, f"renamed {beside}"]

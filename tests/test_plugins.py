@@ -160,6 +160,7 @@ ENDS = [
     "raise SystemExit('bye')",
     "import sys; sys.exit(0)",
     "raise KeyboardInterrupt",
+    "raise BaseException('oh')",
     "raise ZeroDivisionError('oh')",
     "raise StopIteration",  # which every `with` made of a generator takes for its own
 ]

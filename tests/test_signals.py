@@ -76,6 +76,13 @@ def test_a_run_that_is_asked_to_end_says_what_is_kept(recipe, tmp_path, number, 
     assert not list((tmp_path / "run" / "checkpoints").glob("step-000000005*"))
 
 
+def test_a_command_that_keeps_nothing_says_that_it_was_stopped(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    done = hookflat("plugins", "--plugin", file)
+    assert (done.returncode, done.stderr) == (143, "hookflat: stopped by SIGTERM\n")
+
+
 def test_slurm_s_signal_makes_a_checkpoint_and_puts_the_job_into_the_queue(recipe, tmp_path, monkeypatch):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked\n")

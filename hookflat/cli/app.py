@@ -111,6 +111,8 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable
                 raise
             except KeyboardInterrupt as stopped:
                 number = getattr(stopped, "number", signal.SIGINT)
+                if not getattr(stopped, "said", False) and os.environ.get("RANK", "0") == "0":
+                    warn(f"hookflat: stopped by {signal.Signals(number).name}")
                 if signal.Signals(number).name == "SIGUSR1":
                     requeue()
                 raise typer.Exit(128 + number) from None

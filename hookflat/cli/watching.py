@@ -25,8 +25,4 @@ def watch(
         say(f"{folder} is shown at {server.url}; Ctrl-C ends it")
         if open_:
             webbrowser.open(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("ended")
-            raise
+        server.serve_forever()

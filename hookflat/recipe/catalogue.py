@@ -45,7 +45,7 @@ def _imported(what: str) -> Generator[None]:
     """Whatever the import of a plugin raises is told as the plugin's fault, an exit too, but no Ctrl-C of a user's."""
     try:
         yield
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         if not thrown(error):
             raise
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error

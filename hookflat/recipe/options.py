@@ -102,7 +102,7 @@ def build(cls: Any, table: dict[str, Any]) -> Any:
         raise
     except ValueError as error:
         raise InvalidOptions([((), str(error))]) from None
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         if not thrown(error):
             raise
         raise InvalidOptions([((), f"{cls.__name__} cannot be made: {type(error).__name__}: {error}")]) from error

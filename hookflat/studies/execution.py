@@ -86,6 +86,7 @@ def make(
                     turn.cancel()
                 if running := commands.stop(getattr(stopped, "number", signal.SIGTERM)):
                     say(f"stopping {running} runs; the same command goes on with them")
+                    stopped.__dict__["said"] = True
                 raise
     return states
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from torch.distributed import DistError
 
-from hookflat.errors import TrainingFailed, UserError
+from hookflat.errors import Stopped, TrainingFailed, UserError
 from hookflat.records.disk import refused
 from hookflat.training.run import Run
 
@@ -27,7 +27,9 @@ def ending(run: Run) -> Generator[None]:
             yield
         finally:
             run.close()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if isinstance(stopped, Stopped):
+            stopped.said = True
         if run.main and _speaks(run):
             after = f" after step {run.step}" if run.step else ""
             run.console.say(f"stopped{after}; the same command goes on{_kept(run)}")
@@ -75,4 +77,4 @@ def _kept(run: Run) -> str:
             return f" from {checkpoint}"
         if run.folder.unfinished.exists():
             return " with what is not measured yet"
-    return " from the beginning: no checkpoint was written yet"
+    return " from the beginning: nothing is kept yet"

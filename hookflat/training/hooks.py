@@ -55,7 +55,7 @@ class Hooks:
     def _exits(self, outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any, /) -> None:
         """A plugin that would end the whole program, or a `with` around it, has failed."""
         error = outcome.exception
-        ends = isinstance(error, SystemExit | KeyboardInterrupt | StopIteration)
+        ends = isinstance(error, StopIteration) or not isinstance(error, Exception | None)
         if ends and thrown(error) and (told := self.blame(error)):
             raise told from error
 
