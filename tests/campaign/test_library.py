@@ -36,6 +36,16 @@ FUNCTIONS = {
         net, loader, kind="adversarial", directions=1, points=3, **ATTACK
     ),
     "landscape_2d": lambda net, loader: hookflat.landscape_2d(net, loader, points=2, **ATTACK),
+    "apgd": lambda net, loader: hookflat.apgd(net, *_pair(loader), steps=1, eps=0.1),
+    "average_sharpness": lambda net, loader: hookflat.average_sharpness(net, loader, samples=2, **ATTACK),
+    "worst_sharpness": lambda net, loader: hookflat.worst_sharpness(net, loader, iterations=2, batch_size=4, **ATTACK),
+    "flatness_along_attack": lambda net, loader: hookflat.flatness_along_attack(net, loader, samples=2, **ATTACK),
+    "hessian_density": lambda net, loader: hookflat.hessian_density(net, loader, probes=1, lanczos_steps=2, **ATTACK),
+    "margins": lambda net, loader: hookflat.margins(net, loader, **ATTACK),
+    "input_gradients": lambda net, loader: hookflat.input_gradients(net, loader, **ATTACK),
+    "local_lipschitz": lambda net, loader: hookflat.local_lipschitz(net, loader, eps=0.1, step_size=0.05, steps=1),
+    "boundary_thickness": lambda net, loader: hookflat.boundary_thickness(net, loader, steps=1, points=3),
+    "trust": lambda net, loader: hookflat.trust(net, loader, queries=2, **ATTACK),
     "recalibrated": lambda net, loader: hookflat.recalibrated(net, _images(), batch_size=4),
 }
 MOST = 60
