@@ -71,7 +71,7 @@ class CheckpointJob:
 
     def resolved(self) -> dict[str, Any]:
         """The tables that it is measured by. Raises UserError when something about it is not said, or wrong."""
-        return recipe_of(self.source, self.protocol, (), dict(self.overrides), self.plugins).tables
+        return recipe_of(self.source, self.protocol, (), dict(self.overrides), self.plugins, now=False).tables
 
     def changes(self) -> list[str]:
         """What is another in the folder than in the study; its label is none of it."""
