@@ -6,13 +6,15 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import fails
 from faults import moments
 from safetensors.torch import save_file
 
-from hookflat import UserError, report
+from hookflat import UserError, Work, report
+from hookflat.reading import cache
 from hookflat.records.disk import refused, replacing
 from hookflat.records.folder import RunFolder
 from hookflat.records.texts import LARGEST, DamagedError, read_json, read_lines, read_toml
@@ -175,3 +177,37 @@ def test_a_file_is_on_the_disk_before_it_takes_another_s_place(tmp_path, monkeyp
         beside.write_text("{}")
         number = beside.stat().st_ino
     assert done == [number, f"renamed {beside}"]
+
+
+def flipped(file, at):
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_part_of_a_measure_in_which_a_bit_flipped_is_computed_again(tmp_path):
+    def once(value):
+        return Work(tmp_path).once("part", lambda: {"loss": torch.full((3,), value)})["loss"].tolist()
+
+    assert once(1.0) == once(2.0) == [1.0] * 3
+    flipped(tmp_path / "part.safetensors", -1)
+    assert once(3.0) == [3.0] * 3
+
+
+def test_a_kept_array_in_which_a_bit_flipped_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOOKFLAT_CACHE", str(tmp_path))
+    made = []
+
+    def parts():
+        made.append(1)
+        yield np.arange(6, dtype=np.uint8).reshape(2, 3)
+        yield np.arange(6, 12, dtype=np.uint8).reshape(2, 3)
+
+    def kept():
+        return cache.kept_array("key", parts, 4).flatten().tolist()
+
+    assert kept() == kept() == list(range(12))
+    assert len(made) == 1
+    flipped(tmp_path / "key.npy", -20)
+    assert kept() == list(range(12))
+    assert len(made) == 2

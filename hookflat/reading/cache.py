@@ -18,6 +18,10 @@ MAPPED_FROM = 2**30
 """Bytes from which an array is mapped into memory, page by page as it is wanted, instead of read whole."""
 
 
+_DIGEST = 16
+"""Bytes of the checksum behind an array."""
+
+
 def folder() -> Path:
     """Where arrays are kept: HOOKFLAT_CACHE, or `hookflat` in the user's cache folder."""
     if named := os.environ.get("HOOKFLAT_CACHE"):
@@ -87,11 +91,14 @@ def kept_array(key: str, parts: Callable[[], Iterable[np.ndarray]], count: int) 
     """The array of `count` rows that is kept as `key`, made from its `parts` in order where there is none."""
 
     def write(opened: BinaryIO) -> None:  # plainly: where the disk is full, a write into a mapped file kills
+        content = hashlib.blake2b(digest_size=_DIGEST)
         for number, part in enumerate(parts()):
             if number == 0:
                 about = {"shape": (count, *part.shape[1:]), "fortran_order": False, "descr": part.dtype.str}
                 np.lib.format.write_array_header_1_0(opened, about)
+            content.update(np.ascontiguousarray(part).data)
             opened.write(np.ascontiguousarray(part).data)
+        opened.write(content.digest())  # behind the array, where numpy does not look
 
     array = _opened(kept(f"{key}.npy", write, lambda file: _opened(file, count) is not None), count)
     assert array is not None
@@ -99,10 +106,15 @@ def kept_array(key: str, parts: Callable[[], Iterable[np.ndarray]], count: int) 
 
 
 def _opened(file: Path, count: int) -> np.ndarray | None:
-    """The array of a file; None where there is none, or a damaged one."""
+    """The array of a file; None where there is none, or a damaged one. One that is mapped is not read for that."""
     try:
         mapped = file.stat().st_size >= MAPPED_FROM
         array = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)  # "c": nothing is written back
+        with file.open("rb") as opened:
+            opened.seek(-_DIGEST, os.SEEK_END)
+            written = opened.read()
     except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
-    return array if len(array) == count else None
+    if len(array) != count or not (mapped or hashlib.blake2b(array.data, digest_size=_DIGEST).digest() == written):
+        return None
+    return array
