@@ -83,9 +83,10 @@ STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugi
         (TORCHRUN, "trades", "sgd", "[plugins.augment]\npadding = 1\n"),
         (2, "at", "sgd", ALL),
         (2, "at", "entropy_sgd", ""),
+        (2, "lbgat", "sgd", ""),
         (2, 'uat", targets = "ot', "sgd", POOL + TURNED),
     ],
-    ids=["at, weight attack", "trades, torchrun", "awp and more", "entropy_sgd", "uat and more"],
+    ids=["at, weight attack", "trades, torchrun", "awp and more", "entropy_sgd", "lbgat", "uat and more"],
 )
 def test_two_processes_give_the_weights_and_measures_of_one(tmp_path, launcher, loss, optimizer, plugins):
     recipe = write(tmp_path, loss, optimizer, plugins)
