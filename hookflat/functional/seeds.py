@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ def fingerprint(*parts: str | Tensor) -> str:
                 else piece.contiguous().reshape(-1).view(torch.uint8).numpy().data
             )
     return digest.hexdigest()
+
+
+def named(tensors: Mapping[str, Tensor]) -> list[str | Tensor]:
+    """Tensors as parts of a fingerprint: name and type, then the values, in the order of their names."""
+    return [part for name in sorted(tensors) for part in (f"{name} {tensors[name].dtype}", tensors[name])]
 
 
 def generator(*parts: int | str) -> torch.Generator:

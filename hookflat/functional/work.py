@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hookflat.functional.seeds import fingerprint
+from hookflat.functional.seeds import fingerprint, named
 
 if TYPE_CHECKING:
     from hookflat.functional.examples import Set
@@ -66,7 +66,7 @@ class Work:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             seconds = time.perf_counter() - began
-            about = {"passes": self.tally.passes - passes, "seconds": seconds, "checksum": _checksum(values)}
+            about = {"passes": self.tally.passes - passes, "seconds": seconds, "checksum": fingerprint(*named(values))}
             beside = file.with_suffix(".writing")
             beside.write_bytes(save(values, metadata={"hookflat": json.dumps(about)}))
             beside.replace(file)
@@ -84,12 +84,8 @@ def _found(file: Path) -> tuple[Values, int, float] | None:
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["hookflat"])
             values = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        if about["checksum"] != _checksum(values):
+        if about["checksum"] != fingerprint(*named(values)):
             return None
         return values, int(about["passes"]), float(about["seconds"])
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _checksum(values: Values) -> str:
-    return fingerprint(*(part for name in sorted(values) for part in (f"{name} {values[name].dtype}", values[name])))

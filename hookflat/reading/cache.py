@@ -17,7 +17,6 @@ from hookflat.errors import UserError
 MAPPED_FROM = 2**30
 """Bytes from which an array is mapped into memory, page by page as it is wanted, instead of read whole."""
 
-
 _DIGEST = 16
 """Bytes of the checksum behind an array."""
 
@@ -96,11 +95,14 @@ def kept_array(key: str, parts: Callable[[], Iterable[np.ndarray]], count: int) 
             if number == 0:
                 about = {"shape": (count, *part.shape[1:]), "fortran_order": False, "descr": part.dtype.str}
                 np.lib.format.write_array_header_1_0(opened, about)
-            content.update(np.ascontiguousarray(part).data)
-            opened.write(np.ascontiguousarray(part).data)
+            values = np.ascontiguousarray(part).data
+            content.update(values)
+            opened.write(values)
         opened.write(content.digest())  # behind the array, where numpy does not look
 
-    array = _opened(kept(f"{key}.npy", write, lambda file: _opened(file, count) is not None), count)
+    array = _opened(folder() / f"{key}.npy", count)
+    if array is None:
+        array = _opened(kept(f"{key}.npy", write, lambda file: _opened(file, count) is not None), count)
     assert array is not None
     return array
 

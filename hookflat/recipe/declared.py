@@ -17,10 +17,10 @@ _PLAIN = (ast.AnnAssign, ast.Assign, ast.FunctionDef, ast.AsyncFunctionDef, ast.
 
 
 def declared_options(module: str, name: str, depth: int = 0) -> dict[str, Any] | None:
-    """The options of the dataclass `name` of a module, of which nothing is run, each with its type.
+    """The options of the dataclass `name` of a module, which is not imported, each with its type.
 
-    The type is `Any` where only an import would tell it. None where the source does not say all options: a decorator
-    beside @dataclass, a metaclass, a base that is not found.
+    Annotations alone are evaluated, with what is loaded already. The type is `Any` where only an import would tell it.
+    None where the source does not say all: a decorator beside @dataclass, a metaclass, a base that is not found.
     """
     _, tree = _source(module)
     for node in tree.body if depth < _DEEPEST else ():

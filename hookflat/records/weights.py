@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hookflat.errors import UserError
-from hookflat.functional.seeds import fingerprint
+from hookflat.functional.seeds import fingerprint, named
 from hookflat.recipe.tables import as_json
 from hookflat.records.disk import replacing
 from hookflat.records.texts import sound_json
@@ -53,5 +53,4 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
-    named = [part for name in sorted(tensors) for part in (f"{name} {tensors[name].dtype}", tensors[name])]
-    return fingerprint(as_json(about), *named)
+    return fingerprint(as_json(about), *named(tensors))

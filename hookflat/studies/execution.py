@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hookflat.errors import UserError
+from hookflat.errors import Stopped, UserError
 from hookflat.records.texts import sound_json
 from hookflat.studies.jobs import CLUSTER, State
 from hookflat.studies.progress import Progress, duration
@@ -86,7 +86,8 @@ def make(
                     turn.cancel()
                 if running := commands.stop(getattr(stopped, "number", signal.SIGTERM)):
                     say(f"stopping {running} runs; the same command goes on with them")
-                    stopped.__dict__["said"] = True
+                    if isinstance(stopped, Stopped):
+                        stopped.said = True
                 raise
     return states
 
