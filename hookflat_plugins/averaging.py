@@ -44,7 +44,7 @@ class Averaging:
         average = self._average.of(run.network)
         if self.statistics != "recalibrate":
             return average
-        return recalibrated(average, run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
+        return recalibrated(average, run.data.train, batch_size=run.batch_size, device=run.device)
 
     def state_dict(self) -> dict[str, Any]:
         return self._average.state_dict()

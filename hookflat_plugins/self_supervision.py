@@ -62,7 +62,7 @@ class SelfSupervision:
         return net
 
     def _check_batches(self, run: Run) -> None:
-        size = run.recipe.run.batch_size
+        size = run.batch_size
         last = len(run.data.train) % size
         smallest = last if last >= max(size / 4, 2 * run.processes) else size
         turned = int(self.share * smallest)

@@ -60,7 +60,7 @@ class StochasticWeightAveraging:
         average = self._restored(run)
         if average is None:
             return None
-        return recalibrated(average.module, run.data.train, batch_size=run.recipe.run.batch_size, device=run.device)
+        return recalibrated(average.module, run.data.train, batch_size=run.batch_size, device=run.device)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._average.state_dict()) if self._average else self._loaded or {}

@@ -351,3 +351,8 @@ def test_a_file_of_plugins_names_its_folder(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from hookflat import hookimpl\nclass Mine:\n    @hookimpl\n    def criterion(self): ...\n")
     assert load_recipe("trades", catalogue=Catalogue([file])).folder.name == "trades+mine-0"
+
+
+def test_a_method_that_is_its_batch_size_keeps_it_at_every_scale():
+    small = [load_recipe("small_batch", overlays=scales).run for scales in ([], ["scales/cifar10"])]
+    assert [options.scaled_batch_size for options in small] == [16, 32]

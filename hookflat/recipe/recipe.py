@@ -30,6 +30,7 @@ class RunOptions:
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 80
     epochs_factor: Annotated[Number, Field(gt=0, description="multiplies epochs, at every scale")] = 1.0
     batch_size: Annotated[int, Field(ge=2, description="examples a step, over all processes")] = 128
+    batch_size_factor: Annotated[Number, Field(gt=0, description="multiplies batch_size, at every scale")] = 1.0
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="of the training passes")] = "fp32"
     accumulation: Annotated[int, Field(ge=1, description="parts of a process's batch, one after another")] = 1
     max_grad_norm: Annotated[Number, Field(ge=0, description="L2 norm that gradients are clipped to; 0: none")] = 0.0
@@ -50,6 +51,11 @@ class RunOptions:
     def total_epochs(self) -> int:
         """`epochs` times `epochs_factor`."""
         return max(1, round(self.epochs * self.epochs_factor))
+
+    @property
+    def scaled_batch_size(self) -> int:
+        """`batch_size` times `batch_size_factor`."""
+        return max(2, round(self.batch_size * self.batch_size_factor))
 
 
 @dataclass(eq=False)

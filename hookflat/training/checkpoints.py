@@ -82,7 +82,7 @@ def check_processes(run: Run, state: dict[str, Any]) -> None:
         return
     norm = next((n for n, m in run.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
     if norm is not None:
-        size = run.recipe.run.batch_size
+        size = run.batch_size
         raise UserError(
             f"{run.folder.path} was begun on {before} processes, this is {run.processes}: batch norm (layer {norm!r}) "
             f"normalises by each process's part of the batch, {size // before} examples there and "

@@ -258,7 +258,7 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
             start = _finished(run.device)
             loop.step(run, next(steps))
             took.append(_finished(run.device) - start)
-        size = recipe.run.batch_size
+        size = run.batch_size
         parts.append(
             Part(
                 "training steps",

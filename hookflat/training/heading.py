@@ -32,7 +32,7 @@ def say_training(run: Run, *, resumed: bool) -> None:
     for line in _stages(run):
         say(line)
     scaled = f" ({options.epochs} x {options.epochs_factor:g})" if run.epochs != options.epochs else ""
-    say(f"  training {run.epochs} epochs{scaled} of {run.steps_per_epoch} steps, batch {options.batch_size}, "
+    say(f"  training {run.epochs} epochs{scaled} of {run.steps_per_epoch} steps, batch {run.batch_size}, "
         f"{options.precision}, seed {options.seed}")  # fmt: skip
     say(f"  device   {run.device}, {run.processes} process(es){threads}")
     say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))

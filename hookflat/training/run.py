@@ -48,7 +48,7 @@ class Run:
     model: the network to call in losses: `network`, distributed and in the run's precision.
     optimizer, schedule: as built by their plugins, prepared by accelerate.
     step, epoch: how many are done. total_steps, epochs, steps_per_epoch: how many there are.
-    batch_sizes: examples of each step of an epoch, over all processes.
+    batch_size: examples of a full step; batch_sizes: of each step of an epoch. Over all processes.
     device, rank, processes: this process's place; main: whether it is the one that writes. accelerator: Accelerate's.
     plugins: every plugin of the training, by name.
     saved: whether this session wrote a checkpoint. stopping: whether a signal asked to stop after the step at work.
@@ -79,6 +79,7 @@ class Run:
         self.hook = self.hooks.call
         self.measures = {stage: Hooks(measures) for stage, measures in recipe.measures.items()}
         self.epochs = recipe.run.total_epochs
+        self.batch_size = recipe.run.scaled_batch_size
         self.step = self.epoch = 0
         self.expected_classes: int | None = None
         self.saved = self.stopping = False
@@ -119,7 +120,7 @@ class Run:
 
     def _threads(self) -> int:
         """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
-        count = max(1, self.recipe.run.batch_size // self.processes)
+        count = max(1, self.batch_size // self.processes)
         x, _ = self.data.train.part(0, count).__getitems__(torch.arange(min(count, len(self.data.train))))
         wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
         return min(wanted, threads.limit())
@@ -127,16 +128,16 @@ class Run:
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
         options = self.recipe.run
-        if options.batch_size % self.processes:
-            raise UserError(f"run.batch_size = {options.batch_size} does not divide by the {self.processes} processes")
-        if options.batch_size < 2 * self.processes * options.accumulation:
+        if self.batch_size % self.processes:
+            raise UserError(f"run.batch_size = {self.batch_size} does not divide by the {self.processes} processes")
+        if self.batch_size < 2 * self.processes * options.accumulation:
             raise UserError(
-                f"run.accumulation = {options.accumulation}: a batch of {options.batch_size} on {self.processes} "
+                f"run.accumulation = {options.accumulation}: a batch of {self.batch_size} on {self.processes} "
                 "process(es) has less than two examples for each part"
             )
         self.build_network()
         self._batches = Batches(
-            self.data.train, options.batch_size, options.seed, self.rank, self.processes, self.device
+            self.data.train, self.batch_size, options.seed, self.rank, self.processes, self.device
         )
         self.batch_sizes = self._batches.sizes()
         self.steps_per_epoch = len(self._batches)
@@ -153,7 +154,7 @@ class Run:
             self.loss_scale = LossScale(self.accelerator, self.network.parameters())
         model = in_precision(self.network, options)
         if isinstance(model, Compiled):
-            share = max(2, options.batch_size // self.processes // options.accumulation)
+            share = max(2, self.batch_size // self.processes // options.accumulation)
             if failed := model.try_on(torch.zeros(share, *self.data.train.shape, device=self.device), self.accelerator):
                 self.console.say(f"run.compile: torch.compile failed, the network trains uncompiled: {failed}")
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
