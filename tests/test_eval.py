@@ -141,8 +141,11 @@ def test_last_best_live_and_kept_epochs(trained, tmp_path):
     assert models["last"].test == models["2"].test
     kept = load_file(trained / "checkpoints" / "epoch-000002.safetensors")
     assert all(torch.equal(v, kept[k]) for k, v in load_file(trained / "model.safetensors").items())
-    with pytest.raises(UserError, match="no network '7': it has last, best, 1, 2"):
+    with pytest.raises(UserError, match="no network 7: it has last, best, 1, 2"):
         evaluate(trained, which="7", measures=["clean_error"], folder=tmp_path / "seven")
+    assert not (tmp_path / "seven").exists()  # known before anything is loaded
+    part = evaluate(trained, which=["7", "last"], measures=["clean_error"], folder=tmp_path / "part")
+    assert list(part.results.models) == ["last"]
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(trained, protocol, tmp_path, monkeypatch):

@@ -212,7 +212,7 @@ def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):
         ('models = ["{0}/w.pt"]\narch = "resnet18"', "say what to measure on"),
         ('models = ["{0}/w.pt"]\narch = "resnet19"\ndata = "digits"', "checkpoint w: .*did you mean 'resnet18'"),
         ('models = ["{0}/*.pth"]', "no run folder and no file"),
-        ('models = ["{0}/begun"]', "has no network last .it has none"),
+        ('models = ["{0}/begun"]', "has no network last: its training is not finished"),
         ("models = []", "say which, files, run folders"),
         ('models = ["a", "b"]\nname = "x"', "names 2 networks"),
         ('models = ["a"]\nmodel = "x"', "unknown option"),

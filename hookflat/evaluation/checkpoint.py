@@ -71,6 +71,11 @@ class Checkpoint:
             return self.model.replace(":", "-").replace("/", "-")
         return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
 
+    @cached_property
+    def there(self) -> tuple[str, ...]:
+        """Those of the networks asked for that there are. Raises UserError where there are none."""
+        return self.run_folder.networks_of(self.which) if self.is_run else self.which
+
     @property
     def origin(self) -> str:
         """Where `tables` are from, for messages."""
@@ -148,4 +153,6 @@ def recipe_of(
     overlays = [] if measures else [find_protocol(protocol)]
     needs = ("data",) if source.is_robustbench else ("data", "model")
     named = {"name": source.name, "origin": source.origin}
-    return load_recipe(tables, **named, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs)
+    loaded = load_recipe(tables, **named, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs)
+    _ = source.there  # raises where there is none
+    return loaded

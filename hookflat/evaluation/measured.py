@@ -40,7 +40,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
     else:
         run.build_network()
     measurements = run.measurements
-    plan = {label: measurements.planned(label) for label in source.which}
+    plan = {label: measurements.planned(label) for label in source.there}
     results = Results(
         recipe=recipe.name,
         model=source.model,
@@ -52,6 +52,8 @@ def _measured(source: Checkpoint, run: Run) -> Results:
     )
     done = _same(run, results)
     run.folder.prepare(recipe)
+    if without := set(source.which) - set(source.there):
+        console.say(f"{source.model} has no network {', '.join(sorted(without))}")
     if done:
         console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
     else:

@@ -42,7 +42,7 @@ def networks(
         run.measurements.start = {}  # theirs is not known
         yield "last", {}, run.network
         return
-    for which in source.which:
+    for which in source.there:
         weights, about = source.run_folder.load_network(which)
         load_into(run.network, weights, f"{source.model} ({which})")
         yield which, about, run.network

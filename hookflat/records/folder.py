@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,13 +120,24 @@ class RunFolder:
 
     def network(self, which: str) -> Path | None:
         """The file of a network: "last", "best", "live", or the number of an epoch; None where there is none."""
-        name = NETWORKS.get(which) or (str(self.snapshot(int(which)).relative_to(self.path)) if which.isdigit() else "")
-        return self.path / name if name and (self.path / name).is_file() else None
+        known = which in NETWORKS or which.isdigit()
+        return file if known and (file := self._file(which)).is_file() else None
+
+    def _file(self, which: str) -> Path:
+        return self.path / NETWORKS[which] if which in NETWORKS else self.snapshot(int(which))
 
     def networks(self) -> list[str]:
         """All networks that are there."""
         epochs = [str(int(f.stem.removeprefix("epoch-"))) for f in sorted(self.checkpoints.glob("epoch-*.safetensors"))]
         return [which for which in NETWORKS if self.network(which)] + epochs
+
+    def networks_of(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Those of the networks asked for that are there. Raises UserError where none is."""
+        if found := tuple(which for which in asked if self.network(which)):
+            return found
+        there = self.networks()
+        hint = f"it has {', '.join(there)}" if there else "its training is not finished"
+        raise UserError(f"{self.path} has no network {', '.join(asked)}: {hint}")
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint, whole or damaged since."""
@@ -282,7 +293,7 @@ class RunFolder:
 
     def save_network(self, which: str, model: nn.Module, /, **about: Any) -> None:
         """Weights of "last", "best", "live" or an epoch, with `about` in the file's metadata."""
-        file = self.path / NETWORKS[which] if which in NETWORKS else self.snapshot(int(which))
+        file = self._file(which)
         if self.main:
             from hookflat.records.weights import save_weights  # torch, which a look at a folder does without
 
@@ -292,11 +303,8 @@ class RunFolder:
         """Weights, and what is known about them. Raises UserError where there are none, or they are damaged."""
         from hookflat.records.weights import load_weights
 
-        file = self.network(which)
-        if file is None:
-            there = self.networks()
-            hint = f"it has {', '.join(there)}" if there else "its training is not finished"
-            raise UserError(f"{self.path} has no network {which!r}: {hint}")
+        [which] = self.networks_of([which])
+        file = self._file(which)
         weights, about = load_weights(file)
         try:
             NetworkResults.model_validate(about, strict=True)

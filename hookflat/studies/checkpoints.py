@@ -146,7 +146,7 @@ def checkpoint_jobs(
     values = {".".join(path): value for path, value in flat(table.set)} | overrides
     for model in models:
         is_run = Path(model).is_dir()
-        for network in _networks(Path(model), which) if is_run else ("last",):
+        for network in RunFolder(Path(model)).networks_of(which) if is_run else ("last",):
             source = Checkpoint(model, (network,), table.arch, table.data, table.normalize, table.key)
             own = table.name or source.name.removeprefix("robustbench-")
             name = own if network == "last" else f"{own}-{network}"
@@ -167,13 +167,6 @@ def _each(given: str, where: str) -> list[str]:
     if not runs and not files:
         raise UserError(f"{where}.models: there is no run folder and no file {given}")
     return runs or files  # beside runs lie logs
-
-
-def _networks(folder: Path, which: Sequence[str]) -> list[str]:
-    there = RunFolder(folder).networks()
-    if found := [network for network in which if network in there]:
-        return found
-    raise UserError(f"{folder} has no network {', '.join(which)} (it has {', '.join(there) or 'none'})")
 
 
 def _method_of(folder: Path) -> str:

@@ -48,7 +48,7 @@ class StudyOptions:
     seeds: Annotated[list[int], Field(description="of every run", min_length=1)] = field(default_factory=lambda: [0])
     folder: Annotated[str, Field(description="of the runs; {study} is filled in")] = "runs/{study}"
     protocol: Annotated[str, Field(description="hookflat eval's, after each run; none: the recipe's own measures")] = ""
-    which: Annotated[list[str], Field(description="networks of a run that the protocol measures")] = field(
+    which: Annotated[list[str], Field(description="networks that the protocol measures, where a run has them")] = field(
         default_factory=lambda: ["last"]
     )
     overlays: Annotated[list[str], Field(description="recipes laid over every run (scales)")] = field(

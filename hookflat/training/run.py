@@ -136,9 +136,7 @@ class Run:
                 "process(es) has less than two examples for each part"
             )
         self.build_network()
-        self._batches = Batches(
-            self.data.train, self.batch_size, options.seed, self.rank, self.processes, self.device
-        )
+        self._batches = Batches(self.data.train, self.batch_size, options.seed, self.rank, self.processes, self.device)
         self.batch_sizes = self._batches.sizes()
         self.steps_per_epoch = len(self._batches)
         self.total_steps = self.epochs * self.steps_per_epoch
