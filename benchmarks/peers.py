@@ -1,6 +1,7 @@
 """hookflat beside torchattacks, pyautoattack and code written by hand: ratios of time at equal results.
 
-    python benchmarks/peers.py [--device cpu|cuda] [--width 64] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
+    python benchmarks/peers.py [--device cpu|cuda] [--width 32] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
+    python benchmarks/peers.py --only methods --width 16 --csv docs/costs.csv
 
 ResNet-18 on 32x32 colour images, fp32 unless --precision says otherwise. The two sides of a row take turns in one
 process, on the same weights and images with the same budget; a ratio above 1 says how many times as fast hookflat is.
@@ -8,7 +9,8 @@ What each side reached (robust loss, error, training loss) stands beside it. The
 torch's default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old:
 `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna charset_normalizer certifi`.
 AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the embedded digits, or on --run
-FOLDER, a run's network and the first --examples of its test images.
+FOLDER, a run's network and the first --examples of its test images. `methods` has no other side: it is what a whole
+training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import hookflat  # isort: skip  (before torch: it decides how threads wait)
 import argparse
 import importlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -36,9 +38,12 @@ import torch.nn.functional as F
 from pyautoattack import AutoAttack
 from torch import Tensor
 
-from hookflat import Attack, Data, Images, Run, Threat, hookimpl, load_recipe, network_of
+from hookflat import Attack, Data, Images, Recipe, Run, Threat, hookimpl, load_recipe, network_of
+from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.shipped import recipes_folder
 from hookflat.testing import tiny_run
 from hookflat.training import loop
+from hookflat.training.trial import gigabytes, in_nowhere, peak_memory
 
 EPS, STEP_SIZE = 8 / 255, 0.007
 METHODS: dict[str, dict[str, Any]] = {
@@ -47,7 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mart": {"loss": {"name": "mart"}},
     "at_awp": {"plugins": {"awp": {"xi": 0.01}}},
     "random_weights": {"plugins": {"random_weights": {"xi": 0.5}}},
-    "entropy_sgd": {"optimizer": {"name": "entropy_sgd", "lr": 0.01, "langevin_steps": 1000}},
+    "entropy_sgd": {"optimizer": {"name": "entropy_sgd", "lr": 0.01, "inner_lr": 0.01, "langevin_steps": 1000}},
     "label_noise": {"plugins": {"label_noise": {"rate": 0.4}}},
     "autoaugment": {"plugins": {"autoaugment": {}}},
 }
@@ -66,7 +71,7 @@ class ColourNoise:
         generator = torch.Generator().manual_seed(0)
         x = torch.randint(0, 256, (self.train, 3, self.size, self.size), generator=generator, dtype=torch.uint8)
         images = Images(x, torch.randint(0, 10, (self.train,), generator=generator))
-        return Data(images, images, 10)
+        return Data(images, images, 10, unused=lambda count: images.x)
 
 
 @dataclass
@@ -96,6 +101,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, torch.device(options.device)
+        alone = options.device == "cpu" and options.threads == 1
+        self.clock = time.process_time if alone else time.perf_counter  # the first does not count what others do
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
         with self.run() as run:
@@ -133,10 +140,10 @@ class Bench:
             reached = {}
             for side in (ours, theirs) if i % 2 else (theirs, ours):
                 self._wait()
-                began = time.perf_counter()
+                began = self.clock()
                 reached[side] = side()
                 self._wait()
-                seconds[side] = time.perf_counter() - began
+                seconds[side] = self.clock() - began
             row.reached = float(reached[ours]), float(reached[theirs])
             if i or not pairs:
                 row.ratios.append(seconds[theirs] / seconds[ours])
@@ -220,9 +227,9 @@ class Bench:
         self.compare(
             "worst flatness, deep copies",
             lambda: hookflat.worst_flatness(
-                self.net, (self.x, self.y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=5
+                self.net, (self.x, self.y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=10
             ).losses[0],
-            lambda: by_hand.worst_flatness(self.net, self.x, self.y, self.budget, xi=0.003, sweeps=5, batch_size=128),
+            lambda: by_hand.worst_flatness(self.net, self.x, self.y, self.budget, xi=0.003, sweeps=10, batch_size=128),
             2,
         )
 
@@ -254,6 +261,59 @@ class Bench:
                     sides.append(lambda run=run, batches=batches: loop.step(run, next(batches)))
                 self.compare(f"time of {name}-AWP over {name}", *sides)
 
+    def methods(self) -> None:
+        """A whole training of every shipped recipe of one network, over AT's."""
+        found = {}
+        with tempfile.TemporaryDirectory() as folder:
+            teachers = {name: Path(folder, name) for name in ("standard", "at")}
+            for name, place in teachers.items():
+                hookflat.run(self._shipped(name, {"run.epochs": 1}), folder=place)
+            given = {
+                "hat": {"loss.helper": str(teachers["standard"])},
+                "kd_swa": {
+                    f"loss.{n}_teacher": str(teachers[t]) for n, t in (("standard", "standard"), ("robust", "at"))
+                },
+            }
+            plain = self._examples_of(self._shipped("at"), Path(folder, "plain"))
+            for name in sorted(path.stem for path in recipes_folder().glob("*.toml")):
+                if name not in ("timm", "vit"):  # other networks
+                    recipe = self._shipped(name, given.get(name, {}))
+                    steps = self._examples_of(recipe, Path(folder, f"of-{name}"))
+                    row = self.compare(f"time of {name} over AT", plain, steps)
+                    found[name] = recipe.run.epochs_factor * statistics.median(row.ratios)
+        if self.options.csv:
+            lines = [f"{name},{ratio:.2f}" for name, ratio in found.items()]
+            Path(self.options.csv).write_text("\n".join(["recipe,time", *lines, ""]), encoding="utf-8")
+
+    def _shipped(self, name: str, values: dict[str, Any] | None = None) -> Recipe:
+        """A shipped recipe at CIFAR-10's scale, on noise, without measures."""
+        o = self.options
+        stages = ("eval.curves", "eval.through_training", "eval.final", "eval.final_flatness", "plugins.early_stopping")
+        sizes = {
+            "data.name": "colour_noise",
+            "model.width": o.width,
+            "run.batch_size": o.batch,
+            "run.threads": o.threads,
+        }
+        off = {f"{stage}.enabled": False for stage in stages}
+        catalogue = Catalogue([ColourNoise])
+        overrides = sizes | off | (values or {})
+        return load_recipe(name, overlays=["scales/cifar10"], overrides=overrides, catalogue=catalogue)
+
+    def _examples_of(self, recipe: Recipe, folder: Path) -> Callable[[], Tensor]:
+        """Steps for as many examples as eight batches of AT have, from the middle of the training on."""
+        folder.mkdir()
+        run = in_nowhere(recipe, str(folder))
+        run.epoch = run.epochs // 2
+        batches = endless(run)
+        count = 8 * self.options.batch // run.batch_size
+
+        def steps() -> Tensor:
+            torch.set_num_threads(self.options.threads)
+            return torch.stack([loop.step(run, next(batches)).detach() for _ in range(count)]).mean()
+
+        return steps
+
     def peak(self) -> None:
         """The share of a matrix product's peak that the attack reaches; a backward pass counts as a forward one."""
         a = torch.rand(2048, 2048, device=self.device)
@@ -274,6 +334,27 @@ class Bench:
         self._wait()
         rate = 41 * counted.get_total_flops() / (time.perf_counter() - began)
         print(f"\nPGD-20 reaches {rate / 1e9:.0f} GFLOP/s, {rate / best:.0%} of a matrix product's {best / 1e9:.0f}")
+
+    def profile(self) -> None:
+        """The operators in which a step of AT, and average-case flatness, spend 95 % of their time."""
+        with self.run() as run:
+            batches = endless(run)
+            calls = {"a step of AT": lambda: loop.step(run, next(batches)), "average-case flatness": self._average()[0]}
+            for what, call in calls.items():
+                call()
+                with torch.profiler.profile() as profiler:
+                    call()
+                    self._wait()
+                gpu = self.device.type == "cuda"
+                times = {
+                    e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()
+                }
+                total, told, shown = sum(times.values()), 0.0, []
+                for name in sorted(times, key=lambda name: -times[name]):
+                    if told < 0.95 * total:
+                        told += times[name]
+                        shown.append(f"{name.removeprefix('aten::')} {times[name] / total:.1%}")
+                print(f"\n{what}: {', '.join(shown)}")
 
     def pipeline(self) -> None:
         """Images a second that the input pipeline delivers, and that PGD-7 consumes."""
@@ -366,7 +447,7 @@ class Bench:
                 self._wait()
                 seconds.append(time.perf_counter() - began)
         if what != "seconds":
-            print(f"{peak_memory(self.device):.2f} GiB")
+            print(gigabytes(peak_memory(self.device)))
         elif os.environ.get("RANK", "0") == "0":
             print(f"{statistics.median(seconds[1:]):.3g} s")
 
@@ -444,19 +525,14 @@ ROWS = (
     *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "ensemble"),
     *("peak", "pipeline", "linear", "memory", "processes"),
 )
-
-
-def peak_memory(device: torch.device) -> float:
-    """Of this process, in GiB: on a GPU what tensors take there, else what the process took."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+MORE = ("methods", "profile")
+"""Rows that are made only where they are asked for."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -464,7 +540,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="for AutoAttack")
     parser.add_argument("--run", metavar="FOLDER", help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--only", nargs="+", choices=(*ROWS, *MORE), default=ROWS)
+    parser.add_argument("--csv", metavar="FILE", help="for methods: written there")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -476,7 +553,7 @@ def main() -> None:
     print("| what, against | median ratio | range | ours | reached: ours / theirs |\n|---|---|---|---|---|")
     for row in options.only:
         getattr(bench, row)()
-    print(f"\npeak memory of the process {peak_memory(bench.device):.2f} GiB")
+    print(f"\npeak memory of the process {gigabytes(peak_memory(bench.device))}")
 
 
 if __name__ == "__main__":

@@ -118,13 +118,14 @@ def worst_flatness(
     losses = []
     with frozen(model):
         examples = Held(set_of(loader, model), batch_size)
+        gradients = WeightGradients(model, weights, examples.x[: examples.size])
         for attempt in range(attempts):
             generator = seeds.generator(seed, "worst_flatness", attempt)
             draw = seeds.derive_seed(seed, "inputs at perturbed weights", attempt)
             nu = ball(weights, xi, generator, filters=filters)
 
             def ascend(nu: list[Tensor] = nu, draw: int = draw) -> Values:
-                climb = _Climb(model, weights, nu, xi, weight_step_size, filters, work)
+                climb = _Climb(model, weights, nu, xi, weight_step_size, filters, gradients, work)
                 if not robust:
                     return {"loss": climb.clean(examples, sweeps)}
                 return {"loss": climb.robust(examples, sweeps, attack, draw)}
@@ -157,8 +158,9 @@ def adversarial_direction(
             [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]
         )
         nu = ball(weights, xi, seeds.generator(seed, "adversarial_direction"))
-        climb = _Climb(model, weights, nu, xi, weight_step_size, False, Work())
-        with climb.under_way(held):
+        gradients = WeightGradients(model, weights, held.x[: held.size])
+        climb = _Climb(model, weights, nu, xi, weight_step_size, False, gradients, Work())
+        with climb.under_way():
             for _ in range(sweeps):
                 for batch in held.batches():
                     climb.step(held, batch, held.x)
@@ -175,6 +177,7 @@ class Held:
         if self.total < examples.processes:
             raise ValueError(f"{self.total} examples are too few for {examples.processes} processes")
         self.x, self.y, self.keys = (torch.cat(column) for column in zip(*chunks, strict=True))
+        self._members = [self._of(batch) for batch in self.batches()]  # once: looking waits for a GPU
 
     def batches(self) -> Iterator[int]:
         """The numbers of the batches."""
@@ -182,6 +185,9 @@ class Held:
 
     def members(self, batch: int) -> Sequence[Tensor]:
         """Where this process's members of a batch are, in pieces as large as the loader's."""
+        return self._members[batch]
+
+    def _of(self, batch: int) -> Sequence[Tensor]:
         mine = (self.keys // self.batch_size == batch).nonzero().flatten()
         return mine.split(self.size) if len(mine) else ()
 
@@ -200,16 +206,16 @@ class _Climb:
         xi: float,
         step_size: float,
         filters: bool,
+        gradients: WeightGradients,
         work: Work,
     ) -> None:
         self.model, self.weights, self.nu, self.work = model, weights, nu, work
-        self.xi, self.step_size, self.filters = xi, step_size, filters
+        self.xi, self.step_size, self.filters, self.gradients = xi, step_size, filters, gradients
         self.sizes = [norm_of(w.detach(), filters=filters) for w in weights]
 
     @contextmanager
-    def under_way(self, examples: Held) -> Generator[None]:
+    def under_way(self) -> Generator[None]:
         """The weights at w + nu inside, at w again on any exit, bit for bit."""
-        self.gradients = WeightGradients(self.model, self.weights, examples.x[: examples.size])
         self.centre = [w.detach().clone() for w in self.weights]
         try:
             self.place(self.nu)
@@ -230,7 +236,7 @@ class _Climb:
         """Mean loss at the last weights and inputs of a joint ascent; inputs start and move as in the attack."""
         ball = attack.threat.ball(examples.x)
         x_adv = ball.start(attack.start, examples.keys, seed)
-        with self.under_way(examples):
+        with self.under_way():
             for _ in range(sweeps):
                 for batch in examples.batches():
                     _, gradients = self.step(examples, batch, x_adv, inputs=True)
@@ -242,7 +248,7 @@ class _Climb:
     def clean(self, examples: Held, sweeps: int) -> Tensor:
         """Mean clean loss at the weights before the last step of the sweep whose mean loss was largest."""
         best, best_nu = torch.full((), -torch.inf, device=examples.x.device), self.nu
-        with self.under_way(examples):
+        with self.under_way():
             for _ in range(sweeps):
                 total = torch.zeros_like(best)
                 for batch in examples.batches():
