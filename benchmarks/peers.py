@@ -537,7 +537,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
-    parser.add_argument("--examples", type=int, default=100, help="for AutoAttack")
+    parser.add_argument("--examples", type=int, default=50, help="for AutoAttack")
     parser.add_argument("--run", metavar="FOLDER", help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=(*ROWS, *MORE), default=ROWS)

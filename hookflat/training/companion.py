@@ -20,7 +20,7 @@ class Companion:
 
     def __init__(self, run: Run, name: str) -> None:
         """`name` seeds the weights, the same on every process."""
-        self._accelerator, slots = run.accelerator, run.recipe.slots
+        self._run, slots = run, run.recipe.slots
         with torch.random.fork_rng():
             torch.manual_seed(run.seed(name))
             self.network = run.hooks.only("build_model", slots["model"])(run=run).to(run.device).train()
@@ -32,11 +32,7 @@ class Companion:
         """One step down the gradient of `loss`, a mean over this process's part of the batch, then of the schedule."""
         self._optimizer.zero_grad()
         loss.backward()
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        if self._accelerator.num_processes > 1:
-            mean = self._accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        self._run.average_over_processes([p.grad for p in self.network.parameters() if p.grad is not None])
         self._optimizer.step()
         self._schedule.step()
 

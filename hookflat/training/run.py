@@ -292,7 +292,8 @@ class Run:
         self.schedule.step()
         if not cancelled:
             self.loss_sum += loss
-            self._average_buffers()
+            statistics = [b for b in self.network.buffers() if b.is_floating_point()]  # of a part of the batch
+            self.average_over_processes(statistics)
         self.step += 1
 
     def _clipped(self) -> Tensor:
@@ -309,13 +310,12 @@ class Run:
             gradient.nan_to_num_(0.0, 0.0, 0.0)
         return norm
 
-    def _average_buffers(self) -> None:
-        """Running statistics, each process's own part of the batch's, become the same everywhere; one reduction."""
-        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
-        if self.processes > 1 and buffers:
-            mean = self.accelerator.reduce(torch.cat([b.flatten() for b in buffers]), "mean")
-            for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-                buffer.copy_(part.view_as(buffer))
+    def average_over_processes(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor, of the same shape on every process, becomes its mean over the processes; one reduction."""
+        if self.processes > 1 and tensors:
+            mean = self.accelerator.reduce(torch.cat([t.flatten() for t in tensors]), "mean")
+            for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     @property
     def mid_cycle(self) -> bool:
