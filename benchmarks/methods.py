@@ -52,7 +52,7 @@ TAUGHT = {
     "hat": {"loss.helper": "standard"},
     "kd_swa": {"loss.standard_teacher": "standard", "loss.robust_teacher": "at"},
 }
-"""Recipes whose options name runs of others, of the same seed."""
+"""Recipes whose options name runs of others, of seed 0."""
 
 
 def main() -> None:
@@ -64,15 +64,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--only-run", action="store_true", help="write no table")
     asked = parser.parse_args()
-    taught = [name for name in asked.recipes if name in TAUGHT]
-    teachers = {teacher for name in taught for teacher in TAUGHT[name].values()}
-    first = sorted({*asked.recipes, *teachers} - {*taught})
+    jobs = [(name, seed) for seed in range(asked.seeds) for name in asked.recipes]
+    teachers = {(teacher, 0) for name, _ in jobs for teacher in TAUGHT.get(name, {}).values()}
+    first = sorted(teachers) + [job for job in jobs if job[0] not in TAUGHT and job not in teachers]
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for names in first, taught:
-            jobs = [(name, seed) for seed in range(asked.seeds) for name in names]
-            list(pool.map(lambda job: run(*job, asked.out), jobs))
+        for some in first, [job for job in jobs if job[0] in TAUGHT]:
+            list(pool.map(lambda job: run(*job, asked.out), some))
     if not asked.only_run:
-        lines = written() | {name: line for name in first + taught if (line := row(name, asked.out, asked.seeds))}
+        lines = written() | {name: line for name in asked.recipes if (line := row(name, asked.out, asked.seeds))}
         ranked = sorted(lines.values(), key=lambda line: float(line.split(" | ")[2].split()[0]))
         PAGE.write_text(HEAD + "\n".join(ranked) + "\n" + TAIL, encoding="utf-8")
 
@@ -84,7 +83,7 @@ def run(name: str, seed: int, out: Path) -> None:
         return
     command = [sys.executable, "-m", "hookflat", "run", name, "--set", f"run.seed={seed}", "--out", str(folder)]
     command += ["--set", "run.threads=1"]
-    command += [f"--set={key}={out / f'{teacher}-{seed}'}" for key, teacher in TAUGHT.get(name, {}).items()]
+    command += [f"--set={key}={out / f'{teacher}-0'}" for key, teacher in TAUGHT.get(name, {}).items()]
     command += [part for table in LESS for part in ("--set", f"{table}.enabled=false")]
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{name}-{seed}.log").open("w", encoding="utf-8") as log:

@@ -1,8 +1,9 @@
 """Measures in input space: margins and confidence, input gradients, local Lipschitz constant, boundary thickness.
 
 Those that Kim, Park, Choi, Lee 2023 ("Fantastic Robustness Measures", NeurIPS) compare for robust generalisation, each
-by its own source. Attacks run on the attack view, numbers are those of the network. It is left as found; results do not
-depend on batch size or processes beyond rounding.
+by its own source. Their code (of github.com/Harry24k) has the same margins, local constant and share of the segment;
+for the thickness it climbs in the threat's own radius, and away from the drawn class. Attacks run on the attack view,
+numbers are those of the network. It is left as found; results do not depend on batch size or processes beyond rounding.
 """
 
 from __future__ import annotations
