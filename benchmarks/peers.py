@@ -3,14 +3,14 @@
     python benchmarks/peers.py [--device cpu|cuda] [--width 32] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
     python benchmarks/peers.py --only methods --width 16 --csv docs/costs.csv
 
-ResNet-18 on 32x32 colour images, fp32 unless --precision says otherwise. The two sides of a row take turns in one
-process, on the same weights and images with the same budget; a ratio above 1 says how many times as fast hookflat is.
-What each side reached (robust loss, error, training loss) stands beside it. The networks of the other side are in
-torch's default memory format, as in the official repositories. --torchattacks FOLDER adds that package, which pins old:
-`pip install --no-deps --target FOLDER torchattacks requests urllib3 idna charset_normalizer certifi`.
-AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the embedded digits, or on --run
-FOLDER, a run's network and the first --examples of its test images. `methods` has no other side: it is what a whole
-training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
+ResNet-18 on 32x32 colour images, fp32; --precision bf16 lowers hookflat's searches and training passes. The two sides
+of a row take turns in one process, on the same weights and images with the same budget; a ratio above 1 says how many
+times as fast hookflat is. What each side reached (robust loss, error, training loss) stands beside it. The networks
+of the other side are in torch's default memory format, as in the official repositories. --torchattacks FOLDER adds
+that package, which pins old: `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna
+charset_normalizer certifi`. AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the
+embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images. `methods` has no
+other side: it is what a whole training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Bench:
             "model": {"name": "resnet18", "width": o.width},
             "optimizer": {"name": "sgd", "lr": 0.01, "nesterov": False},
             "attack": {"name": "pgd", "eps": EPS, "step_size": STEP_SIZE, "steps": 7, "precision": o.precision},
-            "run": {"batch_size": o.batch, "threads": o.threads, "epochs": 1000},
+            "run": {"batch_size": o.batch, "threads": o.threads, "epochs": 1000, "precision": o.precision},
         }
         with tiny_run(tables | (method or {}), [ColourNoise]) as made:
             torch.set_num_threads(o.threads)
@@ -536,7 +536,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--examples", type=int, default=50, help="for AutoAttack")
     parser.add_argument("--run", metavar="FOLDER", help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
