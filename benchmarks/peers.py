@@ -279,7 +279,7 @@ class Bench:
                 if name not in ("timm", "vit"):  # other networks
                     recipe = self._shipped(name, given.get(name, {}))
                     steps = self._examples_of(recipe, Path(folder, f"of-{name}"))
-                    row = self.compare(f"time of {name} over AT", plain, steps)
+                    row = self.compare(f"time of {name} over AT", plain, steps, 4 * self.options.pairs)
                     found[name] = recipe.run.epochs_factor * statistics.median(row.ratios)
         if self.options.csv:
             lines = [f"{name},{ratio:.2f}" for name, ratio in found.items()]
@@ -301,12 +301,12 @@ class Bench:
         return load_recipe(name, overlays=["scales/cifar10"], overrides=overrides, catalogue=catalogue)
 
     def _examples_of(self, recipe: Recipe, folder: Path) -> Callable[[], Tensor]:
-        """Steps for as many examples as eight batches of AT have, from the middle of the training on."""
+        """Steps for as many examples as two batches of AT have, from the middle of the training on."""
         folder.mkdir()
         run = in_nowhere(recipe, str(folder))
         run.epoch = run.epochs // 2
         batches = endless(run)
-        count = 8 * self.options.batch // run.batch_size
+        count = 2 * self.options.batch // run.batch_size
 
         def steps() -> Tensor:
             torch.set_num_threads(self.options.threads)
