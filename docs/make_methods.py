@@ -23,12 +23,14 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 
 ## What each recipe gave
 
-Time: processor seconds of a whole run on digits over those of `at`, final measures included. Digits: RErr (PGD) in %
-and average-case flatness of the last network, three seeds ([digits.md](digits.md)). CIFAR-10: RErr (APGDs) in %, RLoss
-and average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not
+Cost: what a whole training takes over that of `at`, on a ResNet-18 and images of CIFAR-10's size, without measures and
+without networks that teach or label (`python benchmarks/peers.py --only methods --csv docs/costs.csv --width 16
+--threads 1`, on a core shared with others: `at` over itself came out at 1.06). Digits: RErr (PGD) in % and average-case
+flatness of the last network, over the seeds of [digits.md](digits.md). CIFAR-10: RErr (APGDs) in %, RLoss and
+average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not
 measured.
 
-| recipe | what it is | row of Table 1 | time | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
+| recipe | what it is | row of Table 1 | cost | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
 |---|---|---|---|---|---|---|---|---|---|
 """
 
@@ -46,12 +48,12 @@ Methods of the field that are not here, and why:
 def page() -> str:
     """The page: Table 1's rows with their recipes, then every plugin by kind."""
     parts = [HEAD.rstrip("\n")]
-    digits, cifar = _digits(), _cifar()
+    costs, digits, cifar = _costs(), _digits(), _cifar()
     for recipe in sorted(recipes_folder().glob("*.toml")):
         what, row = title(recipe), re.search(r'row "(.+?)" of Table 1', title(recipe))
         what = re.sub(r"[:;,]? ?(?:row|the paper's|as) ?\"?[^:;]*\" of Table 1", "", what) if row else what
-        cells = [what.rstrip(". "), row[1] if row else "", *digits.get(recipe.stem, [""] * 3)]
-        cells += cifar.get(recipe.stem, [""] * 4)
+        cells = [what.rstrip(". "), row[1] if row else "", costs.get(recipe.stem, "")]
+        cells += digits.get(recipe.stem, [""] * 2) + cifar.get(recipe.stem, [""] * 4)
         parts.append(f"| `{recipe.stem}` | {' | '.join(_escaped(cell, table=True) for cell in cells)} |")
     parts += [
         "",
@@ -72,16 +74,22 @@ def page() -> str:
     return "\n".join(parts) + "\n" + LEFT_OUT
 
 
+def _costs() -> dict[str, str]:
+    """Time over AT's of each recipe."""
+    with Path(__file__).with_name("costs.csv").open(encoding="utf-8") as file:
+        return {row["recipe"]: row["time"] for row in csv.DictReader(file)}
+
+
 def _digits() -> dict[str, list[str]]:
-    """Time over AT's, RErr and flatness of each recipe in digits.md."""
+    """RErr and flatness of each recipe in digits.md."""
     text = Path(__file__).with_name("digits.md").read_text(encoding="utf-8")
     rows = {r[0]: r[1].split(" | ") for r in re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)}
-    return {name: [f"{float(r[5]) / float(rows['at'][5]):.2f}", r[1], r[4]] for name, r in rows.items()}
+    return {name: [r[1], r[4]] for name, r in rows.items()}
 
 
 def _cifar() -> dict[str, list[str]]:
-    """RErr, RLoss, flatness and seeds of each recipe in the example's Table 1."""
-    with (Path(__file__).parent / "examples" / "cifar10-mini" / "table1.csv").open(encoding="utf-8") as file:
+    """RErr, RLoss, flatness and seeds of each recipe in the example with every method."""
+    with (Path(__file__).parent / "examples" / "cifar10-methods" / "table1.csv").open(encoding="utf-8") as file:
         return {
             row["recipe"]: [*(_mean(row, *of) for of in (("rerr", 1), ("loss", 2), ("average", 2))), row["seeds"]]
             for row in csv.DictReader(file)
