@@ -224,14 +224,21 @@ class Bench:
 
     def worst(self) -> None:
         """Worst-case flatness."""
-        self.compare(
-            "worst flatness, deep copies",
-            lambda: hookflat.worst_flatness(
-                self.net, (self.x, self.y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=10
-            ).losses[0],
-            lambda: by_hand.worst_flatness(self.net, self.x, self.y, self.budget, xi=0.003, sweeps=10, batch_size=128),
-            2,
-        )
+        self.compare("worst flatness, deep copies", *self._worst(), 2)
+
+    def _worst(self, sweeps: int = 10) -> tuple[Callable[[], float], Callable[[], float]]:
+        def ours() -> float:
+            found = hookflat.worst_flatness(
+                self.net, (self.x, self.y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=sweeps
+            )
+            return found.losses[0]
+
+        def theirs() -> float:
+            return by_hand.worst_flatness(
+                self.net, self.x, self.y, self.budget, xi=0.003, sweeps=sweeps, batch_size=128
+            )
+
+        return ours, theirs
 
     def steps(self) -> None:
         """A training step of every method, against the same by hand."""
@@ -336,10 +343,15 @@ class Bench:
         print(f"\nPGD-20 reaches {rate / 1e9:.0f} GFLOP/s, {rate / best:.0%} of a matrix product's {best / 1e9:.0f}")
 
     def profile(self) -> None:
-        """The operators in which a step of AT, and average-case flatness, spend 95 % of their time."""
+        """The operators in which a step of AT, and measures of flatness, spend 95 % of their time."""
         with self.run() as run:
             batches = endless(run)
-            calls = {"a step of AT": lambda: loop.step(run, next(batches)), "average-case flatness": self._average()[0]}
+            calls = {
+                "a step of AT": lambda: loop.step(run, next(batches)),
+                "average-case flatness": self._average()[0],
+                "worst-case flatness": self._worst(3)[0],
+                "worst-case flatness by hand": self._worst(3)[1],
+            }
             for what, call in calls.items():
                 call()
                 with torch.profiler.profile() as profiler:
