@@ -45,7 +45,7 @@ TAIL = """
   the spread over seeds.
 - `constant` and `adam`, the sharpest networks but for `timm` (another architecture), are among the least robust.
 - `weight_decay` is much more robust here than in the paper, where it is average.
-- `adr`, `ikl` and `lbgat` have not learnt the training digits after 360 steps (RLoss, train); what they set is for
+- `adr`, `ikl`, `lbgat` and `state_of_the_art` have not learnt the digits in 360 steps (RLoss, train); they are set for
   trainings of tens of thousands.
 - `free_at` breaks down here, as training on single steps does at large radii; at 4/255 on photographs it does not
   ([examples](examples/README.md)).
