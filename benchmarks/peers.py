@@ -1,7 +1,7 @@
 """hookflat beside torchattacks, pyautoattack and code written by hand: ratios of time at equal results.
 
     python benchmarks/peers.py [--device cpu|cuda] [--width 32] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
-    python benchmarks/peers.py --only methods --width 16 --csv docs/costs.csv
+    python benchmarks/peers.py --only methods --width 16 --threads 1 --csv docs/costs.csv
 
 ResNet-18 on 32x32 colour images, fp32; --precision bf16 lowers hookflat's searches and training passes. The two sides
 of a row take turns in one process, on the same weights and images with the same budget; a ratio above 1 says how many
@@ -35,6 +35,7 @@ from typing import Any
 import by_hand
 import torch
 import torch.nn.functional as F
+from methods import TAUGHT
 from pyautoattack import AutoAttack
 from torch import Tensor
 
@@ -275,16 +276,11 @@ class Bench:
             teachers = {name: Path(folder, name) for name in ("standard", "at")}
             for name, place in teachers.items():
                 hookflat.run(self._shipped(name, {"run.epochs": 1}), folder=place)
-            given = {
-                "hat": {"loss.helper": str(teachers["standard"])},
-                "kd_swa": {
-                    f"loss.{n}_teacher": str(teachers[t]) for n, t in (("standard", "standard"), ("robust", "at"))
-                },
-            }
             plain = self._examples_of(self._shipped("at"), Path(folder, "plain"))
             for name in sorted(path.stem for path in recipes_folder().glob("*.toml")):
                 if name not in ("timm", "vit"):  # other networks
-                    recipe = self._shipped(name, given.get(name, {}))
+                    given = {key: str(teachers[teacher]) for key, teacher in TAUGHT.get(name, {}).items()}
+                    recipe = self._shipped(name, given)
                     steps = self._examples_of(recipe, Path(folder, f"of-{name}"))
                     row = self.compare(f"time of {name} over AT", plain, steps, 4 * self.options.pairs)
                     found[name] = recipe.run.epochs_factor * statistics.median(row.ratios)
@@ -312,6 +308,7 @@ class Bench:
         folder.mkdir()
         run = in_nowhere(recipe, str(folder))
         run.epoch = run.epochs // 2
+        run.step = run.epoch * run.steps_per_epoch
         batches = endless(run)
         count = 2 * self.options.batch // run.batch_size
 
