@@ -94,6 +94,7 @@ class Row:
 def endless(run: Any) -> Iterator[Any]:
     """Batches of a run, epoch after epoch."""
     while True:
+        run.epoch = run.step // run.steps_per_epoch
         yield from run.batches()
 
 
@@ -307,8 +308,7 @@ class Bench:
         """Steps for as many examples as two batches of AT have, from the middle of the training on."""
         folder.mkdir()
         run = in_nowhere(recipe, str(folder))
-        run.epoch = run.epochs // 2
-        run.step = run.epoch * run.steps_per_epoch
+        run.step = run.epochs // 2 * run.steps_per_epoch
         batches = endless(run)
         count = 2 * self.options.batch // run.batch_size
 
