@@ -17,13 +17,13 @@ class DistractionOverMemorization:
     """DOM by removal: CE(f(x_adv), y), from `start` on without examples whose clean CE(f(x), y) is below `threshold`.
 
     The mean is over the whole batch, removed examples count as zero. The clean loss is the network's in evaluation mode
-    (the official code's is in training mode and moves the running statistics). The other form, which augments those
-    examples instead, is not here.
+    (the official code's is in training mode and moves the running statistics). The threshold is its command's for AT;
+    for single-step AT it has 2.0. The other form, which augments those examples instead, is not here.
     """
 
     paper: ClassVar[str] = "Lin et al. 2024, arXiv 2310.08847, DOM_RE; github.com/tmllab/2024_ICLR_DOM"
 
-    threshold: Annotated[Number, Field(ge=0, description="clean loss below which an example is removed")] = 1.0
+    threshold: Annotated[Number, Field(ge=0, description="clean loss below which an example is removed")] = 1.5
     start: Annotated[Share, Field(description="share of the training before the first removal")] = 0.5
 
     @hookimpl

@@ -18,15 +18,16 @@ class Mail:
 
     "at": w CE(f(x_adv), y). "trades": CE(f(x), y) + beta w KL(p(x) || p(x_adv)), whose attack maximises the KL. No
     gradient flows through w, which is 1 before `start`. The factor 3 is the official code's and does not depend on the
-    batch; slope and bias are its defaults, too. Its third form, on MART, is not here.
+    batch. Bias, slope and beta are those of its command for "trades"; its command for "at" has bias -0.5 and slope 10.
+    Its third form, on MART, is not here.
     """
 
     paper: ClassVar[str] = "Liu et al. 2021, arXiv 2106.07904, MAIL; github.com/QizhouWang/MAIL"
 
     form: Annotated[Literal["at", "trades"], Field(description="the loss that is weighted")] = "trades"
-    bias: Annotated[Number, Field(description="added to the margin")] = -1.5
-    slope: Annotated[Number, Field(ge=0, description="of the sigmoid")] = 1.0
-    beta: Annotated[Number, Field(ge=0, description='weight of the KL term of "trades"')] = 6.0
+    bias: Annotated[Number, Field(description="added to the margin")] = 0.0
+    slope: Annotated[Number, Field(ge=0, description="of the sigmoid")] = 2.0
+    beta: Annotated[Number, Field(ge=0, description='weight of the KL term of "trades"')] = 5.0
     start: Annotated[Share, Field(description="share of the training before the first weights (75 of 120)")] = 0.625
 
     @hookimpl

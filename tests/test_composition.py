@@ -217,7 +217,7 @@ OTHER = {
     "label_noise": {"rate": 0.9},
     "label_smoothing": {"tau": 0.9},
     "lbgat": {"beta": 1.0},
-    "mail": {"form": "at", "bias": 0.0, "slope": 3.0, "beta": 1.0, "start": 0.9},
+    "mail": {"form": "at", "bias": -1.0, "slope": 3.0, "beta": 1.0, "start": 0.9},
     "mart": {"beta": 1.0},
     "mi_fgsm": {
         **{"norm": "L2", "eps": 0.2, "eps_factor": 0.5, "step_size": 0.02, "alpha": 0.3, "steps": 3, "decay": 0.0},
