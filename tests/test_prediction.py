@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hookflat.reporting.prediction import granulated, out_of_sample, single_changes
+from hookflat.reporting.prediction import behind, granulated, out_of_sample, single_changes
 from hookflat.reporting.statistics import correlation, partial_spearman
 
 
@@ -21,6 +21,20 @@ def test_leaving_one_method_out_by_hand():
     assert found.baseline == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(y, means, strict=True)) / 3))
     assert found.r2.value == pytest.approx(1 - found.error**2 / found.baseline**2)
     assert math.isnan(found.r2.low)  # of three methods
+
+
+def test_how_far_a_measure_is_behind_another_is_the_difference_of_their_r2_in_every_resample():
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=9)
+    one, two = (out_of_sample(y + s * rng.normal(size=9), y, range(9), resamples=50) for s in (0.1, 1.0))
+    found = behind(two, one, resamples=50)
+    counts = [np.ones(9), *(np.bincount(drawn, minlength=9) for drawn in rng.integers(9, size=(2000, 9)))]
+    r2 = [[1 - (p.squared[0] @ c) / (p.squared[1] @ c) for c in counts] for p in (two, one)]
+    less = np.subtract(*r2)
+    assert found.value == pytest.approx(two.r2.value - one.r2.value) == pytest.approx(less[0])
+    many = behind(two, one, resamples=2000)
+    assert (many.low, many.high) == pytest.approx(np.percentile(less[1:], [2.5, 97.5]), abs=0.1)
+    assert behind(one, one, resamples=50) == (0, 0, 0)
 
 
 def test_a_method_counts_once_however_many_seeds_it_has():

@@ -14,6 +14,7 @@ from hookflat import report
 from hookflat.reporting.analysis import analyse
 from hookflat.reporting.foretelling import foretold
 from hookflat.reporting.gathering import gather
+from hookflat.reporting.prediction import out_of_sample
 from hookflat.reporting.table import published, table1
 from hookflat.reporting.words import details, verdict
 
@@ -204,6 +205,43 @@ def test_a_planted_measure_is_found_and_none_where_there_is_none(tmp_path):
     rows = list(csv.DictReader((page.folder / "ranking.csv").open()))
     assert len(rows) == 8 * 4
     assert {row["measure"] for row in rows if row["beats_the_baseline"] == "True"} == {"known"}
+
+
+def test_measures_are_ranked_over_the_networks_that_have_them_all(tmp_path):
+    """One that half of the methods have is; the others' numbers are then of that half. One of fewer methods is not."""
+    rng = np.random.default_rng(3)
+    for i in range(12):
+        for seed in range(2):
+            more = {"half": i % 6 + rng.random()} if i < 6 and seed == 0 else {}
+            more |= {"few": rng.random()} if i < 5 else {}
+            flatness = i + rng.random() if i < 6 else 12 - i + rng.random()
+            write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=network(0.4, i + rng.random(), flatness, **more))
+    gathered = gather([tmp_path])
+    analysis = analyse(gathered, 200)
+    ranked = {r.measure: r for r in analysis.ranking if r.outcome == "rloss"}
+    assert {name: r.models for name, r in ranked.items()} == {"average_flatness": 6, "half": 6}
+    chosen = [r.networks["last"].test for r in gathered.runs if "half" in r.networks["last"].test]
+    x, y = ([n[key] for n in chosen] for key in ("average_flatness", "rloss"))
+    assert ranked["average_flatness"].spearman.value == pytest.approx(spearmanr(x, y).statistic)
+    assert ranked["average_flatness"].prediction == out_of_sample(x, y, range(6), tried=2, resamples=200)
+    assert analysis.overall["average_flatness", "rloss"].models == 24
+    assert analysis.overall["average_flatness", "rloss"].spearman.value < ranked["average_flatness"].spearman.value
+
+
+def test_a_measure_as_good_as_the_best_is_said_to_be(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        knows = i + 0.1 * rng.random()
+        last = network(0.4, float(i), rng.random(), first=knows, second=knows + 0.1 * rng.random())
+        write(tmp_path / f"m{i}-0", f"m{i}", last=last)
+    analysis = analyse(gather([tmp_path]), 500)
+    assert foretold(analysis).endswith("1 other cannot be told from it.")
+    behind = {r.measure: r.behind for r in analysis.ranking if r.outcome == "rloss"}
+    best = next(iter(behind))
+    assert best in ("first", "second")
+    assert behind.pop(best) is None
+    assert behind.pop("second" if best == "first" else "first").high >= 0
+    assert behind["average_flatness"].high < 0
 
 
 def test_what_a_partial_correlation_holds_fixed(tmp_path):

@@ -21,19 +21,21 @@ def foretold(analysis: Analysis) -> str:
     if not best.prediction.beats_the_baseline:
         return f"None of {of} predicts {what} better than {nothing}."
     error, baseline = (off(analysis, key, value) for value in (best.prediction.error, best.prediction.baseline))
-    return f"Best of {of}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}."
+    alike = counted(sum(_alike(ranked) for ranked in _of(analysis, key)), "other")
+    tied = "" if alike.startswith("0 ") else f"; {alike} cannot be told from it"
+    return f"Best of {of}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}{tied}."
 
 
 def predictions(analysis: Analysis) -> str:
     """Out of sample, every outcome."""
     parts = []
-    methods = 0
+    of: dict[str, None] = {}
     for key, heading in analysis.outcomes.items():
         best = _best(analysis, key)
         if best is None or best.prediction is None:
             continue
         found = best.prediction
-        methods = max(methods, found.methods)
+        of[f"{counted(found.methods, 'method')} but one ({counted(best.models, 'network')})"] = None
         if math.isnan(found.r2.low):
             parts.append(f"the {heading} cannot be judged from {counted(found.methods, 'method')}")
         elif not any(r.prediction and r.prediction.beats_the_baseline for r in _of(analysis, key)):
@@ -43,10 +45,8 @@ def predictions(analysis: Analysis) -> str:
             parts.append(f"the {heading} by {analysis.names[best.measure]} ({better}; R² {estimate(found.r2)})")
     if not parts:
         return ""
-    how = (
-        f"Fitted on all of {methods} methods but one, to predict that one, against a baseline that knows the mean alone"
-    )
-    return f"{how}: {'; '.join(parts)}. Intervals are for all measures together."
+    how = "to predict that one, against a baseline that knows the mean alone"
+    return f"Fitted on all of {' or '.join(of)}, {how}: {'; '.join(parts)}. Intervals are for all measures together."
 
 
 def changes(analysis: Analysis) -> str:
@@ -57,7 +57,8 @@ def changes(analysis: Analysis) -> str:
         if not found:
             continue
         ranked, psi = max(found, key=lambda pair: pair[1].value)
-        least = f"; least for {axis(psi.worst)}, {minus(f'{psi.psi[psi.worst]:.2f}')}" if len(psi.psi) > 1 else ""
+        lowest = psi.psi[psi.worst]
+        least = f"; least for {axis(psi.worst)}, {minus(f'{lowest:.2f}')}" if lowest < psi.value else ""
         parts.append(f"the {heading} by {analysis.names[ranked.measure]} ({minus(f'{psi.value:.2f}')}{least})")
     if not parts:
         return ""
@@ -76,6 +77,11 @@ def off(analysis: Analysis, key: str, error: float) -> str:
 
 def _of(analysis: Analysis, key: str) -> list[Ranked]:
     return [ranked for ranked in analysis.ranking if ranked.outcome == key]
+
+
+def _alike(ranked: Ranked) -> bool:
+    """Whether the first is not known to predict better."""
+    return ranked.behind is not None and ranked.behind.high >= 0
 
 
 def _best(analysis: Analysis, key: str) -> Ranked | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -19,13 +19,19 @@ class Prediction:
     """How well a measure predicts an outcome of a method that it was not fitted on.
 
     `error`, `baseline`: root mean squared errors in the outcome's unit, every method counted once; the baseline's
-    prediction is the mean outcome of the other methods. `r2`: 1 - error^2 / baseline^2.
+    prediction is the mean outcome of the other methods. `r2`: 1 - error^2 / baseline^2. `squared`: (2, methods) mean
+    squared errors of each method, the measure's and the baseline's.
     """
 
     error: float
     baseline: float
     r2: Estimate
-    methods: int
+    squared: Array = field(repr=False, compare=False)
+
+    @property
+    def methods(self) -> int:
+        """How many were left out, one after the other."""
+        return self.squared.shape[1]
 
     @property
     def beats_the_baseline(self) -> bool:
@@ -67,7 +73,16 @@ def out_of_sample(
     tail = 100 * 0.025 / tried
     low, high = np.nanpercentile(r2[1:], [tail, 100 - tail]) if len(names) >= FEW else (np.nan, np.nan)
     estimate = Estimate(float(r2[0]), float(low), float(high))
-    return Prediction(*np.sqrt(errors.mean(axis=1)).tolist(), estimate, len(names))
+    return Prediction(*np.sqrt(errors.mean(axis=1)).tolist(), estimate, errors)
+
+
+def behind(other: Prediction, best: Prediction, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """R^2 of one measure minus that of another, both of the same networks: 95 % over the same resamples of methods."""
+    counts = resample(range(best.methods), resamples, seed).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        less = ((best.squared[0] - other.squared[0]) @ counts) / (best.squared[1] @ counts)
+    low, high = np.nanpercentile(less[1:], [2.5, 97.5]) if best.methods >= FEW else (np.nan, np.nan)
+    return Estimate(float(less[0]), float(low), float(high))
 
 
 def _share_below(fitted: Array, values: Array) -> Array:

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hookflat.recipe.recipe import RunOptions
 from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of
-from hookflat.reporting.prediction import Granulated, Prediction, granulated, out_of_sample, single_changes
+from hookflat.reporting.prediction import Granulated, Prediction, behind, granulated, out_of_sample, single_changes
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
-from hookflat.reporting.statistics import Estimate, partial_spearman
+from hookflat.reporting.statistics import Estimate, partial_spearman, spearman
 
 Control = Callable[[MeasuredRun, Network], float]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A measure and an outcome. Over last networks, `granulated` over early-stopped ones too.
+    """A measure and an outcome, over the `models` last networks that have the outcome and every measure ranked.
 
-    `fixed`: what the partial Spearman holds fixed, in words. None for what these networks do not tell.
+    `fixed`: what the partial Spearman holds fixed, in words. `granulated`: over early-stopped ones too. `behind`: R^2
+    out of sample minus the best measure's. None for what these networks do not tell.
     """
 
     measure: str
     outcome: str
+    models: int
+    spearman: Estimate
     partial: Estimate | None
     fixed: tuple[str, ...]
     granulated: Granulated | None
     prediction: Prediction | None
+    behind: Estimate | None = None
 
 
 def controls(gathered: Gathered, clean: str) -> dict[str, Control]:
@@ -50,6 +54,10 @@ def trained_with(recipe: dict[str, Any]) -> dict[str, Any]:
     return options_of(recipe | {"run": vars(RunOptions()) | run} if run else recipe)
 
 
+_Row = tuple[MeasuredRun, Network, str, int]
+"""A network, its method, and the number of its configuration."""
+
+
 def rank(
     models: Sequence[Configuration],
     measures: Sequence[str],
@@ -61,7 +69,8 @@ def rank(
 ) -> list[Ranked]:
     """By outcome, the measure of the largest R^2 out of sample first, those without one last.
 
-    `confidences`: the measures that are a confidence, for which none is held fixed.
+    All over the same networks: those that have every measure that half of the methods share with the others. A measure
+    that fewer share is not ranked. `confidences`: the measures that are a confidence, for which none is held fixed.
     """
     last = [
         (run, run.networks["last"], configuration.method, i)
@@ -69,27 +78,56 @@ def rank(
         for run in configuration.runs
         if "last" in run.networks
     ]
-    trained = distinct([run for c in models for run in c.runs if run.trained_here])
+    measures = _shared(last, measures)
+    trained = [
+        row for row in distinct([run for c in models for run in c.runs if run.trained_here]) if _has(row[2], measures)
+    ]
     changes = single_changes(
         [trained_with(r.recipe) | {"run.seed": r.seed, "early stopping": label == "best"} for r, label, _ in trained]
     )
     found = []
     for outcome in outcomes:
+        rows = [row for row in last if _has(row[1], [*measures, outcome])]
+        y, methods, clusters = [r[1].value(outcome) for r in rows], [r[2] for r in rows], [r[3] for r in rows]
         ranked = []
-        for measure in measures:
-            rows = [r for r in last if not math.isnan(r[1].value(measure) + r[1].value(outcome))]
+        for measure in measures if rows else ():
+            x = [r[1].value(measure) for r in rows]
             pairs = granulated(changes, *([n.value(key) for *_, n in trained] for key in (measure, outcome)))
-            x, y = ([network.value(key) for _, network, *_ in rows] for key in (measure, outcome))
-            prediction = out_of_sample(x, y, [r[2] for r in rows], tried=len(measures), resamples=resamples)
+            prediction = out_of_sample(x, y, methods, tried=len(measures), resamples=resamples)
             held = {n: of for n, of in fixed.items() if n != "confidence" or measure not in confidences}
             partial, names = _partial(rows, measure, outcome, held, resamples)
-            ranked.append(Ranked(measure, outcome, partial, names, pairs, prediction))
-        found += sorted(ranked, key=lambda r: -r.prediction.r2.value if r.prediction else math.inf)
+            whole = spearman(x, y, clusters=clusters, resamples=resamples)
+            ranked.append(Ranked(measure, outcome, len(rows), whole, partial, names, pairs, prediction))
+        ranked.sort(key=lambda r: -r.prediction.r2.value if r.prediction else math.inf)
+        found += [_placed(r, ranked[0], resamples) for r in ranked]
     return found
 
 
+def _shared(rows: Sequence[_Row], measures: Sequence[str]) -> list[str]:
+    """The measures to rank: as many as leave half of the methods with networks that have them all."""
+    having = {m: {i for i, row in enumerate(rows) if _has(row[1], [m])} for m in measures}
+    methods = lambda of: len({rows[i][2] for i in of})
+    least = max(map(methods, having.values()), default=0) / 2
+    common, shared = set(range(len(rows))), set()
+    for measure in sorted(measures, key=lambda m: -len(having[m])):
+        if methods(common & having[measure]) >= least:
+            common &= having[measure]
+            shared.add(measure)
+    return [measure for measure in measures if measure in shared]
+
+
+def _has(network: Network, keys: Sequence[str]) -> bool:
+    return not any(math.isnan(network.value(key)) for key in keys)
+
+
+def _placed(ranked: Ranked, best: Ranked, resamples: int) -> Ranked:
+    if ranked is best or ranked.prediction is None or best.prediction is None:
+        return ranked
+    return replace(ranked, behind=behind(ranked.prediction, best.prediction, resamples=resamples))
+
+
 def _partial(
-    rows: Sequence[tuple[MeasuredRun, Network, str, int]],
+    rows: Sequence[_Row],
     measure: str,
     outcome: str,
     fixed: Mapping[str, Control],

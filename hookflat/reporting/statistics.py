@@ -75,6 +75,15 @@ def correlation(
     return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers.tolist())))
 
 
+def spearman(
+    x: Sequence[float], y: Sequence[float], *, clusters: Sequence[int], resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Spearman alone, as `correlation` has it."""
+    numbers = np.asarray(clusters)
+    counts = resample(numbers, resamples, seed)
+    return _estimate(_spearman(np.asarray(x, float), np.asarray(y, float), counts), numbers)
+
+
 def partial_spearman(
     x: Sequence[float],
     y: Sequence[float],
