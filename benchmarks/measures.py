@@ -1,4 +1,4 @@
-"""Every measure on five networks trained on the embedded digits: `python benchmarks/measures.py` writes its page.
+"""The measures of protocol `full` on five networks trained on the embedded digits: `python benchmarks/measures.py` writes its page.
 
 Runs and evaluations that are complete are not made again, so the command may be stopped and started.
 """
@@ -26,7 +26,7 @@ METHODS = {
     "label_noise": "label noise",
 }
 EXAMPLES = 200
-HEAD = f"""# Every measure on five networks
+HEAD = f"""# The measures of protocol `full` on five networks
 
 Made by `python benchmarks/measures.py`: `hookflat run NAME` (seed 0), then `hookflat eval runs/NAME-0 --protocol full`
 on the first {EXAMPLES} test and training digits, one CPU thread. Errors and shares in %; ± is the standard error over

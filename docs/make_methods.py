@@ -16,6 +16,8 @@ ORDER = (
     *("loss", "attack", "weight perturbation", "optimizer", "schedule", "regularizer", "activation", "averaging"),
     *("more data", "model selection", "diagnostic", "measure", "model", "data", "figure", "tool"),
 )
+METHODS = (*ORDER[:8], "more data", "model")
+"""Kinds of what a recipe is made of."""
 HEAD = """# Methods
 
 Every plugin that ships, made from the code by `python docs/make_methods.py`; `hookflat plugins NAME` prints the same.
@@ -28,10 +30,11 @@ without networks that teach or label (`python benchmarks/peers.py --only methods
 --threads 1`, on a core shared with others: `at` over itself came out at 1.06). Digits: RErr (PGD) in % and average-case
 flatness of the last network, over the seeds of [digits.md](digits.md). CIFAR-10: RErr (APGDs) in %, RLoss and
 average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not
-measured.
+measured; `timm` and `vit` train other networks, whose cost says nothing beside that of `at`. A plugin's name leads to
+its formula, options and source.
 
-| recipe | what it is | row of Table 1 | cost | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
-|---|---|---|---|---|---|---|---|---|---|
+| recipe | what it is | plugins | Table 1 | cost | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -49,17 +52,20 @@ def page() -> str:
     """The page: Table 1's rows with their recipes, then every plugin by kind."""
     parts = [HEAD.rstrip("\n")]
     costs, digits, cifar = _costs(), _digits(), _cifar()
+    plugins = [(kind_of(cls), s.name, cls) for s in Catalogue() if _ours(cls := s.load())]
+    naming = {name: {path.stem for path in recipes_naming(name)} for kind, name, _ in plugins if kind in METHODS}
     for recipe in sorted(recipes_folder().glob("*.toml")):
+        family = _family(recipe)
+        links = ", ".join(f"[{name}](#{name})" for name, recipes in naming.items() if recipes & family)
         what, row = title(recipe), re.search(r'row "(.+?)" of Table 1', title(recipe))
         what = re.sub(r"[:;,]? ?(?:row|the paper's|as) ?\"?[^:;]*\" of Table 1", "", what) if row else what
-        cells = [what.rstrip(". "), row[1] if row else "", costs.get(recipe.stem, "")]
+        cells = [what.rstrip(". "), links, row[1] if row else "", costs.get(recipe.stem, "")]
         cells += digits.get(recipe.stem, [""] * 2) + cifar.get(recipe.stem, [""] * 4)
         parts.append(f"| `{recipe.stem}` | {' | '.join(_escaped(cell, table=True) for cell in cells)} |")
     parts += [
         "",
-        "Where a row is only hyper-parameters, its recipe sets them on top of `at`; the others name a plugin.",
+        "Where a row names no plugin, its recipe sets hyper-parameters on top of `at`.",
     ]
-    plugins = [(kind_of(cls), s.name, cls) for s in Catalogue() if _ours(cls := s.load())]
     for kind, members in groupby(sorted(plugins, key=lambda p: (ORDER.index(p[0]), p[1])), key=lambda p: p[0]):
         parts.append(f"\n## {kind.capitalize()}")
         for _, name, cls in members:
@@ -72,6 +78,13 @@ def page() -> str:
                 parts.append("\nNot with " + "; ".join(f"`{other}` ({why})" for other, why in excludes.items()) + ".")
             parts += _options(cls)
     return "\n".join(parts) + "\n" + LEFT_OUT
+
+
+def _family(recipe: Path) -> set[str]:
+    """A recipe and those that it extends, `at` aside."""
+    parent = re.search(r'^extends = "(\w+)\.toml"', recipe.read_text(encoding="utf-8"), re.M)
+    above = _family(recipe.with_name(f"{parent[1]}.toml")) if parent and parent[1] != "at" else set()
+    return {recipe.stem} | above
 
 
 def _costs() -> dict[str, str]:
