@@ -53,8 +53,8 @@ ABOUT_RANKING = (
     "measures together. Behind the best: its R² minus that of the first row, 95 % for these two alone; where the "
     "interval reaches 0, the first is not known to be better. All over the same networks, those that have every "
     "measure of the table; within methods over all that have the measure, as differences from their method's mean. "
-    "Psi: agreement in sign where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. "
-    "2020)."
+    "Spearman |: held fixed is what varies here of clean error, confidence and learning rate. Psi: agreement in sign "
+    "where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020)."
 )
 
 
