@@ -86,6 +86,8 @@ from .functional.input_space import local_lipschitz as local_lipschitz
 from .functional.input_space import margins as margins
 from .functional.spectrum import SpectralDensity as SpectralDensity
 from .functional.spectrum import hessian_density as hessian_density
+from .functional.weight_norms import distance_from_initialization as distance_from_initialization
+from .functional.weight_norms import weight_norm as weight_norm
 from .functional.trust import TRUST_FLAGS as TRUST_FLAGS
 from .functional.trust import trust as trust
 from .functional.landscapes import LANDSCAPE_RADIUS as LANDSCAPE_RADIUS

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from hookflat import Quantity, Subject, hookimpl, layers
+from hookflat import Quantity, Subject, distance_from_initialization, hookimpl, layers, weight_norm
 
 
 @dataclass(eq=False)
@@ -22,11 +20,9 @@ class WeightNorm:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        weights = {name: w.detach().double() for name, w in layers(subject.model).items()}
-        values = {"weight_norm": _norm(list(weights.values()))}
-        if subject.start.keys() >= weights.keys():
-            moves = [w - subject.start[name].to(w) for name, w in weights.items()]
-            values["distance_from_start"] = _norm(moves)
+        values = {"weight_norm": weight_norm(subject.model)}
+        if subject.start.keys() >= layers(subject.model).keys():
+            values["distance_from_start"] = distance_from_initialization(subject.model, subject.start)
         return values
 
     def numbers(self) -> dict[str, Quantity]:
@@ -38,7 +34,3 @@ class WeightNorm:
 
     def passes(self) -> int:
         return 0
-
-
-def _norm(tensors: list[torch.Tensor]) -> float:
-    return torch.nn.utils.get_total_norm(tensors).item()

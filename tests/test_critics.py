@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, softplus
 
 import hookflat
 from hookflat.functional.adaptive_sharpness import checkpoints
+from hookflat.functional.attack_view import conv_norm_pairs
 from hookflat.functional.layers import NormalizedLogits
 from hookflat.functional.neighborhood import layers
 
@@ -281,6 +282,7 @@ def test_the_spectral_density_has_the_moments_of_the_spectrum():
 
 MEASURES = {
     "average": lambda net, data: hookflat.average_sharpness(net, data, samples=2, **ATTACK).flatness,
+    "filter": lambda net, data: hookflat.average_flatness(net, data, samples=2, filters=True, **ATTACK).flatness,
     "worst": lambda net, data: hookflat.worst_sharpness(net, data, iterations=2, batch_size=16, **ATTACK).sharpness,
     "margins": lambda net, data: hookflat.margins(net, data, **ATTACK).logit.mean().item(),
     "gradients": lambda net, data: hookflat.input_gradients(net, data, **ATTACK).l1.mean().item(),
@@ -299,17 +301,76 @@ def test_does_not_depend_on_how_the_loader_batches(digits_net, digits_pair, name
     assert many == pytest.approx(one, rel=2e-2 if name == "worst" else 1e-3)
 
 
-@pytest.mark.parametrize("name", ["margins", "gradients", "lipschitz", "thickness", "along"])
-def test_what_looks_at_the_function_alone_does_not_see_rescaling(digits_net, digits_pair, name):
+@pytest.mark.parametrize("name", ["average", "filter", "margins", "gradients", "lipschitz", "thickness", "along"])
+def test_what_is_relative_to_the_weights_or_looks_at_the_function_alone_does_not_see_rescaling(
+    digits_net, digits_pair, name
+):
     scaled = copy.deepcopy(digits_net)
     hookflat.rescale(scaled, 2.0)
     assert MEASURES[name](scaled, digits_pair) == pytest.approx(MEASURES[name](digits_net, digits_pair), rel=2e-2)
 
 
-def test_the_hessian_and_the_norm_of_the_weights_see_rescaling(digits_net, digits_pair):
-    scaled = copy.deepcopy(digits_net)
-    hookflat.rescale(scaled, 2.0)
-    assert MEASURES["density"](scaled, digits_pair) < 0.9 * MEASURES["density"](digits_net, digits_pair)
+def rescaled_throughout(net, factor):
+    """Twice a network whose only trainable weights are those that `rescale` multiplies; as it is, and rescaled."""
+    one = copy.deepcopy(net).double()
+    moved = {conv.weight for conv, _ in conv_norm_pairs(one)}
+    for p in one.parameters():
+        p.requires_grad_(p in moved)
+    other = copy.deepcopy(one)
+    hookflat.rescale(other, factor)
+    return one, other
+
+
+def test_curvature_falls_with_the_square_of_the_scale_and_the_norm_of_the_weights_rises_with_it(
+    digits_net, digits_pair
+):
+    """w -> a w at the same function: second derivatives by w are divided by a^2."""
+    data = digits_pair[0][:8].double(), digits_pair[1][:8]
+    one, other = rescaled_throughout(digits_net, 3.0)
+    found, after = (
+        {
+            "largest": hookflat.hessian_eigenvalues(net, data, k=1, tolerance=0.05, robust=False).largest[0],
+            "trace": hookflat.hessian_trace(net, data, samples=2, robust=False).trace,
+            "frobenius": hookflat.hessian_density(net, data, probes=1, lanczos_steps=4, robust=False).frobenius,
+            "norm": hookflat.weight_norm(net),
+            "distance": hookflat.distance_from_initialization(net, {n: 0 * p for n, p in net.named_parameters()}),
+        }
+        for net in (one, other)
+    )
+    factors = {"largest": 1 / 9, "trace": 1 / 9, "frobenius": 1 / 9, "norm": 3, "distance": 3}
+    assert {name: after[name] / found[name] for name in found} == pytest.approx(factors, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight_norm", ["L2", "Linf"])
+def test_average_case_sharpness_that_is_not_adaptive_has_its_radius_in_units_of_the_weights(
+    digits_net, digits_pair, weight_norm
+):
+    """At the scale a it is that of radius rho / a; the adaptive one is that of radius rho."""
+    data = digits_pair[0].double(), digits_pair[1]
+    one, other = rescaled_throughout(digits_net, 3.0)
+    options = {"weight_norm": weight_norm, "samples": 2, "robust": False}
+    for adaptive, rho, there in ((True, 0.3, 0.3), (False, 0.1, 0.3), (False, 0.3, 0.3)):
+        found = hookflat.average_sharpness(one, data, rho=rho, adaptive=adaptive, **options).flatness
+        after = hookflat.average_sharpness(other, data, rho=there, adaptive=adaptive, **options).flatness
+        assert abs(found) > 0.01
+        assert (after == pytest.approx(found, rel=1e-4)) == (rho != there or adaptive)
+
+
+def test_the_norm_of_the_weights_is_that_of_convolutions_and_linear_layers():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 2))
+    net[0].weight.data.fill_(3.0)
+    net[1].weight.data.fill_(100.0)  # of a normalisation layer: not counted
+    net[3].weight.data, net[3].bias.data = torch.tensor([[4.0], [0.0]]), torch.tensor([0.0, 12.0])
+    assert hookflat.weight_norm(net) == pytest.approx(13)
+    initial = {name: p.detach().clone() for name, p in net.named_parameters()}
+    assert hookflat.distance_from_initialization(net, initial) == 0
+    initial["0.weight"] += 2
+    initial["3.bias"] -= torch.tensor([1.0, 2.0])
+    initial["1.bias"] += 50
+    assert hookflat.distance_from_initialization(net, initial) == pytest.approx(3)
+    initial["3.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"no initial weight of its shape for 0\.weight, 3\.bias"):
+        hookflat.distance_from_initialization(net, {k: v for k, v in initial.items() if k != "0.weight"})
 
 
 def test_the_distance_from_the_start_is_that_of_the_trained_weights(tmp_path):
