@@ -37,6 +37,32 @@ def looking_for_itself(net, x):
     return net(x + 1e-3 * gradient.sign())
 
 
+def off_the_grid(net, x):
+    """The gradient of stored images alone, whose pixels are multiples of 1/255."""
+    stored = ((255 * x).round() / 255 - x).abs().amax(dim=(1, 2, 3), keepdim=True) < 1e-6
+    return net(torch.where(stored, x, x.detach()))
+
+
+def a_row_at_a_time(net, x):
+    """The gradient of one row of pixels, another one at every step."""
+    row = (1e4 * x.flatten(1).sum(dim=1)).long() % x.shape[2]
+    here = nn.functional.one_hot(row, x.shape[2]).bool()[:, None, :, None]
+    return net(torch.where(here, x, x.detach()))
+
+
+class Tired(nn.Module):
+    """A network that has no gradients any more after it was asked for so many."""
+
+    def __init__(self, net, patience):
+        super().__init__()
+        self.net, self.patience = net, patience
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x):
+        self.asked += len(x) * x.requires_grad
+        return self.net(x if self.asked <= self.patience else x.detach() + 0 * x)
+
+
 PLANTED = {
     "honest": lambda net, x: net(x),
     "randomised": lambda net, x: net(x + 0.1 * torch.randn_like(x)),
@@ -44,6 +70,8 @@ PLANTED = {
     "dynamic": looking_for_itself,
     "quantised": lambda net, x: net((x * 4).round() / 4),
     "huge logits": lambda net, x: 1e5 * net(x),
+    "off the grid": off_the_grid,
+    "a row at a time": a_row_at_a_time,
 }
 
 
@@ -102,6 +130,23 @@ def test_masked_gradients_are_seen(found, name):
     assert flags(masked) >= {"zero_gradients", "square"}
     assert "radius" in flags(masked)
     assert masked.zero_gradients > 0.5
+
+
+def test_more_steps_than_one_should_break_more_and_many_more_not_many_more(found):
+    """PGD starts off the grid, where there is no gradient; a row at a time, it takes as many times the steps."""
+    one, many = found["off the grid"], found["a row at a time"]
+    assert flags(one) & {"single_step", "steps", "inconsistent"} == {"single_step"}
+    assert one.error_single_step > one.error + 0.05
+    assert flags(many) & {"single_step", "steps", "inconsistent"} == {"steps"}
+    assert many.error_steps > many.error + 0.05
+
+
+def test_a_network_that_more_steps_break_less_has_changed_its_answers(net, digits_pair):
+    """It masks its gradients when the attack of few steps is over; none of the package's checks sees that."""
+    found = trust(Tired(net, 300), digits_pair, queries=0, tolerance=0.05, **ATTACK)
+    assert found.error_steps < found.error - 0.05
+    assert flags(found) >= {"inconsistent"}
+    assert not flags(found) & {"randomised", "dynamic", "zero_gradients", "steps"}
 
 
 def test_a_sibling_breaks_what_masked_gradients_hide(net, digits_pair):

@@ -37,6 +37,7 @@ TRUST_FLAGS = {
     "radius": "stays robust at four times the radius",
     "single_step": "one step breaks more than many",
     "steps": "four times the steps break many more",
+    "inconsistent": "four times the steps break fewer: its answers change",
     "square": "Square breaks what gradients do not",
     "transfer": "a sibling's adversarial examples break more",
 }
@@ -82,6 +83,9 @@ def trust(
     break more than the network's own. `tolerance`: a share of examples that is no sign (the package's for Square is
     0.002, of many examples). `far`: what RErr at four times the radius should reach. Randomised networks draw from the
     global generators.
+
+    Four times the steps go through the points of the fewer steps first: a network that they break less has changed its
+    answers, by chance or by what it was asked before.
     """
     work, attack = work or Work(), attack.but(**options)
     examples = set_of(loader, model)
@@ -107,6 +111,7 @@ def trust(
     radii = tuple(rate(wrong(attack.but(eps=k * eps, step_size=k * step), f"radius {k}")) for k in (2, 4))
     raised |= {"zero_gradients": rate(zero) > tolerance, "radius": radii[1] < far or radii[0] < error - tolerance}
     raised |= {"single_step": single > error + tolerance, "steps": stepped > error + tolerance}
+    raised["inconsistent"] = stepped < error - tolerance
     more: dict[str, Any] = {}
     if queries:
         found = _square(model, loader, attack, queries, seed, work.part("square"))
