@@ -199,10 +199,17 @@ def test_networks_with_the_same_flags_share_a_sentence(tmp_path):
         results = json.loads(file.read_text())
         results["numbers"] |= {key: asdict(quantity) for key, quantity in more.items()}
         file.write_text(json.dumps(results))
-    told = [line for line in report(tmp_path, resamples=10).verdict if "too low" in line]
+    done = report(tmp_path, resamples=10)
+    told = [line for line in done.verdict if "too low" in line]
     assert told[0].startswith("RErr of n0-0, n1-0, n2-0, n3-0 and 2 more (last) may be too low: stays robust at four")
     assert told[1].startswith("RErr of n6-0 (last) may be too low:")
     assert len(told) == 2
+    listed = (done.folder / "report.md").read_text().split("### Signs that RErr is too low")[1].split("## Figures")[0]
+    page = done.page.read_text().split('<h3 id="trust">')[1].split("</table>")[0]
+    for i in range(7):  # nobody hides behind "and 2 more"
+        words = more["trust_square" if i == 6 else "trust_radius"].label
+        assert f"| n{i}-0 | last | {words} |" in listed
+        assert f'<td><a href="#run-n{i}-0">n{i}-0</a></td><td>last</td><td>{words}</td>' in page
 
 
 def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
@@ -228,7 +235,9 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     assert [cells[n]["trust"] for n in ("masked", "honest", "unknown")] == ["1 flag", "ok", ""]
     assert cells["masked"]["external RErr"] == "45.0"
-    assert '<td class="minor">1 flag</td>' in done.page.read_text()
+    page = done.page.read_text()
+    assert '<td class="minor"><a href="#trust">1 flag</a></td>' in page
+    assert '<td class="minor">ok</td>' in page
 
 
 def test_reports_without_flags_are_as_they_were(tmp_path):
@@ -236,6 +245,8 @@ def test_reports_without_flags_are_as_they_were(tmp_path):
     done = report(tmp_path, resamples=10)
     assert "trust" not in done.table.texts()[0]
     assert "too low" not in " ".join(done.verdict)
+    assert "too low" not in (done.folder / "report.md").read_text()
+    assert 'id="trust"' not in done.page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from test_field_networks import rice_names, trades_names
 from test_study import here  # noqa: F401
 
 from hookflat import UserError, report, run
+from hookflat.recipe.catalogue import Catalogue
 from hookflat.reporting.analysis import analyse
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.leaderboard import leaderboard
@@ -202,6 +204,30 @@ def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):
     assert (found.models, found.clusters) == (3, 2)  # two of a method are no independent evidence
     write(tmp_path / "own" / "at-0", "at")
     assert leaderboard(table1(gather([tmp_path / "own"]))) == []
+
+
+def test_flags_and_external_numbers_stand_in_the_leaderboard(tmp_path):
+    more = {name: asdict(quantity) for name, quantity in Catalogue().find("trust").load()().numbers().items()}
+    for i, flags in enumerate(({"trust_radius": 1.0, "trust_square": 1.0}, {"trust_radius": 0.0}, {})):
+        name, numbers = "abc"[i], network(0.3 + 0.1 * i, 1.5 + i, 0.4)
+        numbers["test"] |= flags
+        folder = write(tmp_path / name, "x", last=numbers)
+        inner = folder / "eval" / "digits-last-best" / "eval.json"
+        results = json.loads(inner.read_text())
+        (folder / "eval.json").write_text(json.dumps(results | {"numbers": results["numbers"] | more}))
+        inner.unlink()
+        (folder / "checkpoint.json").write_text(json.dumps({"name": name, "method": "TRADES"}))
+    (tmp_path / "external.csv").write_text("run,rerr,source\nb,41.5,RobustBench\n")
+    done = report(tmp_path, resamples=10)
+    lines = {row["network"]: row for row in csv.DictReader((done.folder / "leaderboard.csv").open())}
+    assert {name: (row["trust"], row["external"]) for name, row in lines.items()} == {
+        "a": ("2 flags", ""),
+        "b": ("ok", "41.5"),
+        "c": ("", ""),
+    }
+    shown = (done.folder / "report.md").read_text().split("## Leaderboard")[1].split("## Table 1")[0]
+    assert "external RErr | trust |" in shown
+    assert "| 41.5 | ok |" in shown
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hookflat.reporting.formats import csv_text
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.table import Column, Row, Table1
 
-MEASURED = ("rerr", "loss", "average", "worst", "clean")
-"""The columns of Table 1 that it has."""
+MEASURED = ("rerr", "loss", "average", "worst", "clean", "external")
+"""The columns of Table 1 that it has, beside that of the flags of trust."""
 
 ABOUT_LEADERBOARD = (
     "Every network, with its place by test RErr and by average-case flatness; 1 is the most robust, and the flattest."
@@ -64,9 +64,10 @@ def architecture(run: MeasuredRun) -> str:
 
 
 def leaderboard_lines(standings: Sequence[Standing], table: Table1) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells."""
+    """Headings and cells; a column may be empty."""
     columns = shown(table)
-    heads = ["by RErr", "by flatness", "network", "method", "architecture", "training", *(c.heading for c in columns)]
+    heads = ["by RErr", "by flatness", "network", "method", "architecture", "training"]
+    heads += [*(c.heading for c in columns), "trust"]
     lines = [
         [
             *("" if place is None else str(place) for place in (s.by_error, s.by_flatness)),
@@ -75,6 +76,7 @@ def leaderboard_lines(standings: Sequence[Standing], table: Table1) -> tuple[lis
             s.architecture,
             "early-stopped" if s.early_stopped else "",
             *(s.row.cells[c.key].text(c.decimals) for c in columns),
+            s.row.trust,
         ]
         for s in standings
     ]
@@ -88,9 +90,10 @@ def leaderboard_csv(standings: Sequence[Standing], table: Table1) -> str:
     lines = [
         [s.by_error, s.by_flatness, s.row.title, s.method, s.architecture, s.early_stopped]
         + ["" if math.isnan(mean := s.row.cells[c.key].mean) else f"{mean:.6g}" for c in columns]
+        + ([s.row.trust] if table.with_trust else [])
         for s in standings
     ]
-    return csv_text([*heads, *(c.key for c in columns)], lines)
+    return csv_text([*heads, *(c.key for c in columns), *(["trust"] if table.with_trust else [])], lines)
 
 
 def shown(table: Table1) -> list[Column]:

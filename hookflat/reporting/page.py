@@ -30,6 +30,7 @@ from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import Drawing
 from hookflat.reporting.table import Column, Row, Table1, about_table, method_titles, paper_text, title
+from hookflat.reporting.trust import flagged
 from hookflat.terminal import printable
 
 LIMIT = 4_500_000
@@ -98,6 +99,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
         gathered=gathered,
         table=table,
         matter=MATTER,
+        flagged=flagged(gathered),
         cells=lambda row: [(column, _cell(row, column), paper_text(row, column)) for column in table.columns],
         leaders=without_empty(*leaderboard_lines(leaderboard(table), table)),
         about_leaderboard=ABOUT_LEADERBOARD,

@@ -313,7 +313,7 @@ def about_table(table: Table1) -> str:
         "poor are the 30 % and 70 % percentiles of test RErr; gaps are test minus train; lower is flatter."
     )
     if table.with_trust:
-        text += " “trust”: how many signs that RErr is too low were found, in words above."
+        text += " “trust”: how many signs that RErr is too low were found, in words below."
     if table.with_paper:
         text += " “paper”: the numbers of Stutz et al. 2021, Table 1 (CIFAR-10, ResNet-18), not measured here."
     return text

@@ -29,16 +29,22 @@ def flags_of(runs: Iterable[MeasuredRun], declared: Mapping[str, Quantity]) -> s
     return f"{len(words)} flag{'s' if len(words) > 1 else ''}" if words else "ok"
 
 
+def flagged(gathered: Gathered) -> list[tuple[MeasuredRun, str, str]]:
+    """(run, network, its raised flags in words) of every network that raised one."""
+    found = [
+        (run, n.label, raised(n.test, gathered.quantities)) for run in gathered.runs for n in run.networks.values()
+    ]
+    return [(run, label, "; ".join(flags)) for run, label, flags in found if flags]
+
+
 def trust_lines(gathered: Gathered) -> list[str]:
     """Sentences: which networks raised which flag, and where an external RErr is the higher one."""
-    declared, alike, looked = gathered.quantities, dict[tuple[str, str], list[str]](), 0
-    for run in gathered.runs:
-        for network in run.networks.values():
-            flags = raised(network.test, declared)
-            looked += flags is not None
-            if flags:
-                alike.setdefault((network.label, "; ".join(flags)), []).append(run.name)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for run, label, flags in flagged(gathered):
+        alike.setdefault((label, flags), []).append(run.name)
     told = [f"RErr of {_listed(names)} ({label}) may be too low: {flags}." for (label, flags), names in alike.items()]
+    networks = [network.test for run in gathered.runs for network in run.networks.values()]
+    looked = sum(raised(numbers, gathered.quantities) is not None for numbers in networks)
     if looked and not told:
         told.append(f"Signs of an RErr that is too low were looked for on {looked} networks, and none was found.")
     return told + _external(gathered)

@@ -35,7 +35,7 @@ from hookflat.reporting.protocols import protocol_lines
 from hookflat.reporting.statistics import RESAMPLES
 from hookflat.reporting.style import GRID, INK, PAGE, Drawing
 from hookflat.reporting.table import Table1, about_table, as_csv, breaks, method_titles, table1
-from hookflat.reporting.trust import trust_lines
+from hookflat.reporting.trust import flagged, trust_lines
 from hookflat.reporting.words import details, verdict
 from hookflat.terminal import printable
 
@@ -227,7 +227,11 @@ def _markdown(contents: Contents) -> str:
     if standings := leaderboard(table):
         parts += ["## Leaderboard", literal(ABOUT_LEADERBOARD)]
         parts += [markdown(*without_empty(*leaderboard_lines(standings, table)))]
-    parts += ["## Table 1", literal(about_table(table)), markdown(*table.texts()), "## Figures"]
+    parts += ["## Table 1", literal(about_table(table)), markdown(*table.texts())]
+    if flags := flagged(gathered):
+        rows = [(run.name, label, words) for run, label, words in flags]
+        parts += ["### Signs that RErr is too low", markdown(("run", "network", "signs"), rows)]
+    parts.append("## Figures")
     for drawing in contents.drawn:
         title = literal(drawing.title)
         picture = f"![{title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
