@@ -25,6 +25,9 @@ class FlatnessAlongAttack:
     Relative flatness of the penultimate layer, and the mean rise of the loss in weight-perturbed networks at the same
     points. Numbers: at x, at the sharpest point of the mean over examples, at x_adv; at x_adv of the examples that are
     correct there, and of those that are wrong. Lower is flatter. A table and a figure of all steps are kept.
+
+    As in the code of Walter et al. (2024), it is the mean over examples that is followed from step to step. Examples
+    are sharpest at steps of their own; the mean of their peaks, which is no less than the peak here, is not reported.
     """
 
     paper: ClassVar[str] = "Walter et al. 2024, arXiv 2405.16918; Walter et al. 2025, arXiv 2510.14231"
