@@ -1,4 +1,4 @@
-"""The measures of protocol `full` on five networks trained on the embedded digits: `python benchmarks/measures.py` writes its page.
+"""The measures of protocol `full` on five networks of digits: `python benchmarks/measures.py` writes its page.
 
 Runs and evaluations that are complete are not made again, so the command may be stopped and started.
 """
