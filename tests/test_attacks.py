@@ -64,6 +64,21 @@ def test_best_iterate_is_never_below_the_start_and_never_below_fewer_steps(steps
     assert (reached(steps, restarts + 1) >= value - 1e-6).all()
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("attack", [hookflat.pgd, hookflat.apgd])
+def test_no_weight_asks_for_a_gradient_in_an_attack(attack, mode):
+    net, (x, y) = network(), images(5)
+    asked = []
+
+    def objective(model, x_adv):
+        asked.append(any(p.requires_grad for m in (net, model) for p in m.parameters()))
+        return cross_entropy(model(x_adv), y)
+
+    attack(net, x, objective=objective, steps=2, eps=0.1, mode=mode)
+    assert asked == [False] * 3
+    assert all(p.requires_grad for p in net.parameters())
+
+
 def test_reaches_the_closed_form_on_a_linear_model():
     """Two classes, logits W x: the worst delta in the ball is -eps sign(w_y - w_other)."""
     torch.manual_seed(0)

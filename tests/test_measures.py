@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 import hookflat
 from hookflat import UserError
 from hookflat.errors import Stopped
+from hookflat.functional import flatness
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.examples import Examples
 from hookflat.records.folder import RunFolder
 from hookflat.testing import run_recipe, tiny_run
+from hookflat.training import subject
 
 STOPPING = {"plugins": {"early_stopping": {"holdout": 4, "every": 2, "steps": 2, "restarts": 2}}}
 
@@ -138,6 +140,27 @@ def test_a_recipe_may_ask_for_any_measure_at_the_end_during_training_or_of_the_b
     assert "relative_flatness_robust" in models["best"].test
     assert "relative_flatness_robust" not in models["last"].test
     assert all("sam_sharpness_robust" in models[m].test for m in ("last", "best"))
+
+
+def test_the_reference_is_computed_once_for_all_radii_and_measures_of_a_network(tmp_path, monkeypatch):
+    """Also where the worst case asks after the average case, and the robust loss itself before both."""
+    computed = []
+
+    def counting(model, loader, **options):
+        computed.append((options["attack"].steps, options["attack"].restarts))
+        return hookflat.robust_loss(model, loader, **options)
+
+    monkeypatch.setattr(subject, "robust_loss", counting)
+    monkeypatch.setattr(flatness, "robust_loss", counting)
+    reference = {"steps": 2, "reference_restarts": 2}
+    final = {
+        "clean_error": {},
+        "robust_loss": {"steps": 2, "restarts": 2},
+        "average_flatness": {"xi": [0.1, 0.3], "samples": 1, **reference},
+        "worst_flatness": {"attempts": 1, "sweeps": 1, **reference},
+    }
+    run_recipe({"eval": {"curves": {"every": 2}, "final": final}}, tmp_path / "run")
+    assert computed == [(2, 1), (0, 0), (2, 2)]  # the curves' after the last epoch, then the final stage's
 
 
 def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):

@@ -6,9 +6,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
+from hookflat.functional import robustness, seeds
+from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
+from hookflat.functional.losses import cross_entropy
 from hookflat.functional.networks import small_image_resnet
+from hookflat.functional.robustness import robust_losses
+from hookflat.functional.work import Work
 from hookflat.testing import Found
 
 ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 3}
@@ -59,6 +64,39 @@ def test_robust_error_is_clean_or_any_restart_and_the_loss_is_the_largest(net):
     assert (separate[0].wrong | ~separate[0].clean_wrong).all()
     clean = hookflat.robust_loss(net, (x, y), restarts=0)
     assert clean.loss == pytest.approx(clean.per_example.clean_loss.mean().item())
+
+
+@pytest.mark.parametrize("batch", [25, 40])
+def test_the_loss_of_three_restarts_is_the_largest_of_three_attacks(digits_net, digits_pair, batch):
+    """From the start of each restart, and each is above the others somewhere; 25: a batch ends inside a restart."""
+    x, y = digits_pair
+    data = Images((x * 255).round().to(torch.uint8), y)
+    found = hookflat.robust_loss(digits_net, Examples(data, batch_size=batch), restarts=3, seed=4, **ATTACK)
+    each = []
+    for restart in range(3):
+        x_adv = hookflat.pgd(digits_net, x, y, seed=seeds.derive_seed(4, "restart", restart), **ATTACK)
+        each.append(cross_entropy(digits_net(x_adv), y).detach())
+    assert torch.allclose(found.per_example.loss, torch.stack(each).amax(dim=0), atol=1e-4)
+    for restart in range(3):
+        others = torch.stack(each[:restart] + each[restart + 1 :]).amax(dim=0)
+        assert (each[restart] > others + 1e-2).any()
+
+
+def test_losses_are_the_networks_own_at_the_points_found(digits_net, digits_pair, monkeypatch):
+    """Whatever searched: here a view with logits three times as large."""
+    x, y = digits_pair
+
+    class Lying(nn.Module):
+        def forward(self, x):
+            return 3 * digits_net(x)
+
+    lying, attack = Lying().eval(), hookflat.Attack(hookflat.Threat(0.1), 0.04, 3)
+    monkeypatch.setattr(robustness, "attack_view", lambda model, precision="fp32": lying)
+    with frozen(digits_net):
+        losses = robust_losses(digits_net, digits_pair, attack, 0, Work())
+        points = hookflat.pgd(lying, x, y, attack=attack, seed=seeds.derive_seed(0, "restart", 0))
+        assert torch.allclose(losses, cross_entropy(digits_net(points), y), atol=1e-4)
+        assert (losses - cross_entropy(lying(points), y)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
