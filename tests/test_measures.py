@@ -3,6 +3,7 @@
 import json
 import signal
 import types
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -109,8 +110,6 @@ def test_the_final_measures_are_those_of_the_library(tmp_path):
 
 
 def test_two_measures_with_one_name_are_an_error(tmp_path):
-    from dataclasses import dataclass
-
     @dataclass(eq=False)
     class Again:
         @hookflat.hookimpl
@@ -188,6 +187,89 @@ def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypa
     resumed = run_recipe(tables, tmp_path / "cut")
     assert set(computed) == {"sharpness"}
     assert resumed.results.models["last"].test == whole.results.models["last"].test
+
+
+FP32 = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def tf32():
+    """Chosen for convolutions and matrix products: on a CPU a setting without a consequence."""
+    before = [backend.fp32_precision for backend in FP32]
+    for backend in FP32:
+        backend.fp32_precision = "tf32"
+    yield
+    for backend, value in zip(FP32, before, strict=True):
+        backend.fp32_precision = value
+
+
+def settings_seen(net):
+    """Of float32 in every pass of the network from now on."""
+    seen = []
+    net.register_forward_hook(lambda *_: seen.append({backend.fp32_precision for backend in FP32}))
+    return seen
+
+
+MEASURES = {
+    "robust_loss": {},
+    "robust_error": {},
+    "average_flatness": {"samples": 1},
+    "worst_flatness": {"attempts": 1, "sweeps": 1},
+    "landscape": {"directions": 1, "points": 1},
+    "sharpness": {},
+    "worst_sharpness": {"iterations": 1},
+    "average_sharpness": {"samples": 1},
+    "relative_flatness": {},
+    "hessian_trace": {"samples": 1},
+    "hessian_eigenvalues": {"k": 1, "tolerance": 1.0},
+    "hessian_density": {"probes": 1, "lanczos_steps": 1},
+    "flatness_along_attack": {"samples": 1},
+    "margins": {},
+    "input_gradients": {},
+    "local_lipschitz": {},
+    "boundary_thickness": {"points": 2},
+    "trust": {"queries": 0},
+    "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
+}
+
+
+@pytest.mark.usefixtures("tf32", "short_autoattack")
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_of_the_library_keeps_to_float32(name):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+    seen = settings_seen(net)
+    steps = {} if name in ("autoattack", "boundary_thickness") else {"steps": 1}
+    getattr(hookflat, name)(net, (torch.rand(6, 1, 4, 4), torch.arange(6) % 3), **steps, **MEASURES[name])
+    assert seen
+    assert all(setting == {"ieee"} for setting in seen)
+    assert {backend.fp32_precision for backend in FP32} == {"tf32"}
+
+
+@pytest.mark.usefixtures("tf32")
+def test_early_stopping_measures_in_float32_and_attacks_of_the_training_do_not():
+    with tiny_run(STOPPING) as run:
+        seen = settings_seen(run.network)
+        run.epoch = 1
+        run.plugins["early_stopping"].epoch_end(run)
+        assert {"ieee"} in seen
+        assert {"tf32"} not in seen
+        seen.clear()
+        hookflat.pgd(run.network, *run.data.test.__getitems__(torch.arange(4)), steps=1)
+        assert seen
+        assert all(setting == {"tf32"} for setting in seen)
+
+
+@pytest.mark.usefixtures("tf32")
+def test_every_measure_of_a_stage_is_called_in_float32():
+    @dataclass(eq=False)
+    class Looks:
+        @hookflat.hookimpl
+        def measure(self):
+            return {backend.fp32_precision: 1.0 for backend in FP32}
+
+    with tiny_run({"eval": {"final": {"looks": {}}}}, [Looks]) as run:
+        assert run.measurements.end(run.network, "last").test.keys() - {"clean_error", "clean_loss"} == {"ieee"}
 
 
 def test_measures_keep_to_float32_and_leave_the_setting_as_it_was():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import differentiable, frozen
+from hookflat.functional.brackets import differentiable, measuring
 from hookflat.functional.curvature import Sharpness, attack_for
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.flatness import Flatness, Held
@@ -58,7 +58,7 @@ def average_sharpness(
     weights, scales = _moving(model, adaptive)
     net = NormalizedLogits(model) if normalize_logits else model
     losses = []
-    with frozen(net):
+    with measuring(net):
         reference = mean(robust_losses(net, loader, attack, seed, work.part("reference")))
         for sample in range(samples):
             u = _random(weights, weight_norm, seed, sample)
@@ -97,7 +97,7 @@ def worst_sharpness(
     weights, scales = _moving(model, adaptive)
     net = NormalizedLogits(model) if normalize_logits else model
     before = after = 0.0
-    with frozen(net):
+    with measuring(net):
         held = Held(set_of(loader, net), batch_size)
         for batch in held.batches():
             ascent = _Ascent(net, weights, scales, weight_norm, held, batch, attack, seed, work)

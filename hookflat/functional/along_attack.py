@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.curvature import relative_flatness_of
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy
@@ -58,7 +58,6 @@ def flatness_along_attack(
     """
     work, attack = work or Work(), attack.but(**options)
     weights = list(layers(model).values())
-    examples = set_of(loader, model)
 
     def measured(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         start = attack.threat.ball(x).start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
@@ -83,7 +82,7 @@ def flatness_along_attack(
     steps = range(attack.steps + 1)
     kinds = {name: torch.zeros(0) for name in ("relative", "rise", "loss", "confidence")}
     kinds["wrong"] = torch.zeros(0, dtype=torch.bool)
-    with frozen(model):
+    with measuring(model):
         empty = {f"{name} {t}": none for name, none in kinds.items() for t in steps}
-        every = columns(examples, measured, work, empty)
+        every = columns(set_of(loader, model), measured, work, empty)
     return AlongAttack(**{name: torch.stack([every[f"{name} {t}"] for t in steps]) for name in kinds})

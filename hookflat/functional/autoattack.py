@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view, once
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Examples, Loader, Set, set_of
 from hookflat.functional.work import Values, Work
 
@@ -68,7 +68,7 @@ def autoattack(
         raise ValueError('name `attacks` with version="custom", and only there')
     work = work or Work()
     log: list[str] = []
-    with frozen(model):
+    with measuring(model):
         device = next(model.parameters()).device
         x, y, spread = _whole(loader, model, device)
         clean = [_predicted(model, part) for part in x.split(batch_size)]

@@ -105,6 +105,13 @@ def full_float32() -> Generator[None]:
 
 
 @contextmanager
+def measuring(model: nn.Module) -> Generator[None]:
+    """`frozen` in `full_float32`: around all that a measure of `model` computes, whoever asks for it."""
+    with full_float32(), frozen(model):
+        yield
+
+
+@contextmanager
 def global_generators_restored() -> Generator[None]:
     """The generators of random, numpy and torch are outside as they were."""
     states = random.getstate(), np.random.get_state()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import differentiable, frozen, twice_differentiable
+from hookflat.functional.brackets import differentiable, measuring, twice_differentiable
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
@@ -77,7 +77,7 @@ def hessian_eigenvalues(
     `attack`, or any of its values by keyword. Not invariant to rescaling.
     """
     work, weights = work or Work(), list(layers(model, biases=False).values())
-    with frozen(model):
+    with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
         hessian = HessianOf(weights, points, remaximise)
         start = torch.randn(hessian.size, generator=seeds.generator(seed, "hessian_eigenvalues")).double().numpy()
@@ -103,7 +103,7 @@ def hessian_trace(
     """The trace of the same Hessian by Hutchinson's estimator: the mean of v H v over random signs v."""
     work, weights = work or Work(), list(layers(model, biases=False).values())
     products = []
-    with frozen(model):
+    with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
         hessian = HessianOf(weights, points)
         for sample in range(samples):
@@ -140,7 +140,7 @@ def sharpness(
     included; the robust loss is attacked anew at w + nu.
     """
     work, weights = work or Work(), list(layers(model).values())
-    with frozen(model):
+    with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
 
         def climb() -> Values:
@@ -173,7 +173,7 @@ def relative_flatness(
     Raises ValueError for a network that does not end in a linear layer (or a 1x1 convolution in its place).
     """
     work = work or Work()
-    with frozen(model):
+    with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
 
         def measure() -> Values:

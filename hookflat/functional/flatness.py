@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, layers, moved, norm_of, scaled_to, sphere
@@ -71,7 +71,7 @@ def average_flatness(
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
     weights = list(layers(model).values())
     losses = []
-    with frozen(model):
+    with measuring(model):
         for sample in range(samples):
             nu = sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
             draw = seeds.derive_seed(seed, "attack at perturbed weights", sample)
@@ -116,7 +116,7 @@ def worst_flatness(
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
     weights = list(layers(model).values())
     losses = []
-    with frozen(model):
+    with measuring(model):
         examples = Held(set_of(loader, model), batch_size)
         gradients = WeightGradients(model, weights, examples.x[: examples.size])
         for attempt in range(attempts):
@@ -151,7 +151,7 @@ def adversarial_direction(
     (protocol, section 6.1).
     """
     weights = list(layers(model).values())
-    with frozen(model):
+    with measuring(model):
         held, view = Held(set_of(loader, model), batch_size), attack_view(model)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat(

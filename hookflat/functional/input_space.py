@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, Objective, pgd
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.curvature import attack_for
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
@@ -208,12 +208,12 @@ def _per_example(
     work: Work | None,
 ) -> Values:
     """What `measured` says of every example under `names`, in the order of the set."""
-    work, examples = work or Work(), set_of(loader, model)
+    work = work or Work()
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         found = measured(x, y, keys)
         work.passed(len(y) * passes)
         return found
 
-    with frozen(model):
-        return columns(examples, batch, work, {name: torch.zeros(0) for name in names})
+    with measuring(model):
+        return columns(set_of(loader, model), batch, work, {name: torch.zeros(0) for name in names})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader
 from hookflat.functional.flatness import PGD10, adversarial_direction
 from hookflat.functional.neighborhood import layers, moved, scaled_to, sphere
@@ -113,7 +113,7 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """RLoss and RErr (P,) at w plus each of the shifts."""
     losses, errors = [], []
-    with frozen(model):
+    with measuring(model):
         for point, nu in enumerate(shifts):
             with moved(weights, nu):
                 found = attacked(model, loader, attack, seed, work.part(f"point {point}"))

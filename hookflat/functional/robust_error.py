@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.robustness import PGD20X10, Scored, mean, scores, searched_views, start_of_restart
 from hookflat.functional.threats import Attack, AttackOptions
@@ -42,8 +42,8 @@ def robust_error(
     adversarial example. This process's share of the examples is held in memory.
     """
     work, attack = work or Work(), attack.but(**options)
-    examples = set_of(loader, model)
-    with frozen(model):
+    with measuring(model):
+        examples = set_of(loader, model)
         found = work.once(
             "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result()
         )

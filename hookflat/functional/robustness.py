@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent, better
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions
@@ -70,7 +70,7 @@ def robust_loss(
     `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255). The
     search runs on the attack view; both numbers are those of `model` itself at the points found.
     """
-    with frozen(model):
+    with measuring(model):
         r = attacked(model, loader, attack.but(**options), seed, work or Work())
     correct, incorrect = (mean(r.loss[chosen]) for chosen in (~r.clean_wrong, r.clean_wrong))
     return RobustLoss(mean(r.loss), mean(r.wrong), mean(r.clean_wrong), correct, incorrect, r)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attacks import PGD20
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import measuring
 from hookflat.functional.curvature import HessianOf, Points, attack_for
 from hookflat.functional.examples import Loader
 from hookflat.functional.neighborhood import layers
@@ -68,7 +68,7 @@ def hessian_density(
     """
     work, weights = work or Work(), list(layers(model, biases=False).values())
     found: list[Values] = []
-    with frozen(model):
+    with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
         hessian = HessianOf(weights, points)
         for probe in range(probes):

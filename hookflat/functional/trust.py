@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import frozen, measuring
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
@@ -88,7 +88,6 @@ def trust(
     answers, by chance or by what it was asked before.
     """
     work, attack = work or Work(), attack.but(**options)
-    examples = set_of(loader, model)
     eps, step = attack.threat.eps, attack.step_size
 
     def wrong(other: Attack, name: str) -> Tensor:
@@ -97,7 +96,8 @@ def trust(
     def rate(flags: Tensor) -> float:
         return flags.double().mean().item()
 
-    with frozen(model):
+    with measuring(model):
+        examples = set_of(loader, model)
         first = next(iter(examples), None)  # a process may have none
         looks = (
             [randomised(model, *first[:2]), probabilities(model, first[0]), dynamic(model, first[0])] if first else []
@@ -195,7 +195,7 @@ def _square(model: nn.Module, loader: Loader, attack: Attack, queries: int, seed
         work.passed(len(y) * queries)
         return {"broken": broken}
 
-    with frozen(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         view = attack_view(model)
         examples = set_of(loader, model)
         return columns(examples, batch, work, {"broken": torch.zeros(0, dtype=torch.bool)})["broken"]
@@ -210,6 +210,6 @@ def _transfer(model: nn.Module, sibling: nn.Module, loader: Loader, attack: Atta
         with torch.no_grad():
             return {"wrong": (model(x).argmax(dim=1) != y) | (model(x_adv).argmax(dim=1) != y)}
 
-    with frozen(model), frozen(sibling):
+    with measuring(model), frozen(sibling):
         examples = set_of(loader, model)
         return columns(examples, batch, work, {"wrong": torch.zeros(0, dtype=torch.bool)})["wrong"]
