@@ -47,6 +47,7 @@ class AutoAttackMeasure:
             attacks=self.attacks,
             batch_size=self.batch_size,
             seed=subject.seed,
+            clean=subject.robust(0, 0),
             work=subject.work("autoattack"),
         )
         names = ["robust", "wrong without an attack", *found.broken]

@@ -44,8 +44,14 @@ class MultiNormError:
         for name, threat in self.threats().items():
             attack = Attack(threat, self.alpha * threat.eps, self.steps, self.restarts, precision=subject.precision)
             work = subject.work(f"multi norm {name}")
-            found = robust_error(subject.model, subject.examples, attack=attack, seed=subject.seed, work=work)
-            wrong[name] = found.wrong
+            wrong[name] = robust_error(
+                subject.model,
+                subject.examples,
+                attack=attack,
+                seed=subject.seed,
+                clean=subject.robust(0, 0),
+                work=work,
+            ).wrong
         shares = {f"rerr_{name}": flags for name, flags in wrong.items()}
         shares["rerr_any_norm"] = torch.stack(list(wrong.values())).any(dim=0)
         return {name: flags.double().mean().item() for name, flags in shares.items()}

@@ -159,7 +159,43 @@ def test_the_reference_is_computed_once_for_all_radii_and_measures_of_a_network(
         "worst_flatness": {"attempts": 1, "sweeps": 1, **reference},
     }
     run_recipe({"eval": {"curves": {"every": 2}, "final": final}}, tmp_path / "run")
-    assert computed == [(2, 1), (0, 0), (2, 2)]  # the curves' after the last epoch, then the final stage's
+    assert computed == [(0, 0), (2, 1), (0, 0), (2, 2)]  # the curves' after the last epoch, then the final stage's
+
+
+def test_stages_through_the_training_that_are_due_together_share_what_they_measure(tmp_path, monkeypatch):
+    computed = []
+
+    def counting(model, loader, **options):
+        computed.append((len(loader), options["attack"].restarts))
+        return hookflat.robust_loss(model, loader, **options)
+
+    monkeypatch.setattr(subject, "robust_loss", counting)
+    flat = {"samples": 1, "steps": 2, "reference_restarts": 1}
+    run_recipe(
+        {
+            "eval": {
+                "curves": {"every": 1, "splits": ["test"], "robust_loss": {"steps": 2, "restarts": 1}},
+                "through": {"every": 2, "splits": ["test"], "average_flatness": flat},
+                "fewer": {"every": 2, "splits": ["test"], "examples": 5, "filter_flatness": flat},
+            }
+        },
+        tmp_path / "run",
+    )
+    whole, few = [(12, 0), (12, 1)], [(5, 0), (5, 1)]
+    assert computed == whole + whole + few + [(12, 0)]  # after the first epoch, after the second, and at the end
+
+
+def test_the_clean_pass_is_made_once_for_all_measures_of_a_network(tmp_path, short_autoattack):
+    """Of clean images go through the network: each once, to be scored, and one to see the number of classes."""
+    with tiny_run({"eval": {"final": {"clean_error": {}, "robust_loss": {}, "autoattack": {}}}}) as run:
+        clean, scored = run.data.test.x.float() / 255, []
+        handle = run.network.register_forward_hook(
+            lambda net, args, out: scored.append(len(args[0]) if torch.equal(args[0], clean[: len(args[0])]) else 0)
+        )
+        found = run.measurements.end(run.network, "last").test
+        handle.remove()
+    assert {"clean_error", "rerr_pgd", "rerr_autoattack"} <= found.keys()
+    assert scored.count(len(clean)) == 1
 
 
 def test_final_measures_cut_off_by_a_kill_are_not_taken_again(tmp_path, monkeypatch):

@@ -137,6 +137,27 @@ def test_loss_by_whether_the_clean_image_is_classified_correctly(digits_net, dig
     assert r.loss_correct < r.loss_incorrect
 
 
+@pytest.mark.parametrize("batch", [7, 40])
+def test_a_known_clean_pass_is_not_made_again_and_changes_nothing(digits_net, digits_pair, batch):
+    data = Examples(Images((digits_pair[0] * 255).round().to(torch.uint8), digits_pair[1]), batch_size=batch)
+    clean = hookflat.robust_loss(digits_net, data, restarts=0)
+    for measure in (hookflat.robust_loss, hookflat.robust_error):
+        alone = measure(digits_net, data, restarts=2, **ATTACK)
+        seen = []
+        handle = digits_net.register_forward_hook(lambda net, args, out, seen=seen: seen.append(len(args[0])))
+        measure(digits_net, data, restarts=0)
+        without = sum(seen)
+        seen.clear()
+        measure(digits_net, data, restarts=0, clean=clean)
+        assert without - sum(seen) == 40
+        handle.remove()
+        shared = measure(digits_net, data, restarts=2, clean=clean, **ATTACK)
+        assert (alone.error, alone.clean_error) == (shared.error, shared.clean_error)
+        if measure is hookflat.robust_loss:
+            for name, column in vars(alone.per_example).items():
+                assert torch.equal(column, getattr(shared.per_example, name)), name
+
+
 def test_no_examples_is_an_error(net):
     with pytest.raises(ValueError, match="no examples"):
         hookflat.robust_loss(net, [], **ATTACK)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import measuring
-from hookflat.functional.examples import Examples, Loader, Set, set_of
+from hookflat.functional.examples import Examples, Loader, Set, classes_of, set_of
+from hookflat.functional.robustness import RobustLoss
 from hookflat.functional.work import Values, Work
 
 Version = Literal["standard", "plus", "rand", "custom"]
@@ -53,6 +54,7 @@ def autoattack(
     attacks: Sequence[str] | None = None,
     batch_size: int = 250,
     seed: int = 0,
+    clean: RobustLoss | None = None,
     work: Work | None = None,
 ) -> AutoAttackResult:
     """RErr under AutoAttack.
@@ -60,7 +62,7 @@ def autoattack(
     `version`: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", "rand", or "custom" with `attacks` of apgd-ce,
     apgd-dlr, fab, square, apgd-t, fab-t (one restart each). With fewer than ten classes the targeted attacks try all
     the others; with two or three, where the targeted DLR loss is not defined, FAB runs untargeted and APGD-T is left
-    out. The result depends on `batch_size`, as the package's does.
+    out. The result depends on `batch_size`, as the package's does. `clean`: as in `robust_loss`.
 
     Raises ValueError for a version or attack that does not exist.
     """
@@ -71,10 +73,12 @@ def autoattack(
     with measuring(model):
         device = next(model.parameters()).device
         x, y, spread = _whole(loader, model, device)
-        clean = [_predicted(model, part) for part in x.split(batch_size)]
-        classes, wrong = clean[0].shape[1], torch.cat([c.argmax(dim=1) for c in clean]) != y
+        if clean is None:
+            wrong = torch.cat([_predicted(model, part).argmax(dim=1) for part in x.split(batch_size)]) != y
+        else:
+            wrong = clean.per_example.clean_wrong.to(device)
         broken_by = torch.where(wrong, 0, -1)
-        package = _Package(model, x.dtype, eps, norm, version, attacks, classes, seed, work)
+        package = _Package(model, x.dtype, eps, norm, version, attacks, classes_of(model, x), seed, work)
         for number, attack in enumerate(package.attacks, start=1):
             left = (broken_by < 0).nonzero().flatten()
             flags = torch.zeros(len(y), device=device)

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, set_of
-from hookflat.functional.robustness import PGD20X10, Scored, mean, scores, searched_views, start_of_restart
+from hookflat.functional.robustness import (
+    PGD20X10,
+    RobustLoss,
+    Scored,
+    clean_scores,
+    mean,
+    scores,
+    searched_views,
+    start_of_restart,
+)
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Work
 
@@ -31,6 +40,7 @@ def robust_error(
     *,
     attack: Attack = PGD20X10,
     seed: int = 0,
+    clean: RobustLoss | None = None,
     work: Work | None = None,
     **options: Unpack[AttackOptions],
 ) -> RobustError:
@@ -39,13 +49,13 @@ def robust_error(
     A restart also ends where it comes back to a point: signed steps of one length, cut off by the ball, often go round
     in circles after some ten of them, and every point of the circle was seen (Doldo et al. 2025, arXiv 2503.19347). The
     points are the same; the search packs what is still robust into full batches, and `model` itself confirms every
-    adversarial example. This process's share of the examples is held in memory.
+    adversarial example. This process's share of the examples is held in memory. `clean`: as in `robust_loss`.
     """
     work, attack = work or Work(), attack.but(**options)
     with measuring(model):
         examples = set_of(loader, model)
         found = work.once(
-            "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result()
+            "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result(clean)
         )
     wrong, clean_wrong = examples.gather(found["wrong"]), examples.gather(found["clean_wrong"])
     return RobustError(mean(wrong), mean(clean_wrong), wrong, clean_wrong)
@@ -68,12 +78,12 @@ class _Breaking:
         if batches:
             self.x, self.y, self.keys = (torch.cat(column) for column in zip(*batches, strict=True))
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, clean: RobustLoss | None) -> dict[str, Tensor]:
         """Which examples are misclassified clean, and which clean or under attack."""
         if not self.rows:  # fewer examples than processes
             return {"wrong": torch.zeros(0, dtype=torch.bool), "clean_wrong": torch.zeros(0, dtype=torch.bool)}
-        batches = zip(self.x.split(self.rows), self.y.split(self.rows), strict=True)
-        clean_wrong = torch.cat([scores(self.model, x, y)[1] for x, y in batches])
+        batches = zip(*(t.split(self.rows) for t in (self.x, self.y, self.keys)), strict=True)
+        clean_wrong = torch.cat([clean_scores(self.model, *batch, clean)[1] for batch in batches])
         wrong, doubted = clean_wrong, torch.zeros_like(clean_wrong)
         for view in searched_views(self.model, self.attack):
             broken, doubted = self.search(view, ~wrong)

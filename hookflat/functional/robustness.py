@@ -62,21 +62,25 @@ def robust_loss(
     *,
     attack: Attack = PGD20X10,
     seed: int = 0,
+    clean: RobustLoss | None = None,
     work: Work | None = None,
     **options: Unpack[AttackOptions],
 ) -> RobustLoss:
     """RLoss: mean over examples of the largest cross-entropy found by PGD; RErr: wrong clean or at any point of PGD.
 
     `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255). The
-    search runs on the attack view; both numbers are those of `model` itself at the points found.
+    search runs on the attack view; both numbers are those of `model` itself at the points found. `clean`: what
+    `restarts=0` gave for the same network and examples, where it is known already.
     """
     with measuring(model):
-        r = attacked(model, loader, attack.but(**options), seed, work or Work())
+        r = attacked(model, loader, attack.but(**options), seed, work or Work(), clean)
     correct, incorrect = (mean(r.loss[chosen]) for chosen in (~r.clean_wrong, r.clean_wrong))
     return RobustLoss(mean(r.loss), mean(r.wrong), mean(r.clean_wrong), correct, incorrect, r)
 
 
-def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> PerExample:
+def attacked(
+    model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work, clean: RobustLoss | None = None
+) -> PerExample:
     """Attack every example of `loader`, and score the worst points found; without restarts, the clean images are.
 
     `model` is frozen already.
@@ -84,7 +88,7 @@ def attacked(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: 
     examples, views = set_of(loader, model), searched_views(model, attack)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
-        clean_loss, clean_wrong = scores(model, x, y)
+        clean_loss, clean_wrong = clean_scores(model, x, y, keys, clean)
         loss, wrong = clean_loss, clean_wrong.clone()
         if attack.restarts:
             loss = torch.full_like(clean_loss, -torch.inf)
@@ -182,6 +186,16 @@ class Scored:
         logits = model(x)
         self.wrong = logits.detach().argmax(dim=1) != self.y
         return cross_entropy(logits, self.y)
+
+
+def clean_scores(
+    model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, clean: RobustLoss | None
+) -> tuple[Tensor, Tensor]:
+    """`scores` of clean images at the positions `keys` of their set, from `clean` where it is known."""
+    if clean is None:
+        return scores(model, x, y)
+    at, known = keys.cpu(), clean.per_example
+    return known.clean_loss[at].to(y.device), known.clean_wrong[at].to(y.device)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.robust_error import robust_error
-from hookflat.functional.robustness import columns
+from hookflat.functional.robustness import columns, robust_loss
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
@@ -91,7 +91,7 @@ def trust(
     eps, step = attack.threat.eps, attack.step_size
 
     def wrong(other: Attack, name: str) -> Tensor:
-        return robust_error(model, loader, attack=other, seed=seed, work=work.part(name)).wrong
+        return robust_error(model, loader, attack=other, seed=seed, clean=clean, work=work.part(name)).wrong
 
     def rate(flags: Tensor) -> float:
         return flags.double().mean().item()
@@ -105,6 +105,7 @@ def trust(
         seen = examples.sum(torch.tensor([*map(float, looks)] or [0.0] * 3)) > 0
         raised = dict(zip(("randomised", "probabilities", "dynamic"), map(bool, seen), strict=True))
         zero = columns(examples, lambda *batch: _zero(model, attack, seed, *batch), work.part("zero"), _NONE)["zero"]
+    clean = robust_loss(model, loader, restarts=0, work=work.part("clean"))
     plain = wrong(attack, "plain")
     error, stepped = rate(plain), rate(wrong(attack.but(steps=4 * attack.steps), "steps"))
     single = rate(wrong(attack.but(steps=1, step_size=eps, start="zero", restarts=1), "single step"))

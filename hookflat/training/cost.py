@@ -164,7 +164,7 @@ class _Asked(Subject):
 
     def robust(self, steps: int, restarts: int) -> RobustLoss:
         """No attack."""
-        self.asked.add((steps, restarts))
+        self.asked |= {(0, 0), (steps, restarts)}
         return super().robust(0, 0)
 
 
@@ -187,7 +187,7 @@ class _Measuring:
                     where = (name if stage.every else "", split, stage.examples, stage.take)
                     new = {request for request in asked if (where, request) not in known}
                     known |= {(where, request) for request in new}
-                    robust = sum((steps + 1) * restarts + 2 for steps, restarts in new)
+                    robust = sum((steps + 1) * restarts + 1 for steps, restarts in new)  # clean, or to score
                     whole = times(stage) * examples
                     took = whole * (passes * seconds + robust * (self.attack(measurements) if robust else 0))
                     passes, title = passes + robust, f"{name} {measure}, {split}"

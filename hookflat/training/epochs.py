@@ -8,9 +8,8 @@ from typing import Any
 from hookflat.functional.brackets import restored
 from hookflat.reading.weights import load_into
 from hookflat.records.results import Results
-from hookflat.training.measuring import quantities
+from hookflat.training.measuring import Subjects, quantities
 from hookflat.training.run import Run
-from hookflat.training.subject import Subject
 
 
 def end_epoch(run: Run) -> dict[str, Any]:
@@ -28,10 +27,9 @@ def end_epoch(run: Run) -> dict[str, Any]:
     due = {n: s for n, s in run.measurements.during().items() if s.every and run.is_due(s.every)}
     if due:
         model = run.eval_model()
+        shared: Subjects = {}
         for name, stage in due.items():
-            subjects: dict[str, Subject] = {
-                s: run.measurements.subject(model, s, stage.examples, stage.take) for s in stage.splits
-            }
+            subjects = run.measurements.subjects(model, stage, shared)
             for split, result in run.measurements.stage(name, subjects).items():
                 run.record(name, split, **result["values"])
                 line[split] = line.get(split, {}) | result["values"]

@@ -31,6 +31,9 @@ Planned = tuple[str, str, str, int]
 
 Take = Literal["first", "last"]
 
+Subjects = dict[tuple[str, int, Take], Subject]
+"""Of one network, by split and choice of examples: stages that share them share what is measured on them."""
+
 Done = Callable[[Tally, float], None]
 """Told after each measure of a final stage: the tally, and the measure's seconds."""
 
@@ -84,6 +87,18 @@ class Measurements:
             work or Work(),
         )
 
+    def subjects(
+        self, model: nn.Module, stage: Stage, shared: Subjects, work: Work | None = None
+    ) -> dict[str, Subject]:
+        """`model` with the examples of each split of a stage; `shared`: with those of the stages before, and after."""
+        found = {}
+        for split in stage.splits:
+            key = split, stage.examples, stage.take
+            if key not in shared:
+                shared[key] = self.subject(model, *key, work.part(" ".join(map(str, key))) if work else None)
+            found[split] = shared[key]
+        return found
+
     def _size(self, split: str, stage: Stage) -> int:
         return len(self.data.taken(split, stage.examples, stage.take))
 
@@ -118,16 +133,10 @@ class Measurements:
         """
         found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
-        shared: dict[tuple[str, int, Take], Subject] = {}
+        shared: Subjects = {}
         unfinished = self._unfinished(model, label)
         for name, stage in self.wanted(label).items():
-            subjects: dict[str, Subject] = {}
-            for split in stage.splits:
-                key = (split, stage.examples, stage.take)
-                if key not in shared:
-                    part = unfinished.part(" ".join(map(str, key)))
-                    shared[key] = self.subject(model, *key, part)
-                subjects[split] = shared[key]
+            subjects = self.subjects(model, stage, shared, unfinished)
             for split, result in self.stage(name, subjects, done).items():
                 if clash := found[split].keys() & result["values"].keys():
                     raise UserError(f"[eval]: two stages measure {', '.join(sorted(clash))!r} on {split}")

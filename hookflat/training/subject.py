@@ -45,19 +45,29 @@ class Subject:
         return Attack(self.threat, self.step_size, steps, restarts, precision=self.precision)
 
     def robust(self, steps: int, restarts: int) -> RobustLoss:
-        """RLoss and RErr by PGD, computed once for each (steps, restarts), however many measures ask."""
+        """RLoss and RErr by PGD, computed once for each (steps, restarts), however many measures ask.
+
+        `restarts=0` is the clean pass, which all the others share.
+        """
         if (steps, restarts) not in self._robust:
+            clean = self.robust(0, 0) if restarts else None
             work = self.work(f"robust loss {steps} {restarts}")
             attack = self.attack(steps, restarts)
             self._robust[steps, restarts] = robust_loss(
-                self.model, self.examples, attack=attack, seed=self.seed, work=work
+                self.model, self.examples, attack=attack, seed=self.seed, clean=clean, work=work
             )
         return self._robust[steps, restarts]
 
     def robust_error(self, steps: int, restarts: int) -> RobustError:
         """RErr by PGD alone, in fewer passes than `robust`: what is broken is attacked no further."""
-        work = self.work(f"robust error {steps} {restarts}")
-        return robust_error(self.model, self.examples, attack=self.attack(steps, restarts), seed=self.seed, work=work)
+        return robust_error(
+            self.model,
+            self.examples,
+            attack=self.attack(steps, restarts),
+            seed=self.seed,
+            clean=self._robust.get((0, 0)),
+            work=self.work(f"robust error {steps} {restarts}"),
+        )
 
     def work(self, name: str) -> Work:
         """For the library's functions: what an interrupted measure had finished, under a name of the measure's own."""
