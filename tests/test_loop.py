@@ -56,6 +56,26 @@ def test_a_run_equals_a_training_written_by_hand():
             assert torch.allclose(ours[name] + offset, theirs, atol=1e-5), name
 
 
+def test_gradients_for_perturbations_are_handed_over_and_not_copied():
+    """Also where the optimizer forgets gradients by writing zeros over them."""
+    with tiny_run() as run:
+        batch = next(run.batches())
+        weights = [*run.network.parameters(), nn.Parameter(torch.ones(2))]
+        run.zero_grad = lambda: [p.grad.zero_() for p in weights if p.grad is not None]
+        run.loss_and_gradients(batch, batch.x)
+        expected = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
+        run.optimizer.zero_grad()
+        places = {}
+        for w in weights:
+            w.register_post_accumulate_grad_hook(lambda w: places.update({id(w): w.grad.data_ptr()}))
+        found = run.gradients_at(batch, batch.x, weights)
+        assert all(w.grad is None for w in weights)
+        assert [places[id(w)] for w in weights[:-1]] == [g.data_ptr() for g in found[:-1]]
+        for gradient, value in zip(found, expected, strict=True):
+            assert torch.allclose(gradient, value, atol=1e-6)
+        assert found[0].any()
+
+
 def test_epochs_see_every_example_once_in_a_new_order():
     with tiny_run({"data": {"train": 21}}) as run:
         seen = []

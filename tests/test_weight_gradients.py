@@ -5,10 +5,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hookflat.functional.attack_view import AttackView
+from hookflat.functional import winograd
+from hookflat.functional.attack_view import AttackView, attack_view
 from hookflat.functional.brackets import frozen
 from hookflat.functional.neighborhood import layers
 from hookflat.functional.weight_gradients import WeightGradients
+from hookflat.functional.winograd import WinogradConv2d
+from hookflat.training.cost import counted
 
 
 class Untraceable(nn.Module):
@@ -42,6 +45,7 @@ def test_they_are_autograds(kind):
     with frozen(net):
         gradients = WeightGradients(net, weights, x)
         assert isinstance(gradients.net, AttackView) == (kind != "hooked")
+        assert gradients.net is attack_view(net)
         with torch.no_grad():
             for w in weights:
                 w.mul_(1.1)
@@ -58,3 +62,36 @@ def test_they_are_autograds(kind):
     for ours, again, theirs in zip(by_weights, without[1], of_weights, strict=True):
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(again, theirs)
+
+
+def test_winograds_convolutions_give_way_to_those_that_know_the_gradient_by_weights(monkeypatch):
+    """And are there again for attacks: both share a view."""
+    monkeypatch.setattr(winograd, "CHANNELS", 4)
+    monkeypatch.setattr(winograd, "TILES", 1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3))
+    net.eval()
+    weights = list(layers(net).values())
+    x, y = torch.rand(5, 4, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    with frozen(net):
+        view = attack_view(net)
+        convolution = next(m for m in view.modules() if isinstance(m, WinogradConv2d))
+        gradients = WeightGradients(net, weights, x)
+        view.forget()
+        _, by_weights, by_x = gradients(x.clone(), y, inputs=True)
+        assert convolution._forward is None
+        view(x)
+        assert convolution._forward is not None
+    x = x.requires_grad_()
+    of_x, *of_weights = torch.autograd.grad(cross_entropy(net(x), y, reduction="sum"), [x, *weights])
+    torch.testing.assert_close(by_x, of_x, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(by_weights, of_weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_two_images_show_whether_the_folded_network_is_the_network():
+    net = network()
+    weights = list(layers(net).values())
+    with frozen(net), counted() as passes:
+        WeightGradients(net, weights, torch.rand(50, 3, 8, 8, dtype=torch.float64))
+    assert passes.total == 2

@@ -1,16 +1,20 @@
 """Winograd's convolutions against torch's."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hookflat import hookimpl
 from hookflat.functional import winograd
 from hookflat.functional.attack_view import AttackView
 from hookflat.functional.networks import small_image_resnet
 from hookflat.functional.winograd import WinogradConv2d, pays
+from hookflat.testing import tiny_run
+from hookflat.training import loop
 
 
 def wide(channels=256, out=256, **options):
@@ -88,3 +92,30 @@ def test_views_of_wide_networks_use_it_and_follow_the_weights():
         with torch.no_grad():
             net.layer4[0].conv2.weight.mul_(1.5)
         view.refresh()
+
+
+def test_a_training_step_holds_no_transforms_behind_its_attack(monkeypatch):
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    monkeypatch.setattr(winograd, "TILES", 1)
+    held = {}
+
+    @dataclass(eq=False)
+    class Looks:
+        @hookimpl(wrapper=True)
+        def craft(self, run):
+            x_adv = yield
+            held["in the attack"] = transforms(run)
+            return x_adv
+
+        @hookimpl(wrapper=True)
+        def gradients(self, run):
+            held["behind it"] = transforms(run)
+            return (yield)
+
+    def transforms(run):
+        convolutions = [m for m in run.attack_model.modules() if isinstance(m, WinogradConv2d)]
+        return [m._forward is not None for m in convolutions]
+
+    with tiny_run({"plugins": {"looks": {}}}, [Looks]) as run:
+        loop.step(run, next(run.batches()))
+    assert held == {"in the attack": [True], "behind it": [False]}

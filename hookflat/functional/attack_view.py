@@ -38,16 +38,14 @@ class AttackView(nn.Module):
     Call `refresh()` after the weights or the statistics of `model` changed in place. Where the network cannot be
     traced, or where the folded one disagrees on its first batch, nothing is folded. `precision`: of convolutions and
     matrix products; "auto" is bf16 where `bf16_pays`. `compile` hands the view to `torch.compile`; where that fails, it
-    warns and runs as it is. `winograd=False`: no Winograd convolutions, which know no gradient by their weights.
+    warns and runs as it is.
     """
 
-    def __init__(
-        self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False, winograd: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
         plain = _shared_copy(model)
         fast, self._folds = _fold(plain, model)
-        if winograd and not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
+        if not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
             fast = _shared_copy(model) if fast is plain else fast
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
@@ -78,6 +76,10 @@ class AttackView(nn.Module):
         """Recompute the folded convolutions from the current weights and statistics."""
         for fold in self._folds:
             fold.refresh()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is made anew when it is needed: Winograd's transforms of the weights."""
         for module in self.view.modules():
             if isinstance(module, WinogradConv2d):
                 module.refresh()

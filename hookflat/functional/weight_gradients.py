@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hookflat.functional.attack_view import AttackView, hooked
+from hookflat.functional.attack_view import AttackView, attack_view
 from hookflat.functional.brackets import differentiable
 from hookflat.functional.losses import cross_entropy
 
@@ -21,14 +21,14 @@ class WeightGradients:
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor], x: Tensor) -> None:
-        """`x` (n, C, H, W): images on which the folded network has to agree with the network."""
+        """`x` (n, C, H, W): images on two of which the folded network has to agree with the network."""
         self.weights = weights
         self.net: nn.Module = model
         self.places: list[list[tuple[Tensor, Tensor | None]]] = [[(w, None)] for w in weights]
-        if not hooked(model):
-            view = AttackView(model, winograd=False)
+        view = attack_view(model)
+        if isinstance(view, AttackView):
             with torch.no_grad():
-                view(x)
+                view(x[:2])
             if all(places := [view.places(w) for w in weights]):
                 self.net, self.places = view, places
 

@@ -44,7 +44,10 @@ def pays(conv: nn.Module) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """A convolution of that kind, for gradients by its input alone. Call `refresh` after its weights changed."""
+    """A convolution of that kind. Call `refresh` after its weights changed.
+
+    Gradients are by its input alone: while its weights ask for theirs, it is torch's convolution.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class WinogradConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, K, H, W) of (n, C, H, W)."""
         few = len(x) * _tiles(x.shape[2]) * _tiles(x.shape[3]) < TILES
-        if few or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        if few or self.weight.requires_grad or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
             return F.conv2d(x, self.weight, self.bias, padding=1)
         y = _Convolution.apply(x, self)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)

@@ -61,8 +61,7 @@ def step(run: Run, batch: Batch) -> Tensor:
         objective = hook.attack_objective(run=run, batch=part)  # what to maximise: the first answer
         crafted.append(hook.craft(run=run, batch=part, objective=objective))  # the inner maximisation: [attack]
     x_adv = torch.cat(crafted) if len(crafted) > 1 else crafted[0]
-    finite.see("craft", x_adv)
-    run.last = batch, x_adv
+    run.crafted(batch, x_adv)
 
     loss = hook.gradients(run=run, batch=batch, x_adv=x_adv)  # loss and backward; weight perturbations wrap it
     if loss is None:

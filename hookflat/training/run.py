@@ -214,6 +214,13 @@ class Run:
         self._views[precision, compile] = (view, self.step)
         return view
 
+    def crafted(self, batch: Batch, x_adv: Tensor) -> None:
+        """A step's adversarial examples are found."""
+        self.finite.see("craft", x_adv)
+        self.last = batch, x_adv
+        for view, _ in self._views.values():
+            view.forget()  # the next attack is at other weights
+
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
         loss = self.hook.loss(run=self, batch=batch, x_adv=x_adv)
@@ -254,7 +261,9 @@ class Run:
         """
         with restored(self.network.buffers()):
             self.loss_and_gradients(batch, x_adv)
-        found = [w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights]
+        found = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        for w in weights:
+            w.grad = None  # an optimizer might overwrite them with zeros
         self._see("gradients", torch.nn.utils.get_total_norm(found))
         self.zero_grad()
         return found
@@ -306,7 +315,8 @@ class Run:
             norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
         else:
             norm = torch.nn.utils.get_total_norm(gradients)
-        for gradient in gradients if not self.loss_scale else ():
+        known = norm.device.type == "cpu" and bool(norm.isfinite())  # to ask a GPU is to wait for it
+        for gradient in gradients if not (known or self.loss_scale) else ():
             gradient.nan_to_num_(0.0, 0.0, 0.0)
         return norm
 
