@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hookflat.functional import seeds
-from hookflat.functional.neighborhood import layers, moved, project, scaled_to, sphere
+from hookflat.functional.neighborhood import each_on_sphere, layers, moved, project, scaled_to, sphere
 from hookflat.functional.networks import small_image_resnet
 from hookflat.testing import Found
 
@@ -24,6 +26,26 @@ def test_the_papers_resnet18_has_the_papers_tensors():
     assert len(chosen) == 26
     assert sum(p.dim() == 1 for p in chosen.values()) == 5
     assert len(layers(net, biases=False)) == 21
+
+
+@pytest.mark.parametrize("filters", [False, True])
+def test_a_perturbation_layer_by_layer_is_the_whole_one_and_is_not_held(filters):
+    torch.manual_seed(0)
+    weights = list(layers(small_image_resnet(8, 1, 3, 5, "batch", "relu")).values())
+    whole = sphere(weights, 0.3, seeds.generator(1, "here"), filters=filters)
+    alive = []
+
+    def watched():
+        for nu in each_on_sphere(weights, 0.3, seeds.generator(1, "here"), filters=filters):
+            alive.append(weakref.ref(nu))
+            assert sum(ref() is not None for ref in alive) <= 2  # this one, and the last of whoever asked for it
+            yield nu
+
+    before = [w.detach().clone() for w in weights]
+    with moved(weights, watched()):
+        assert len(alive) == len(weights)
+        assert all(torch.equal(w, b + nu) for w, b, nu in zip(weights, before, whole, strict=True))
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
 
 
 def test_normalisation_layers_and_frozen_parameters_stay_out():

@@ -15,7 +15,7 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.curvature import relative_flatness_of
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import layers, moved, sphere
+from hookflat.functional.neighborhood import each_on_sphere, layers, moved
 from hookflat.functional.robustness import Scored, columns
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
@@ -70,7 +70,7 @@ def flatness_along_attack(
             relative = torch.stack([relative_flatness_of(model, point) for point in path])
             perturbed = torch.zeros_like(loss)
             for sample in range(samples):
-                nu = sphere(weights, xi, seeds.generator(seed, "flatness_along_attack", sample))
+                nu = each_on_sphere(weights, xi, seeds.generator(seed, "flatness_along_attack", sample))
                 with moved(weights, nu):
                     perturbed += torch.stack([cross_entropy(model(point), y) for point in path]).double() / samples
         confidence, answer = logits.double().softmax(dim=2).max(dim=2)

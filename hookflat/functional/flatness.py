@@ -22,7 +22,7 @@ from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import ball, layers, moved, norm_of, scaled_to, sphere
+from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norm_of, scaled_to
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.weight_gradients import WeightGradients
@@ -73,7 +73,7 @@ def average_flatness(
     losses = []
     with measuring(model):
         for sample in range(samples):
-            nu = sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
+            nu = each_on_sphere(weights, xi, seeds.generator(seed, "average_flatness", sample), filters=filters)
             draw = seeds.derive_seed(seed, "attack at perturbed weights", sample)
             part = work.part(f"sample {sample}")
             with moved(weights, nu):

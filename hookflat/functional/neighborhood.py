@@ -7,7 +7,7 @@ auxiliary heads and parameters with `requires_grad=False` (protocol, section 1.5
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from hookflat.functional.brackets import restored
 from hookflat.functional.layers import AuxiliaryHead
-from hookflat.functional.seeds import normals_like
+from hookflat.functional.seeds import each_normal_like, normals_like
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 
@@ -81,6 +81,14 @@ def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, 
     return scaled_to(normals_like([w.detach() for w in weights], generator), weights, xi, filters=filters)
 
 
+def each_on_sphere(
+    weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False
+) -> Iterator[Tensor]:
+    """The perturbation that `sphere` draws, a layer at a time as it is asked for: `moved` holds no more than one."""
+    for w, direction in zip(weights, each_normal_like([w.detach() for w in weights], generator), strict=True):
+        yield scaled_to([direction], [w], xi, filters=filters)[0]
+
+
 @torch.no_grad()
 def sharpest(gradients: Sequence[Tensor], rho: float, scales: Sequence[Tensor] | None = None) -> list[Tensor]:
     """The step of SAM, rho g / ||g|| over all tensors at once, or of ASAM, rho T^2 g / ||T g||, with T = `scales`.
@@ -114,7 +122,7 @@ def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filte
 
 
 @contextmanager
-def moved(weights: Sequence[Tensor], nu: Sequence[Tensor]) -> Generator[None]:
+def moved(weights: Sequence[Tensor], nu: Iterable[Tensor]) -> Generator[None]:
     """The weights at w + nu inside, at w again on any exit, bit for bit."""
     with restored(weights):
         with torch.no_grad():

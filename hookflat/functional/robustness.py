@@ -94,10 +94,12 @@ def attacked(
             loss = torch.full_like(clean_loss, -torch.inf)
             among = torch.arange(len(y), device=y.device)
             for view in views:
-                worst, fooling, fooled = _worst(view, x[among], y[among], keys[among], attack, seed, rows)
+                (worst, _), (fooling, fooled) = _worst(
+                    view, x[among], y[among], keys[among], attack, seed, rows, fooling=True
+                )
                 here, there = scores(model, worst, y[among])
                 loss[among], wrong[among] = torch.maximum(loss[among], here), wrong[among] | there
-                if len(rest := (fooled & ~wrong[among]).nonzero().flatten()):
+                if len(rest := ((fooled != -torch.inf) & ~wrong[among]).nonzero().flatten()):
                     wrong[among[rest]] = scores(model, fooling[rest], y[among[rest]])[1]
                 work.passed(len(among) * (attack.steps + 1) * attack.restarts)
                 among = (~wrong).nonzero().flatten()
@@ -113,7 +115,7 @@ def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, w
     examples, view = set_of(loader, model), attack_view(model, attack.precision)
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
-        worst = _worst(view, x, y, keys, attack, seed, rows)[0] if attack.restarts else x
+        worst = _worst(view, x, y, keys, attack, seed, rows)[0][0] if attack.restarts else x
         work.passed(len(y) * (attack.steps + 1) * attack.restarts)
         return {"loss": scores(model, worst, y)[0]}
 
@@ -140,15 +142,22 @@ def columns(
 
 
 def _worst(
-    view: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Attack, seed: int, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each example: its point of largest loss, its misclassified point of largest loss, and whether it has one.
+    view: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    keys: Tensor,
+    attack: Attack,
+    seed: int,
+    rows: int,
+    *,
+    fooling: bool = False,
+) -> list[tuple[Tensor, Tensor]]:
+    """Each example's point of largest loss, and the loss; `fooling`: then the same among its misclassified points.
 
-    Over all points of all restarts, which go through the network `rows` at a time.
+    Over all points of all restarts, which go through the network `rows` at a time; -inf where there is no such point.
     """
-    n = len(x)
-    loss = x.new_full((n,), -torch.inf)
-    worst, fooling, fooling_loss = x.clone(), x.clone(), loss.clone()
+    n, kinds = len(x), 2 if fooling else 1
+    worst = [(x.clone(), x.new_full((n,), -torch.inf)) for _ in range(kinds)]
     for begin in range(0, n * attack.restarts, rows):
         end = min(begin + rows, n * attack.restarts)
         parts = [  # of each restart, the examples and the rows
@@ -158,15 +167,14 @@ def _worst(
         start = torch.cat([start_of_restart(attack, x[e], keys[e], seed, r) for r, e, _ in parts])
         index = torch.arange(begin, end, device=x.device) % n
         objective, ball = Scored(y[index]), attack.threat.ball(x[index])
-        best_x = wrong_x = start
-        best = wrong_best = x.new_full((end - begin,), -torch.inf)
+        here = [(start, x.new_full((end - begin,), -torch.inf))] * kinds
         for x_adv, value in ascent(view, objective, ball, start, attack):
-            best_x, best = better(best_x, best, x_adv, value)
-            wrong_x, wrong_best = better(wrong_x, wrong_best, x_adv, value.where(objective.wrong, -torch.inf))
-        for _, e, b in parts:
-            worst[e], loss[e] = better(worst[e], loss[e], best_x[b], best[b])
-            fooling[e], fooling_loss[e] = better(fooling[e], fooling_loss[e], wrong_x[b], wrong_best[b])
-    return worst, fooling, fooling_loss != -torch.inf
+            values = [value, value.where(objective.wrong, -torch.inf)] if fooling else [value]
+            here = [better(*best, x_adv, v) for best, v in zip(here, values, strict=True)]
+        for (points, largest), (best_x, best) in zip(worst, here, strict=True):
+            for _, e, b in parts:
+                points[e], largest[e] = better(points[e], largest[e], best_x[b], best[b])
+    return worst
 
 
 def start_of_restart(attack: Attack, x: Tensor, keys: Tensor, seed: int, restart: int) -> Tensor:

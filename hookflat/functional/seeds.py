@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -91,11 +91,20 @@ def _polar(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Standard normal draws in the shape, type and place of each tensor; `generator` (CPU) only seeds them."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    each = [derive_seed(seed, number) for number in range(len(tensors))]
     if tensors and all(t.is_cuda and t.device == tensors[0].device for t in tensors):
-        return _normals(tensors, each)  # a GPU has more to do at once; on a CPU a part stays in its caches
-    return [_normals([t], [s], part=2**15)[0] for t, s in zip(tensors, each, strict=True)]
+        return _normals(tensors, _each_seed(tensors, generator))  # a GPU has more to do at once
+    return list(each_normal_like(tensors, generator))
+
+
+def each_normal_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    """The draws of `normals_like`, one after another: no more than one is held."""
+    for t, s in zip(tensors, _each_seed(tensors, generator), strict=True):
+        yield _normals([t], [s], part=2**15)[0]  # on a CPU a part stays in its caches
+
+
+def _each_seed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[int]:
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return [derive_seed(seed, number) for number in range(len(tensors))]
 
 
 def _normals(tensors: Sequence[Tensor], seeds: Sequence[int], part: int | None = None) -> list[Tensor]:
