@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 LONGEST = 80
 """Characters of a value in a message."""
 
@@ -32,14 +29,3 @@ def clipped(text: str, longest: int = LONGEST) -> str:
     """A text, cut in the middle where it is long."""
     half = longest // 2 - 3
     return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
-
-
-class Terminal(Console):
-    """Rich's console, to which no text brings control characters, colours or pictures of its own."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """What printing a text, or a cell of a table, goes through."""
-        return super().render_str(printable(text), **options)

@@ -241,10 +241,27 @@ def test_names_of_folders_reach_the_terminal_as_text(tmp_path):
     assert "\x1b" not in done.stdout
 
 
-def test_help_is_fast_to_import():
-    """The command line does not import torch until a command needs it."""
-    code = "import sys, hookflat.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+HEAVY = {"torch", "numpy", "accelerate", "timm", "torchvision", "datasets", "sklearn", "matplotlib", "PIL", "yaml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--help"], set()),
+        (["run", "--help"], set()),
+        (["--version"], set()),
+        (["recipes"], set()),
+        (["plugins"], {"torch", "numpy", "rich"}),
+        (["plugins", "awp"], {"torch", "numpy", "rich"}),
+        (["show", "trades"], {"torch", "numpy"}),
+    ],
+    ids=" ".join,
+)
+def test_a_command_imports_no_heavy_package_that_it_does_not_need(arguments, needed):
+    code = "import sys, hookflat.cli\ntry: hookflat.cli.main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (HEAVY | {"rich"}) & set(done.stderr.split()) == needed
 
 
 # --- for scripts ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.table import Table
 
-from hookflat.terminal import Terminal, clipped, printable, shortened
+from hookflat.display import Terminal
+from hookflat.terminal import clipped, printable, shortened
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +25,13 @@ from hookflat.errors import TrainingFailed, UserError
 from hookflat.recipe.tables import as_json
 from hookflat.recipe.toml import LONGEST_FOLDER
 from hookflat.records.disk import refused
-from hookflat.terminal import Terminal, clipped, printable
+from hookflat.terminal import clipped, printable
 
 app = typer.Typer(
     help="Adversarial training as composable plugins, and the flatness of the robust loss.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # importing what draws the boxes takes as long as all the rest of --help
+    context_settings={"max_content_width": 120},
     add_completion=True,
     pretty_exceptions_show_locals=False,
 )
@@ -37,7 +39,6 @@ BUG = (
     f"hookflat: this is an error in hookflat {hookflat.__version__} itself. Please report it as an issue of the "
     "project (form: Bug), with the command and the lines above."
 )
-out = Terminal(soft_wrap=True)
 
 RecipeArgument = Annotated[
     str,
@@ -167,12 +168,24 @@ def warn(text: str) -> None:
 
 def say(line: str) -> None:
     """One line, as it is."""
-    out.print(line)
+    print(printable(line), flush=True)
 
 
-def wide() -> Terminal:
-    """A console that does not wrap tables where the output is a file."""
-    return Terminal(width=None if sys.stdout.isatty() else 240)
+def say_head(line: str) -> None:
+    """One line above others, bold on a terminal."""
+    typer.secho(printable(line), bold=True)
+
+
+def say_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table, not wrapped where the output is a file."""
+    from rich.table import Table
+
+    from hookflat.display import Terminal
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Terminal(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def print_json(facts: Any) -> None:

@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from hookflat.cli.app import Json, Plugin, RecipeArgument, Set, With, command, out, print_json, say, warn, wide
+from hookflat.cli.app import (
+    Json,
+    Plugin,
+    RecipeArgument,
+    Set,
+    With,
+    command,
+    print_json,
+    say,
+    say_head,
+    say_table,
+    warn,
+)
 from hookflat.cli.completing import plugin_names, shipped_names
 from hookflat.errors import UserError
 
@@ -57,14 +68,14 @@ def show(
         print_json(facts | {"hooks": order, "measures": measures})
         return
     for path, table in _sections(loaded.tables):
-        out.print(f"\n[{'.'.join(path)}]", style="bold")
+        say_head(f"\n[{'.'.join(path)}]")
         for key, value in table.items():
             line = f"{key} = {json_text.dumps(value, ensure_ascii=False)}"
             say(f"{line:<44} # {loaded.origin((*path, key))}")
-    out.print("\nhooks, in call order", style="bold")
+    say_head("\nhooks, in call order")
     for hook, names in order.items():
         say(f"  {hook:<18} {', '.join(names)}")
-    out.print("measures", style="bold")
+    say_head("measures")
     for stage, measures in loaded.measures.items():
         every = loaded.stages[stage].every
         say(f"  {stage:<18} {', '.join(measures)} ({'at the end' if every is None else f'every {every:g}'})")
@@ -95,10 +106,8 @@ def plugins(
     if json:
         print_json(found)
     else:
-        table = Table("name", "kind", "what it does", "source", "package", box=None, pad_edge=False)
-        for facts in found:
-            table.add_row(*(facts[key] for key in ("name", "kind", "summary", "paper", "package")))
-        wide().print(table)
+        keys = ("name", "kind", "summary", "paper", "package")
+        say_table(("name", "kind", "what it does", "source", "package"), ([f[key] for key in keys] for f in found))
     for message in broken:
         warn(f"hookflat: left out: {message}")
 
@@ -123,18 +132,16 @@ def _one_plugin(source: PluginSource, json: bool) -> None:
         more = {"hooks": list(hooks_of(cls)), "recipes": [path.stem for path in used], "options": options}
         print_json(facts | more)
         return
-    out.print(f"{source.name} ({facts['kind']}, {source.package})", style="bold")
+    say_head(f"{source.name} ({facts['kind']}, {source.package})")
     say(inspect.getdoc(cls) or "")
     if facts["paper"]:
         say(f"source: {facts['paper']}")
     say(f"hooks: {', '.join(hooks_of(cls))}")
     for path in used:
         say(f"recipe {path.stem}: {title(path)}")
-    out.print()
-    table = Table("option", "type", "default", "range", "meaning", box=None, pad_edge=False)
-    for option in describe(cls):
-        table.add_row(option.name, option.type, option.default, option.bounds, option.description)
-    wide().print(table)
+    say("")
+    rows = ((option.name, option.type, option.default, option.bounds, option.description) for option in describe(cls))
+    say_table(("option", "type", "default", "range", "meaning"), rows)
 
 
 @command()
@@ -189,12 +196,12 @@ def say_cost(name: str, cost: Cost) -> None:
     from hookflat.training.trial import gigabytes
 
     step, steps = cost.step, next(part for part in cost.parts if part.name == "training steps")
-    out.print(f"{name}: {_hours(3600 * cost.hours)} on {cost.device}, one process", style="bold")
-    table = Table("part", "times", "examples", "passes each", "hours", "PFLOP", box=None, pad_edge=False)
+    say_head(f"{name}: {_hours(3600 * cost.hours)} on {cost.device}, one process")
+    rows = []
     for part in cost.parts:
         counts = (f"{n:,}" if n else "" for n in (part.times, part.examples, part.passes))
-        table.add_row(part.name, *counts, f"{part.seconds / 3600:.3f}", f"{part.flops / 1e15:.3g}")
-    wide().print(table)
+        rows.append((part.name, *counts, f"{part.seconds / 3600:.3f}", f"{part.flops / 1e15:.3g}"))
+    say_table(("part", "times", "examples", "passes each", "hours", "PFLOP"), rows)
     say(f"a step: {steps.seconds / steps.times:.3g} s; of the network's examples {step.images} go back to the images, "
         f"{step.weights} back to the weights, {step.forward} forward alone")  # fmt: skip
     say(f"memory: {gigabytes(cost.memory)} at most; disk: {gigabytes(cost.disk)}; {cost.parameters:,} parameters")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, wide
+from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, say_table
 from hookflat.cli.completing import study_names
 from hookflat.errors import UserError
 
@@ -72,13 +71,13 @@ def study(
 
 def _say_costs(costs: Sequence[JobCost], jobs: int) -> None:
     """A line for each recipe, and the whole."""
-    table = Table("run", "runs", "hours each", "hours", "memory", "disk each", box=None, pad_edge=False)
     from hookflat.training.trial import gigabytes
 
+    rows = []
     for found in costs:
         hours = f"{found.cost.hours:.2f}", f"{found.hours:.2f}"
-        table.add_row(found.name, str(found.count), *hours, *map(gigabytes, (found.cost.memory, found.cost.disk)))
-    wide().print(table)
+        rows.append((found.name, str(found.count), *hours, *map(gigabytes, (found.cost.memory, found.cost.disk))))
+    say_table(("run", "runs", "hours each", "hours", "memory", "disk each"), rows)
     hours, disk = sum(found.hours for found in costs), sum(found.count * found.cost.disk for found in costs)
     say(f"the whole: {hours / jobs:.1f} hours with {jobs} run(s) at once on this device, {gigabytes(disk)} of disk")
 
@@ -122,7 +121,4 @@ def compare(
         if not rows:
             say(f"{title}: the same")
             continue
-        table = Table(title, *(run.name for run in runs), box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(row.name, *row.texts)
-        wide().print(table)
+        say_table((title, *(run.name for run in runs)), ((row.name, *row.texts) for row in rows))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 PIXELS = 2**26
 """The most an image may have: a file of a few kB can claim millions, and fill the memory."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # not those for which Pillow starts another program
 _CHANNELS = {"L": 1, "RGB": 3}
-_ORIENTATION = PIL.Image.ExifTags.Base.Orientation
 
 
 class UnreadableImage(ValueError):  # noqa: N818
@@ -46,6 +46,8 @@ class Resizing:
 
         Raises UnreadableImage for what is no image, has too many pixels, is cut off, or is of another kind.
         """
+        import PIL.Image
+
         opened = PIL.Image.fromarray(_flat(image)) if isinstance(image, np.ndarray) else _opened(image)
         opened = self._of_one_kind(opened)
         if self.size:
@@ -70,6 +72,8 @@ class Resizing:
 
 def _opened(stored: bytes) -> PIL.Image.Image:
     """The image of a file's bytes, decoded and upright."""
+    import PIL.ImageOps
+
     try:
         image = PIL.Image.open(io.BytesIO(stored), formats=_FORMATS)
         if image.width * image.height > PIXELS:
@@ -77,7 +81,7 @@ def _opened(stored: bytes) -> PIL.Image.Image:
         if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
             raise UnreadableImage(f"has more than 8 bits a channel (mode {image.mode}): store it as 8 bits")
         image.load()
-        if image.getexif().get(_ORIENTATION) is not None:
+        if image.getexif().get(PIL.Image.ExifTags.Base.Orientation) is not None:
             image = PIL.ImageOps.exif_transpose(image)
     except UnreadableImage:
         raise

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
 
 from hookflat.functional import seeds
@@ -52,6 +51,8 @@ class Batches:
 
         The global generators are seeded for each step, differently on every process.
         """
+        from accelerate.utils import set_seed
+
         order = torch.randperm(len(self.images), generator=seeds.generator(self.seed, "order", epoch))
         order = order.to(self._source.y.device)
         starts = self._starts()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,6 +23,8 @@ from hookflat.training.run import Run
 
 def save(run: Run) -> None:
     """Write a checkpoint beside the last one and put it into its place."""
+    from accelerate.utils import gather_object
+
     run.finite.see("after_step", *run.network.state_dict().values())
     run.check()
     run.loss_sum = run.accelerator.reduce(run.loss_sum, "mean")  # every process goes on from what is saved
@@ -135,6 +136,8 @@ def _restore(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> Non
 
 def _agreed(run: Run) -> Path | None:
     """The checkpoint that the main process found usable, for all."""
+    from accelerate.utils import broadcast_object_list
+
     found: list[Any] = [None, "", []]
     if run.main:
         try:

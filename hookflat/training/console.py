@@ -8,24 +8,15 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from hookflat.functional.work import Tally
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.records.results import NetworkResults, Results
-from hookflat.terminal import Terminal
 from hookflat.training.measuring import Planned
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 SILENCE = 30.0
 """Seconds without a line after which one says how far the work is."""
@@ -35,6 +26,10 @@ class Console:
     """The terminal of the main process."""
 
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
+        from rich.progress import MofNCompleteColumn  # rich here and below: looking at recipes does without
+
+        from hookflat.display import Terminal
+
         self.silent = quiet or not main
         self.rich = Terminal(quiet=self.silent, soft_wrap=True)
         self._bar = self._new_bar(MofNCompleteColumn())
@@ -45,6 +40,8 @@ class Console:
         self.quantities: Mapping[str, Quantity] = {}
 
     def _new_bar(self, *more: ProgressColumn) -> Progress:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         columns = [TextColumn("{task.description}"), BarColumn(), *more, TimeElapsedColumn(), TextColumn("ETA")]
         return Progress(*columns, TimeRemainingColumn(), console=self.rich, transient=True)
 
@@ -140,6 +137,8 @@ class Console:
         if not rows:
             self.say("nothing is measured at the end: the recipe has no stage without `every` that is on")
             return
+        from rich.table import Table
+
         title = results.model or f"{results.recipe}, after {results.epochs} epochs"
         table = Table(title=title, title_justify="left")
         table.add_column("")

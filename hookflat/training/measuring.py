@@ -6,9 +6,8 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hookflat.errors import UserError
@@ -25,6 +24,9 @@ from hookflat.records.quantities import Quantity, is_error_of
 from hookflat.records.results import NetworkResults, Protocol, StageProtocol
 from hookflat.training.hooks import Hooks
 from hookflat.training.subject import Subject
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Planned = tuple[str, str, str, int]
 """Stage, split, measure, passes of examples through the network on this process."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from accelerate.utils import gather_object
-
 from hookflat.errors import TrainingFailed
 from hookflat.functional.brackets import restored
 from hookflat.training.finite import first_layer
@@ -51,6 +49,8 @@ def not_finite(run: Halted, step: int, hook: str, plugin: str) -> TrainingFailed
 
 def first_place(run: Halted, hook: str) -> str | None:
     """Where in the network values stop being finite: in the weights, or in the last batch's passes; of any process."""
+    from accelerate.utils import gather_object
+
     seen = (
         run.network.named_parameters()
         if hook in ("loss", "extra_loss", "gradients")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hookflat.functional.brackets import restored
 from hookflat.functional.layers import Autocast
 from hookflat.recipe.recipe import RunOptions
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOWEST_SCALE = 1.0
 """Of the loss in float16: where passes are not finite even there, the cause is another."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -109,6 +108,8 @@ class Run:
 
     def build_network(self) -> None:
         """Load the data and make the network, each by its plugin: all that measuring needs."""
+        from accelerate.utils import set_seed
+
         self.build_data()
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)

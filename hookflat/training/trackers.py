@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.tables import flat
@@ -18,6 +17,7 @@ from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, quantity
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from matplotlib.figure import Figure
 
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hookflat.functional.brackets import global_generators_restored
@@ -70,6 +69,8 @@ def in_nowhere(recipe: Recipe, folder: str, *, quiet: bool = True, files: Iterab
 
 def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
     """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
+    from accelerate.utils import broadcast_object_list
+
     with global_generators_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
