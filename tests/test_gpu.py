@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import hookflat
 from hookflat import Data, Images, hookimpl
-from hookflat.functional import cuda_graphs, seeds
+from hookflat.functional import cuda_graphs, data, seeds
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.folder import RunFolder
 from hookflat.testing import TinyData, TinyModel, recipe, run_recipe, tiny_run
@@ -68,6 +68,23 @@ def test_no_step_waits_for_the_device(name):
         finally:
             torch.cuda.set_sync_debug_mode("default")
         run.check()
+
+
+def test_images_that_live_elsewhere_arrive_without_a_wait_and_are_the_same(monkeypatch):
+    with tiny_run(SMALL) as run:
+        there = list(run.batches())
+    monkeypatch.setattr(data, "_ON_DEVICE", 0)
+    with tiny_run(SMALL) as run:
+        assert next(run.batches()).x.is_cuda  # memory is pinned, and the caches are made
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = list(run.batches())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for batch, same in zip(found, there, strict=True):
+        for name in ("x", "y", "index", "row"):
+            assert torch.equal(getattr(batch, name), getattr(same, name))
 
 
 @pytest.fixture(scope="module")

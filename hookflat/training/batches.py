@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hookflat.functional import seeds
 from hookflat.functional.data import Batch, Images
+
+T = TypeVar("T")
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same, each asked for before the one ahead of it is handed out: what it sets going is under way by then."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU fetches it from pinned memory, while this process goes on."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +77,26 @@ class Batches:
         order = order.to(self._source.y.device)
         starts = self._starts()
         mine = [self._mine(order[first : first + self.size]) for first in starts[done:]]
-        read = self._source.batches(mine)
-        for number, (index, (x, y)) in enumerate(zip(mine, read, strict=True), start=epoch * len(starts) + done):
+        for number, parts in enumerate(one_ahead(self._staged(mine)), start=epoch * len(starts) + done):
             set_seed(seeds.derive_seed(self.seed, "global", self.rank, number) % 2**32)
-            yield self._batch(*(t.to(self.device) for t in (x, y, index)))
+            yield self._batch(*parts)
+
+    def _staged(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images as they are kept, labels and indices of each batch, on their way to the device: a byte a value."""
+        source, device = self._source, self.device
+        for index, levels in zip(indices, source.levels(indices), strict=True):
+            yield on_device(levels, device), on_device(source.y[index], device), on_device(index, device)
 
     def images_at(self, index: Tensor) -> Tensor:
         """Images (n, C, H, W) on the device; where they all live there, without a wait."""
-        return self._source.__getitems__(index.to(self._source.y.device))[0].to(self.device)
+        levels = next(self._source.levels([index.to(self._source.y.device)]))
+        return on_device(levels, self.device).float() / 255
 
-    def _batch(self, x: Tensor, y: Tensor, index: Tensor) -> Batch:
+    def _batch(self, levels: Tensor, y: Tensor, index: Tensor) -> Batch:
         share = len(index)
         row = torch.arange(self.rank * share, (self.rank + 1) * share, device=self.device)
         labeled = torch.ones_like(y, dtype=torch.bool)
-        return Batch(x, y, y, index, labeled, row, global_size=share * self.processes)
+        return Batch(levels.float() / 255, y, y, index, labeled, row, global_size=share * self.processes)
 
     def _mine(self, members: Tensor) -> Tensor:
         """This process's part of a batch."""
