@@ -9,8 +9,9 @@ times as fast hookflat is. What each side reached (robust loss, error, training 
 of the other side are in torch's default memory format, as in the official repositories. --torchattacks FOLDER adds
 that package, which pins old: `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna
 charset_normalizer certifi`. AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the
-embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images. `methods` has no
-other side: it is what a whole training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
+embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images, in two turns a side at
+most and none to warm up. `methods` has no other side: it is what a whole training of each shipped recipe takes over
+AT's, on images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hookflat  # isort: skip  (before torch: it decides how threads wait)
 import argparse
 import importlib
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -42,7 +44,9 @@ from torch import Tensor
 from hookflat import Attack, Data, Images, Recipe, Run, Threat, hookimpl, load_recipe, network_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.shipped import recipes_folder
+from hookflat.records.environment import environment
 from hookflat.testing import tiny_run
+from hookflat.threads import cores
 from hookflat.training import loop
 from hookflat.training.trial import gigabytes, in_nowhere, peak_memory
 
@@ -133,12 +137,14 @@ class Bench:
             torch.set_num_threads(o.threads)
             yield made
 
-    def compare(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int | None = None) -> Row:
-        """Turns of both, the order alternating, after one of each to warm up; 0 pairs: one turn each, and no more."""
+    def compare(
+        self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int | None = None, *, warm: int = 1
+    ) -> Row:
+        """Turns of both, the order alternating, after `warm` of each to warm up."""
         row = Row(name)
         seconds = {}
         pairs = self.options.pairs if pairs is None else pairs
-        for i in range(pairs + 1):
+        for i in range(pairs + warm):
             reached = {}
             for side in (ours, theirs) if i % 2 else (theirs, ours):
                 self._wait()
@@ -147,7 +153,7 @@ class Bench:
                 self._wait()
                 seconds[side] = self.clock() - began
             row.reached = float(reached[ours]), float(reached[theirs])
-            if i or not pairs:
+            if i >= warm:
                 row.ratios.append(seconds[theirs] / seconds[ours])
         row.seconds = seconds[ours]
         print(row, flush=True)
@@ -171,23 +177,40 @@ class Bench:
             return self.loss(hookflat.pgd(self.net, self.x, self.y, attack=self.attack))
 
         self.compare("PGD-20, by hand", ours, lambda: self.loss(by_hand.pgd(self.net, self.x, self.y, self.budget)))
-        if self.options.torchattacks:
-            sys.path.insert(0, self.options.torchattacks)
-            theirs = importlib.import_module("torchattacks").PGD(self.net, eps=EPS, alpha=STEP_SIZE, steps=20)
+        if theirs := self._torchattacks():
             self.compare("PGD-20, torchattacks", ours, lambda: self.loss(theirs(self.x, self.y)))
+
+    def _torchattacks(self) -> Any:
+        """That package's PGD-20, where it was given."""
+        if not self.options.torchattacks:
+            return None
+        if self.options.torchattacks not in sys.path:
+            sys.path.insert(0, self.options.torchattacks)
+        return importlib.import_module("torchattacks").PGD(self.net, eps=EPS, alpha=STEP_SIZE, steps=20)
 
     def rloss(self) -> None:
         """RLoss with one and with ten restarts."""
         few = (self.x[: max(2, len(self.x) // 4)], self.y[: max(2, len(self.x) // 4)])
+        package = self._torchattacks()
         for restarts, (x, y), pairs in ((1, (self.x, self.y), None), (10, few, 2)):
-            self.compare(
-                f"RLoss x {restarts}, by hand",
-                lambda x=x, y=y, r=restarts: (
-                    hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=r).loss
-                ),
-                lambda x=x, y=y, r=restarts: by_hand.robust_loss(self.net, x, y, self.budget, r).mean(),
-                pairs,
-            )
+
+            def ours(x: Tensor = x, y: Tensor = y, restarts: int = restarts) -> float:
+                return hookflat.robust_loss(self.net, (x, y), attack=self.attack, restarts=restarts).loss
+
+            def plainly(x: Tensor = x, y: Tensor = y, restarts: int = restarts) -> Tensor:
+                return by_hand.robust_loss(self.net, x, y, self.budget, restarts).mean()
+
+            def packaged(x: Tensor = x, y: Tensor = y, restarts: int = restarts) -> Tensor:
+                best = torch.zeros(len(y), device=self.device)
+                for _ in range(restarts):
+                    x_adv = package(x, y)
+                    with torch.no_grad():
+                        best = torch.maximum(best, F.cross_entropy(self.net(x_adv), y, reduction="none"))
+                return best.mean()
+
+            self.compare(f"RLoss x {restarts}, by hand", ours, plainly, pairs)
+            if package:
+                self.compare(f"RLoss x {restarts}, torchattacks", ours, packaged, pairs)
 
     def rerr(self) -> None:
         """RErr alone, ten restarts, at a radius where about half of the examples break."""
@@ -244,21 +267,22 @@ class Bench:
 
     def steps(self) -> None:
         """A training step of every method, against the same by hand."""
-        for name, tables in METHODS.items():
-            with self.run(tables) as ours, self.run() as other:
-                other.network.to(memory_format=torch.contiguous_format)
-                training = by_hand.Training(other.network, by_hand.Budget(EPS, STEP_SIZE, 7))
-                ours.network.load_state_dict(other.network.state_dict())
-                mine, same = (endless(run) for run in (ours, other))
+        for name in METHODS:
+            self.compare(f"step of {name}, by hand", *self._steps(name))
 
-                def by_loop(run: Any = ours, batches: Any = mine) -> Tensor:
-                    return loop.step(run, next(batches))
+    def _steps(self, name: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        """A training step of a method, and the same by hand, from the same weights."""
+        with self.run(METHODS[name]) as ours, self.run() as other:
+            other.network.to(memory_format=torch.contiguous_format)
+            training = by_hand.Training(other.network, by_hand.Budget(EPS, STEP_SIZE, 7))
+            ours.network.load_state_dict(other.network.state_dict())
+            mine, same = (endless(run) for run in (ours, other))
 
-                def plainly(training: by_hand.Training = training, name: str = name, batches: Any = same) -> Tensor:
-                    batch = next(batches)
-                    return getattr(training, name)(batch.x, batch.y)
+        def plainly() -> Tensor:
+            batch = next(same)
+            return getattr(training, name)(batch.x, batch.y)
 
-                self.compare(f"step of {name}, by hand", by_loop, plainly)
+        return lambda: loop.step(ours, next(mine)), plainly
 
     def awp(self) -> None:
         """What weight perturbation adds to hookflat's own steps."""
@@ -340,30 +364,40 @@ class Bench:
         print(f"\nPGD-20 reaches {rate / 1e9:.0f} GFLOP/s, {rate / best:.0%} of a matrix product's {best / 1e9:.0f}")
 
     def profile(self) -> None:
-        """The operators in which a step of AT, and measures of flatness, spend 95 % of their time."""
-        with self.run() as run:
-            batches = endless(run)
-            calls = {
-                "a step of AT": lambda: loop.step(run, next(batches)),
-                "average-case flatness": self._average()[0],
-                "worst-case flatness": self._worst(3)[0],
-                "worst-case flatness by hand": self._worst(3)[1],
-            }
-            for what, call in calls.items():
-                call()
-                with torch.profiler.profile() as profiler:
-                    call()
-                    self._wait()
-                gpu = self.device.type == "cuda"
-                times = {
-                    e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()
-                }
-                total, told, shown = sum(times.values()), 0.0, []
-                for name in sorted(times, key=lambda name: -times[name]):
-                    if told < 0.95 * total:
-                        told += times[name]
-                        shown.append(f"{name.removeprefix('aten::')} {times[name] / total:.1%}")
-                print(f"\n{what}: {', '.join(shown)}")
+        """The kinds of operations in which steps, attacks and measures, ours and by hand, spend 95 % of their time."""
+        for name in ("at", "mart", "at_awp"):
+            for side, call in zip(("", " by hand"), self._steps(name), strict=True):
+                self._profile(f"a step of {name}{side}", call)
+        x, y = self.x, self.y
+        self._profile("PGD-20", lambda: hookflat.pgd(self.net, x, y, attack=self.attack))
+        self._profile("PGD-20 by hand", lambda: by_hand.pgd(self.net, x, y, self.budget))
+        for what, sides in (("average-case flatness", self._average()), ("worst-case flatness", self._worst(3))):
+            for side, call in zip(("", " by hand"), sides, strict=True):
+                self._profile(f"{what}{side}", call)
+        with shorter_autoattack(20):
+            sides = self._autoattacks(self.net, x[:2], y[:2], EPS / 1000)
+            for side, call in zip(("", ", pyautoattack"), sides, strict=True):
+                self._profile(f"a twentieth of AutoAttack standard on 2 robust images{side}", call)
+
+    def _profile(self, what: str, call: Callable[[], Any]) -> None:
+        """The shares of each kind of operation, until they make 95 %, and the largest operation of each."""
+        call()
+        with torch.profiler.profile() as profiler:
+            call()
+            self._wait()
+        gpu = self.device.type == "cuda"
+        times: dict[str, dict[str, float]] = {}
+        for event in profiler.key_averages():
+            seconds = event.self_device_time_total if gpu else event.self_cpu_time_total
+            times.setdefault(kind_of_operation(event.key), {})[event.key.removeprefix("aten::")] = seconds
+        shares = {kind: sum(found.values()) for kind, found in times.items()}
+        total, told, shown = sum(shares.values()), 0.0, []
+        for kind in sorted(shares, key=lambda kind: -shares[kind]):
+            if told < 0.95 * total:
+                told += shares[kind]
+                largest = max(times[kind], key=lambda name: times[kind][name])
+                shown.append(f"{kind} {shares[kind] / total:.1%} ({largest} {times[kind][largest] / total:.1%})")
+        print(f"\n{what}: {', '.join(shown)}", flush=True)
 
     def pipeline(self) -> None:
         """Images a second that the input pipeline delivers, and that PGD-7 consumes."""
@@ -399,11 +433,16 @@ class Bench:
         for what, calls in asked.items():
             took = {}
             for number, call in calls.items():
-                began = time.perf_counter()
-                call()  # gives numbers: it waited for the device
-                took[number] = time.perf_counter() - began
+                seconds = []
+                for _ in range(2):
+                    began = self.clock()
+                    call()  # gives numbers: it waited for the device
+                    seconds.append(self.clock() - began)
+                took[number] = min(seconds)
+            slope, constant = statistics.linear_regression(list(took), list(took.values()))
             first = next(iter(took.values()))
-            print(f"\ntime of {what}, over the first: " + ", ".join(f"{n}: {s / first:.2f}" for n, s in took.items()))
+            ratios = ", ".join(f"{n}: {s / first:.2f}" for n, s in took.items())
+            print(f"\ntime of {what}: {constant:+.3g} s {slope:+.3g} s each; over the first {ratios}", flush=True)
 
     def memory(self) -> None:
         """The largest memory of a process that makes one training step of AT, or measures flatness."""
@@ -496,6 +535,12 @@ class Bench:
     def _autoattack(
         self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
     ) -> None:
+        self.compare(name, *self._autoattacks(net, x, y, eps, attacks), min(2, self.options.pairs), warm=0)
+
+    def _autoattacks(
+        self, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
+    ) -> tuple[Callable[[], float], Callable[[], float]]:
+        """AutoAttack, ours and the package's."""
         version = "custom" if attacks else "standard"
         listed: dict[str, Any] = {"attacks": attacks} if attacks else {}
 
@@ -509,7 +554,7 @@ class Bench:
             _, answers = package.run_standard_evaluation(x, y, batch_size=250)
             return (answers != y).float().mean().item()
 
-        self.compare(name, ours, theirs, 0)
+        return ours, theirs
 
 
 @contextmanager
@@ -530,6 +575,37 @@ def shorter_autoattack(times: int) -> Generator[None]:
         AutoAttack.__init__ = plain
 
 
+KINDS = {
+    "convolutions, backward": ("convolution_backward", "wgrad", "dgrad", "bwd"),
+    "convolutions, forward": ("conv", "winograd", "fprop"),
+    "matrix products": ("addmm", "bmm", "mm", "matmul", "gemm", "linear"),
+    "batch norm": ("batch_norm", "bn_"),
+    "activations and their gradients": ("threshold", "relu", "clamp", "softmax"),
+    "copies and new tensors": ("copy", "cat", "empty", "fill", "zero", "clone", "contiguous", "memcpy", "index"),
+    "sums and means": ("sum", "mean", "norm", "max", "min", "sort", "topk"),
+    "products, sums and signs of tensors": ("mul", "add", "sub", "div", "sign", "where", "sqrt", "elementwise"),
+}
+"""Of operations, by parts of their names: the first that fits."""
+
+
+def kind_of_operation(name: str) -> str:
+    """One of KINDS, or "others"."""
+    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "others")
+
+
+def machine() -> str:
+    """What the numbers below it depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor()
+    found = environment()
+    gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
+    return f"{cpu}, {cores()} core(s){gpus}, torch {torch.__version__}, revision {found['git_revision']}"
+
+
 ROWS = (
     *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "ensemble"),
     *("peak", "pipeline", "linear", "memory", "processes"),
@@ -546,7 +622,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--examples", type=int, default=50, help="for AutoAttack")
+    parser.add_argument("--examples", type=int, default=10, help="for AutoAttack")
     parser.add_argument("--run", metavar="FOLDER", help="for AutoAttack")
     parser.add_argument("--torchattacks", metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=(*ROWS, *MORE), default=ROWS)
@@ -558,6 +634,7 @@ def main() -> None:
     if options.alone:
         bench.alone(options.alone)
         return
+    print(machine())
     print(f"ResNet-18 of width {options.width}, batch {options.batch}, {options.device}, {options.threads} thread(s)\n")
     print("| what, against | median ratio | range | ours | reached: ours / theirs |\n|---|---|---|---|---|")
     for row in options.only:
