@@ -133,3 +133,33 @@ def test_every_colour_is_read_on_white_and_on_the_dark_page():
         for page in ("#ffffff", dark):
             low, high = sorted(map(luminance, (colour, page)))
             assert (high + 0.05) / (low + 0.05) >= 3, (colour, page)
+
+
+THREATS = [("Linf", 0.15), ("L2", 0.15), ("Linf", 0.3), (None, 0.15)]  # recipes older than the norm are L-infinity's
+
+
+def snapshots(folder, method, seed, norm, eps, rloss=2.0):
+    run = write(folder / f"{method}-{seed}", method, seed, **({"eval__norm": norm} if norm else {}), eval__eps=eps)
+    values = {"stage": "t", "split": "test", "average_flatness": 1.0, "rloss": rloss}
+    records(run, [{"epoch": epoch, **values} for epoch in (5, 10)])
+
+
+def test_trainings_measured_in_another_norm_or_radius_are_no_panels(tmp_path):
+    for i, (norm, eps) in enumerate(THREATS):
+        snapshots(tmp_path, f"m{i}", 0, norm, eps)
+    fig5 = drawn(tmp_path)["fig5"]
+    assert [axes.get_title() for axes in fig5.figure.axes if axes.get_title()] == ["m0", "m3"]
+    assert (
+        "Left out, as measured otherwise through the training: m1-0 (norm is L2, Linf for the others) and "
+        "m2-0 (eps is 0.3, 0.15 for the others)." in fig5.caption
+    )
+
+
+def test_curves_of_another_norm_are_in_no_mean(tmp_path):
+    for seed, (norm, eps) in enumerate(THREATS):
+        snapshots(tmp_path, "at", seed, norm, eps, rloss=[2.0, 9.0, 9.0, 4.0][seed])
+    fig2 = drawn(tmp_path)["fig2"]
+    (curve,) = [line for line in fig2.figure.axes[0].get_lines() if line.get_label() == "test"]
+    assert list(curve.get_ydata()) == [3.0, 3.0]
+    assert "mean of 2 seeds" in fig2.caption
+    assert "at-1 (norm is L2, Linf for the others) and at-2 (eps is 0.3, 0.15 for the others)" in fig2.caption

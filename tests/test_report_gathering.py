@@ -7,7 +7,7 @@ from shutil import rmtree
 import pytest
 import tomli_w
 from commands import fails
-from made_runs import STAGES, drawn, measured, network, records, staged, told, write
+from made_runs import PROTOCOL, STAGES, drawn, measured, network, records, staged, told, write
 
 from hookflat import UserError, report
 from hookflat.reporting.gathering import gather
@@ -119,14 +119,24 @@ def test_the_protocol_of_most_runs_is_used_and_another_can_be_named(tmp_path):
         gather([tmp_path], protocol="dig")
 
 
-def test_measures_of_another_radius_or_other_options_are_not_mixed(tmp_path):
-    for i, (eps, xi) in enumerate(((0.15, 0.001), (0.15, 0.001), (0.15, 0.005), (0.3, 0.001))):
+def test_measures_of_another_norm_radius_or_other_options_are_not_mixed(tmp_path):
+    others = ({"xi": 0.005}, {"eps": 0.3}, {"norm": "L2"}, {"step_size": 0.01})
+    for i, other in enumerate(({}, {}, *others)):
+        xi = other.pop("xi", 0.001)
         run = write(tmp_path / f"at-{i}", "at", i)
         stage = {"worst": {"examples": {"test": 200}, "measures": {"worst_flatness": {"xi": xi}}}}
         more = {"last": {"test": {"worst_flatness": xi}}}
-        measured(run, more, "worst-last", staged(**stage) | {"eps": eps})
+        measured(run, more, "worst-last", staged(**stage) | other)
     runs = gather([tmp_path]).runs
-    assert [run.networks["last"].test.get("worst_flatness") for run in runs] == [0.001, 0.001, None, None]
+    assert [run.networks["last"].test.get("worst_flatness") for run in runs] == [0.001, 0.001, *[None] * len(others)]
+
+
+def test_networks_measured_in_another_norm_are_left_out(tmp_path):
+    for i, norm in enumerate(("Linf", "L2", "Linf")):
+        write(tmp_path / f"at-{i}", "at", i, protocol=PROTOCOL | {"norm": norm})
+    gathered = gather([tmp_path])
+    assert [run.name for run in gathered.runs] == ["at-0", "at-2"]
+    assert gathered.left_out == [("at-1", "measured otherwise: norm is L2, Linf for the others")]
 
 
 def test_networks_measured_by_separate_commands_are_one_run_s(tmp_path):

@@ -6,14 +6,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from hookflat.functional.canvas import new_figure, tidy
+from hookflat.recipe.tables import as_key
 from hookflat.records.quantities import Role, of_role
 from hookflat.reporting.gathering import plain
+from hookflat.reporting.phrases import listed
 from hookflat.reporting.runs import MeasuredRun
 from hookflat.reporting.style import TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title
@@ -26,16 +29,17 @@ PANELS = 24
 def mean_overfitting(table: Table1) -> Drawing:
     """Of the paper's baseline where it is there, otherwise of the configuration whose RLoss rises most at the end."""
     name, heading = "fig2", "Fig. 2: robust overfitting"
-    with_curves = [r for r in table.rows if len(_mean_curve(r.configuration.runs, "test", "RLoss")[0]) > 1]
+    alike = {row: _alike(row.configuration.runs) for row in table.rows}
+    with_curves = [row for row, runs in alike.items() if len(_mean_curve(runs, "test", "RLoss")[0]) > 1]
     if not with_curves:
         return Drawing(name, heading, "No run has curves of RLoss through its training.", None)
 
     def rise(row: Row) -> float:
-        values = _mean_curve(row.configuration.runs, "test", "RLoss")[1]
+        values = _mean_curve(alike[row], "test", "RLoss")[1]
         return values[-1] - min(values)
 
     row = next((r for r in with_curves if "baseline" in r.title), None) or max(with_curves, key=rise)
-    runs = row.configuration.runs
+    runs = alike[row]
     figure = new_figure(8.6, 3.7)
     left, right = figure.subplots(1, 2)
     lines: tuple[tuple[str, Role, str, str], ...] = (
@@ -64,7 +68,9 @@ def mean_overfitting(table: Table1) -> Drawing:
     seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
     caption = (
         f"{row.title}, {seeds}, measured through the training; test RLoss also over the examples "
-        "that are classified correctly and incorrectly without an attack." + _measured_by(runs[0], "RLoss")
+        "that are classified correctly and incorrectly without an attack."
+        + _left_out([run for run in row.configuration.runs if run not in runs], runs)
+        + _measured_by(runs[0], "RLoss")
     )
     return Drawing(name, heading, caption, figure)
 
@@ -95,7 +101,10 @@ def _mean_curve(runs: Sequence[MeasuredRun], split: str, role: Role) -> tuple[li
 def through_training(table: Table1) -> Drawing:
     """A panel for each method: flatness and RLoss of its snapshots, from blue (early) to red (late)."""
     name, heading = "fig5", "Fig. 5: flatness through the training"
-    found = [(row, paths) for row in representatives(table.rows) if (paths := _paths(row.configuration.runs))]
+    chosen = representatives(table.rows)
+    measured = [run for row in chosen for run in row.configuration.runs if _paths([run])]
+    alike = _alike(measured)
+    found = [(row, _paths(runs)) for row in chosen if (runs := [r for r in row.configuration.runs if r in alike])]
     panels = found[:PANELS]
     if not panels:
         return Drawing(name, heading, "No run measured average-case flatness through its training.", None)
@@ -124,9 +133,33 @@ def through_training(table: Table1) -> Drawing:
         "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run."
         + (f" {outside} of {len(every)} snapshots lie outside the axes." if outside else "")
         + (f" The {PANELS} of {len(found)} methods with the least test RErr." if len(found) > PANELS else "")
-        + _measured_by(panels[0][0].configuration.runs[0], "average flatness")
+        + _left_out([run for run in measured if run not in alike], alike)
+        + _measured_by(alike[0], "average flatness")
     )
     return Drawing(name, heading, caption, figure)
+
+
+def _alike(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Those whose training was measured under the threat that most of the runs share, and with its steps."""
+    keys = Counter(as_key(_threat(run)) for run in runs)
+    return [run for run in runs if as_key(_threat(run)) == keys.most_common(1)[0][0]]
+
+
+def _threat(run: MeasuredRun) -> dict[str, Any]:
+    table = run.recipe.get("eval", {})
+    return {"norm": table.get("norm", "Linf"), "eps": table.get("eps"), "step_size": table.get("step_size")}
+
+
+def _left_out(others: Sequence[MeasuredRun], alike: Sequence[MeasuredRun]) -> str:
+    """Why some runs are not drawn."""
+    if not others:
+        return ""
+    usual = _threat(alike[0])
+    said = []
+    for run in others:
+        name, value = next((name, value) for name, value in _threat(run).items() if value != usual[name])
+        said.append(f"{run.name} ({name} is {value}, {usual[name]} for the others)")
+    return f" Left out, as measured otherwise through the training: {listed(said)}."
 
 
 def _measured_by(run: MeasuredRun, role: Role) -> str:
