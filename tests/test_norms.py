@@ -1,5 +1,6 @@
 """Threats in other norms, from a recipe to attacks and measures."""
 
+import tomllib
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,7 +16,7 @@ from hookflat.functional.choices import Norm
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipe_folders
-from hookflat.recipe.tables import NORMS
+from hookflat.recipe.tables import NORMS, RADII
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import loop
 
@@ -27,21 +28,72 @@ def test_the_norms_are_those_of_the_balls():
     assert set(NORMS) == BALLS.keys() == {*get_args(Norm)}
 
 
-def test_every_training_of_a_scale_takes_the_radius_of_its_norm_and_so_do_its_measures():
+SCALES = {
+    "": {"Linf": (0.15, 0.0335), "L2": (0.35, 0.07), "L1": (1.2, 0.24)},
+    "cifar10-mini": {"Linf": (4 / 255, 1 / 255), "L2": (0.125, 0.03), "L1": (1.5, 0.375)},
+    "cifar10": {"Linf": (8 / 255, 0.007), "L2": (0.5, 0.1), "L1": (12, 2.4)},
+    "imagenet": {"Linf": (4 / 255, 1 / 255), "L2": (2, 0.5), "L1": (255, 64)},
+}
+"""Of measures at a scale; trainings have the same but for the longer steps of ImageNet's short attack."""
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_training_takes_the_radius_of_its_norm_and_so_do_its_measures(scale, norm):
     catalogue, folder = Catalogue(), recipe_folders()[0][1]
+    overlays = [f"scales/{scale}"] if scale else []
     found = set()
     for file in sorted(folder.glob("*.toml")):
-        for norm, eps, step_size in (("L2", 0.5, 0.1), ("L1", 12.0, 2.4), ("Linf", 8 / 255, 0.007)):
-            recipe = load_recipe(
-                file.stem, overlays=["scales/cifar10"], overrides={"attack.norm": norm}, catalogue=catalogue
-            )
-            attack = recipe.slots["attack"].attack()
-            assert (attack.threat.norm, recipe.eval.norm) == (norm, norm)
-            assert attack.threat.eps == pytest.approx(eps * recipe.slots["attack"].eps_factor)
-            assert (recipe.eval.eps, recipe.eval.step_size) == (eps, step_size)
-            assert recipe.slots["attack"].alpha or attack.step_size == step_size
-            found.add(file.stem)
+        if scale == "imagenet" and file.stem in ("swa", "kd_swa"):  # the scale averages
+            continue
+        recipe = load_recipe(file.stem, overlays=overlays, overrides={"attack.norm": norm}, catalogue=catalogue)
+        inner, attack = recipe.slots["attack"], recipe.slots["attack"].attack()
+        eps, step_size = SCALES[scale][norm]
+        if file.stem == "vit" and not scale:
+            eps, step_size = {"Linf": (0.05, 0.0125), "L2": (0.12, 0.03), "L1": (0.4, 0.1)}[norm]
+        assert (attack.threat.norm, recipe.eval.norm) == (norm, norm)
+        assert (recipe.eval.eps, recipe.eval.step_size) == (eps, step_size), file.stem
+        trained = 8 / 255 if (file.stem, scale, norm) == ("free_at", "", "Linf") else eps
+        assert attack.threat.eps == pytest.approx(trained * inner.eps_factor), file.stem
+        if recipe.slot_names["attack"] != "apgd" and not inner.alpha:
+            assert step_size <= attack.step_size <= eps, file.stem
+        found.add(file.stem)
     assert len(found) > 40
+
+
+@pytest.mark.parametrize("file", sorted(recipe_folders()[0][1].rglob("*.toml")), ids=lambda file: file.stem)
+def test_no_shipped_radius_is_of_one_norm_alone(file):
+    tables = tomllib.loads(file.read_text())
+    for place in RADII:
+        value = tables.get(place[0], {}).get(place[1])
+        assert value is None or value.keys() == {*NORMS}, place
+
+
+def test_a_radius_from_below_another_norm_is_none_of_it(tmp_path):
+    """In a file below; beside the norm, above it, and in the norm that it was written for, it stands."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "at"\n[attack]\neps = 0.1\n')
+    with pytest.raises(UserError) as caught:
+        load_recipe(mine, overrides=["attack.norm=L2"])
+    assert str(caught.value) == (
+        f"{mine}:3: attack.eps: 0.1 was written for the norm Linf, and --set attack.norm asks for L2: set attack.eps "
+        "too, or write eps = { Linf = ..., L2 = ... }"
+    )
+    for overrides in (["attack.norm=L2", "attack.eps=0.2"], ["attack.eps=0.2", "attack.norm=L2"]):
+        recipe = load_recipe(mine, overrides=overrides)
+        assert (recipe.slots["attack"].eps, recipe.eval.eps) == (0.2, 0.35)
+    assert load_recipe(mine, overrides=["attack.norm=Linf"]).slots["attack"].eps == 0.1
+    two = tmp_path / "two.toml"
+    two.write_text('extends = "mine.toml"\n[attack]\nnorm = "L2"\neps = 0.3\n')
+    assert load_recipe(two, overrides=["attack.norm=L2"]).slots["attack"].eps == 0.3
+    assert load_recipe(two, overrides=["attack.eps=0.4"]).slots["attack"].eps == 0.4
+    with pytest.raises(UserError, match=r"two.toml:4: attack.eps: 0.3 was written for the norm L2, .* asks for Linf"):
+        load_recipe(two, overrides=["attack.norm=Linf"])
+    few = {"needs": (), "tables": ()}
+    with pytest.raises(UserError, match=r"eval.eps: 0.5 was written for the norm L2, and --set eval.norm asks for L1"):
+        load_recipe({"attack": {"norm": "L2"}, "eval": {"eps": 0.5}}, overrides={"eval.norm": "L1"}, **few)
+    with pytest.raises(UserError, match="recipe asks for the norm L2, and the default is a radius in Linf"):
+        load_recipe({"attack": {"name": "pgd", "norm": "L2"}}, **few)
 
 
 def test_measures_may_be_in_another_norm_and_what_is_said_for_no_norm_is_told():

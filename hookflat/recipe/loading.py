@@ -20,7 +20,7 @@ from hookflat.recipe.nearest import nearest
 from hookflat.recipe.options import MOST_FAULTS, InvalidOptions, as_table, build, check_declared
 from hookflat.recipe.recipe import EvalOptions, Recipe, RunOptions, Stage, TrackOptions
 from hookflat.recipe.shipped import find_recipe
-from hookflat.recipe.tables import NORMS, Place, flat_by_norm
+from hookflat.recipe.tables import NORMS, RADII, Place, flat_by_norm, is_by_norm, norm_of
 from hookflat.terminal import clipped, shortened
 
 
@@ -53,8 +53,7 @@ def load_recipe(
     for overlay in overlays:
         merged.add_file(find_recipe(overlay))
     values = assignments(overrides)
-    for key, value in values:
-        merged.add_value(key, value)
+    merged.add_values(values)
     checker = _Checker(merged, catalogue, needs, tables)
     loaded = checker.recipe(name or ("recipe" if isinstance(recipe, dict) else recipe.stem))
     files = [file for file in catalogue.extra if isinstance(file, Path)]
@@ -66,6 +65,7 @@ class _Checker:
 
     def __init__(self, merged: Merged, catalogue: Catalogue, needs: Collection[str], loaded: Collection[str]) -> None:
         self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
+        self.norms = merged.norms
         self.needs, self.loaded = needs, loaded
         self.faults: list[str] = []
 
@@ -102,8 +102,10 @@ class _Checker:
 
     def _take_norms(self) -> None:
         """Of every value that is written for each norm, the one of the threat's: `[attack] norm`, which measures take
-        too, unless `[eval] norm` says otherwise."""
-        norm = self._table("attack").get("norm", NORMS[0])
+        too, unless `[eval] norm` says otherwise. A radius that was written for another norm alone is none of it."""
+        for place in RADII:
+            self._of_its_norm(*place)
+        norm = norm_of("attack", self.tables)
         if "norm" in self._table("attack") and "norm" not in self._table("eval"):
             self.tables.setdefault("eval", {})["norm"] = norm
             self.origins["eval", "norm"] = self.origins.get(("attack", "norm"), "recipe")
@@ -117,6 +119,22 @@ class _Checker:
                     place, f"says nothing for the norm {threat}: set it, or write {threat} = ... into its braces"
                 )
                 table[place[-1]] = next(iter(value.values()))
+
+    def _of_its_norm(self, table: str, key: str) -> None:
+        """A radius or a step without a norm is of the one that held where it was written; what is not said, of the
+        first. A step may be left unsaid: there are attacks that choose their own."""
+        place, values, norm = (table, key), self._table(table), norm_of(table, self.tables)
+        meant = self.norms.get(place, NORMS[0])
+        if norm == meant or norm not in NORMS or is_by_norm(values.get(key)):
+            return
+        asked = next(self.origins[name, "norm"] for name in (table, "attack") if (name, "norm") in self.origins)
+        if key in values:
+            told = f"{shortened(values[key])} was written for the norm {meant}, and {asked} asks for {norm}"
+        elif key == "eps":
+            told = f"{asked} asks for the norm {norm}, and the default is a radius in {meant}"
+        else:
+            return
+        self._fault(place, f"{told}: set {table}.{key} too, or write {key} = {{ {meant} = ..., {norm} = ... }}")
 
     def _fault(self, path: Place, message: str) -> None:
         where = next((self.origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.origins), "recipe")

@@ -11,7 +11,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped, is_file
-from hookflat.recipe.tables import Place, is_by_norm
+from hookflat.recipe.tables import RADII, Place, is_by_norm, norm_of
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
@@ -20,11 +20,15 @@ MOST_FILES = 100
 
 
 class Merged:
-    """The tables so far, and the origin ("file:line" or "--set key") of every table and value."""
+    """The tables so far, and the origin ("file:line" or "--set key") of every table and value.
+
+    `norms`: of a radius or a step, the norm that its file, or `--set` as a whole, left when it was written.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[str, Any] = {}
         self.origins: dict[Place, str] = {}
+        self.norms: dict[Place, str] = {}
         self.files = 0
 
     def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
@@ -52,20 +56,23 @@ class Merged:
                 told = f"extends {shortened(base)}, which is {error}"
                 raise UserError(f"{file}:{lines.get(('extends',), 1)}: {told}") from None
         self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
+        self._note_norms()
         if not ancestors:
             self.origins.setdefault((), f"{file}:1")  # of what is nowhere
 
     def add_tables(self, tables: dict[str, Any], origin: str) -> None:
         """Tables that were read elsewhere; messages say that they are from `origin`."""
         self._merge(tables, (), lambda _: origin)
+        self._note_norms()
 
-    def add_value(self, key: str, value: Any) -> None:
-        """One value by its dotted key, as `--set` gives it."""
-        path = tuple(key.split("."))
-        table: Any = value
-        for part in reversed(path):
-            table = {part: table}
-        self._merge(table, (), lambda _: f"--set {clipped(key)}")
+    def add_values(self, values: Iterable[tuple[str, Any]]) -> None:
+        """Values by their dotted keys, as `--set` gives them."""
+        for key, value in values:
+            table: Any = value
+            for part in reversed(key.split(".")):
+                table = {part: table}
+            self._merge(table, (), lambda _, key=key: f"--set {clipped(key)}")
+        self._note_norms()
 
     def _merge(self, new: dict[str, Any], at: Place, origin: Any) -> None:
         """Every value of a recipe comes through here."""
@@ -91,6 +98,13 @@ class Merged:
             else:
                 table[key] = value
                 self.origins[path] = origin(path)
+                self.norms.pop(path, None)
+
+    def _note_norms(self) -> None:
+        for place in RADII:
+            table = self.tables.get(place[0])
+            if isinstance(table, dict) and place[1] in table:
+                self.norms.setdefault(place, norm_of(place[0], self.tables))
 
     def _enter(self, table: dict[str, Any], path: Place, new: dict[str, Any]) -> None:
         """Make room for a table; a slot that changes its plugin drops the old plugin's options."""
@@ -99,7 +113,9 @@ class Merged:
         if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
             table[path[-1]] = {}
             if old:
-                self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
+                self.origins, self.norms = (
+                    {p: v for p, v in known.items() if p[: len(path)] != path} for known in (self.origins, self.norms)
+                )
 
 
 _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")

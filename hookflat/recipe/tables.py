@@ -13,10 +13,19 @@ Place = tuple[str, ...]
 NORMS = ("Linf", "L2", "L1")
 """Of threats: a value may be written for each, `eps = { Linf = "8/255", L2 = 0.5 }`."""
 
+RADII: tuple[Place, ...] = tuple((table, key) for table in ("attack", "eval") for key in ("eps", "step_size"))
+"""What is a length in the norm of its table's threat."""
+
 
 def is_by_norm(value: Any) -> bool:
     """Whether it is a value for each norm, and no table."""
     return isinstance(value, dict) and bool(value) and value.keys() <= set(NORMS)
+
+
+def norm_of(table: str, tables: dict[str, Any]) -> Any:
+    """Of the threat of `[attack]` or `[eval]`: measures take that of `[attack]` where `[eval]` names none."""
+    said = [t["norm"] for name in (table, "attack") if isinstance(t := tables.get(name), dict) and "norm" in t]
+    return said[0] if said else NORMS[0]
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
