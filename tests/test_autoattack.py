@@ -109,6 +109,17 @@ def test_networks_in_double_precision(net, digits_pair):
     assert torch.equal(double.broken_by, single.broken_by)
 
 
+def test_colour_images_may_lie_in_memory_as_they_like():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval()
+    x = torch.rand(6, 3, 4, 4)
+    pairs = [(layout, net(x).argmax(dim=1)) for layout in (x, x.contiguous(memory_format=torch.channels_last))]
+    one, other = (
+        hookflat.autoattack(net, pair, eps=0.5, norm="L1", version="custom", attacks=["apgd-ce"]) for pair in pairs
+    )
+    assert one.broken_by.tolist() == other.broken_by.tolist()
+
+
 def test_attacks_that_are_not_defined_for_few_classes_are_left_out():
     assert autoattacks("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert autoattacks("standard", 4) == ["apgd-ce", "apgd-t", "fab-t", "square"]

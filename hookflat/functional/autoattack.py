@@ -161,10 +161,10 @@ class _Package:
             package.apgd.n_restarts = package.fab.n_restarts = 1
         for targeted in (package.apgd_targeted, package.fab):
             targeted.n_target_classes = min(targeted.n_target_classes, self.classes - 1)
-        trace = sys.gettrace()
+        trace, x = sys.gettrace(), x.float().contiguous()  # in L1 the package flattens by views
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), _log_of_the_package() as log:
             try:
-                x_adv, answers = package.run_standard_evaluation(x.float(), y, batch_size=len(y))
+                x_adv, answers = package.run_standard_evaluation(x, y, batch_size=len(y))
             finally:
                 sys.settrace(trace)  # the package switches tracing off
         return answers != y, x_adv, "".join(f"{line}\n" for line in log)
