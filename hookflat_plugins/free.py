@@ -75,7 +75,7 @@ class Free(InnerAttack):
             attack = self.attack()
             ball = attack.threat.ball(batch.x)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # where float16 overflows, the pixel stays
-            delta = ball.project(x_adv + attack.step_size * ball.ascent(gradient)) - batch.x
+            delta = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv)) - batch.x
             delta = run.accelerator.gather(delta)
             self._delta = torch.cat([delta, self._deltas(batch)[len(delta) :]])  # a smaller batch leaves the others'
         return loss

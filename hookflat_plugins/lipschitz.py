@@ -12,10 +12,10 @@ from hookflat import Quantity, Subject, hookimpl, local_lipschitz
 
 @dataclass(eq=False)
 class Lipschitz:
-    """Local Lipschitz constant: mean over examples of max d(f(x), f(x')) / ||x - x'||_inf in the ball around x.
+    """Local Lipschitz constant: mean over examples of max d(f(x), f(x')) / ||x - x'|| in the ball around x.
 
-    d is the L1 distance of logits, or the KL divergence of probabilities; PGD maximises from a uniform start: a lower
-    bound.
+    ||.|| is the norm of the threat, L-infinity in the papers. d is the L1 distance of logits, or the KL divergence of
+    probabilities; PGD maximises from a uniform start: a lower bound.
     """
 
     paper: ClassVar[str] = "Yang et al. 2020, arXiv 2003.02460; Kim et al. 2023, Fantastic Robustness Measures"

@@ -34,4 +34,5 @@ class NoisyFgsm(InnerAttack):
         model = self.attacked(run)
         with frozen(model, train=self.mode == "train"), torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(model, x_noisy).sum(), x_noisy)
-        return (x_noisy.detach() + attack.step_size * wide.ascent(gradient)).clamp_(0, 1)
+        x_noisy = x_noisy.detach()
+        return (x_noisy + attack.step_size * wide.ascent(gradient, x_noisy)).clamp_(0, 1)

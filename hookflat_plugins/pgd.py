@@ -16,11 +16,11 @@ class Pgd(InnerAttack):
     """PGD in the ball of a norm, the inner maximisation of adversarial training.
 
     delta <- project(delta + step_size direction), starting as the paper does, best iterate kept. The direction is the
-    gradient's signs in L-infinity, the gradient over its norm in L2, the signs of its largest twentieth in L1; the
-    projection is on ball and cube [0, 1] at once. In evaluation mode it attacks a cheaper view of the network (batch
-    norm folded); `mode = "train"` normalises by batch statistics, as the AWP and Rice et al. repositories do, but
-    leaves the running statistics alone. One step from a uniform start with alpha = 1.25 and the last iterate is FGSM as
-    in fast AT (Wong et al. 2020), whose code attacks in training mode.
+    gradient's signs in L-infinity, the gradient over its norm in L2, the signs of its largest values in L1, as many as
+    `eps`; the projection is on ball and cube [0, 1] at once. In evaluation mode it attacks a cheaper view of the
+    network (batch norm folded); `mode = "train"` normalises by batch statistics, as the AWP and Rice et al.
+    repositories do, but leaves the running statistics alone. One step from a uniform start with alpha = 1.25 and the
+    last iterate is FGSM as in fast AT (Wong et al. 2020), whose code attacks in training mode.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083; protocol of Stutz et al. 2021, section 2"

@@ -111,14 +111,29 @@ def test_uniform_starts_are_uniform_in_the_ball(norm, eps):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_have_length_one_and_rise(norm):
-    gradient = torch.randn(5, 3, 8, 8)
-    step = BALLS[norm](torch.rand(5, 3, 8, 8), 0.1).ascent(gradient)
+    gradient, x = torch.randn(5, 3, 8, 8), torch.rand(5, 3, 8, 8)
+    step = BALLS[norm](x, 0.1).ascent(gradient, x)
     torch.testing.assert_close(length(step, norm), torch.ones(5))
     assert ((step * gradient).flatten(1).sum(dim=1) > 0).all()
     if norm == "L1":
-        assert ((step != 0).flatten(1).sum(dim=1) == round(0.05 * 192)).all()
-    still = BALLS[norm](torch.rand(1, 3, 8, 8), 0.1).ascent(torch.zeros(1, 3, 8, 8))
-    assert not still.any()
+        assert ((step != 0).flatten(1).sum(dim=1) == 1).all()
+    assert not BALLS[norm](x, 0.1).ascent(torch.zeros_like(x), x).any()
+
+
+@pytest.mark.parametrize(("eps", "moved"), [(0.3, 1), (3.0, 3), (3.1, 4), (500, 100)])
+def test_steps_in_l1_move_as_many_values_as_the_radius_needs(eps, moved):
+    x = torch.full((1, 1, 10, 10), 0.5)
+    gradient = torch.arange(100, 0, -1.0).view_as(x)
+    step = L1Ball(x, eps).ascent(gradient, x).flatten()
+    torch.testing.assert_close(step, (torch.arange(100) < moved) / moved)
+
+
+def test_steps_in_l1_pass_by_what_a_wall_holds():
+    x = torch.full((1, 1, 1, 6), 0.5)
+    gradient = torch.tensor([6.0, -5, 4, -3, 2, 0]).view_as(x)
+    walls = torch.tensor([1.0, 0, 0, 1, 0.5, 0.5]).view_as(x)
+    assert L1Ball(x, 2.0).ascent(gradient, walls).flatten().tolist() == [0, 0, 0.5, -0.5, 0, 0]
+    assert L1Ball(x, 4.0).ascent(gradient, walls).flatten().tolist() == [0, 0, 0.25, -0.25, 0.25, 0]
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("Linf", 1), ("L2", 2), ("L1", torch.inf)])

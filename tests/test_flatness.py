@@ -91,6 +91,22 @@ def test_average_flatness_equals_the_definition_written_out(digits_net, digits_p
     assert ours.flatness == pytest.approx(sum(losses) / 3 - rloss(copy.deepcopy(digits_net)), abs=1e-3)
 
 
+@pytest.mark.parametrize(("norm", "eps", "dual"), [("Linf", 0.05, 1), ("L2", 0.2, 2), ("L1", 0.2, torch.inf)])
+def test_average_flatness_of_a_linear_model_in_closed_form(norm, eps, dual):
+    """Away from the walls the margin d x of a linear model falls by eps times the dual norm of d."""
+    net, x, y = linear()
+
+    def rloss(w):
+        d = w[0] - w[1]
+        return softplus(eps * torch.linalg.vector_norm(d, dual) - d @ x.flatten()).item()
+
+    w = net[1].weight.detach().clone()
+    nus = [sphere([w], 0.3, seeds.generator(0, "average_flatness", sample))[0] for sample in range(3)]
+    f = hookflat.average_flatness(net, (x, y), xi=0.3, samples=3, norm=norm, eps=eps, step_size=eps, steps=30)
+    assert f.losses == pytest.approx([rloss(w + nu) for nu in nus], rel=1e-6)
+    assert f.reference == pytest.approx(rloss(w), rel=1e-6)
+
+
 def test_clean_flatness_is_that_of_the_cross_entropy(digits_net, digits_pair):
     x, y = digits_pair
     options = {"xi": 0.3, "samples": 2, "restarts": 0, "reference_restarts": 0, "seed": 5}
@@ -127,6 +143,21 @@ def test_worst_flatness_of_a_linear_model_in_closed_form(eps):
     clean = hookflat.worst_flatness(net, (x, y), xi=xi, attempts=2, sweeps=20, robust=False)
     if not eps:
         assert clean.flatness == pytest.approx(expected, rel=1e-5)
+
+
+def test_worst_flatness_of_a_linear_model_in_l2():
+    """The margin u x_adv, ||u - d|| <= r sqrt(2), ||x_adv - x|| <= eps, is least where each goes against the other."""
+    net, x, y = linear()
+    w, eps, xi = net[1].weight.data, 0.2, 0.003
+    d, x = w[0] - w[1], x.flatten()
+    u = d
+    for _ in range(100):  # contracts
+        x_adv = x - eps * u / u.norm()
+        u = d - xi * w.norm() * math.sqrt(2) * x_adv / x_adv.norm()
+    expected = (softplus(-u @ x_adv) - softplus(eps * d.norm() - d @ x)).item()
+    options = {"norm": "L2", "eps": eps, "step_size": 0.2, "restarts": 1}
+    f = hookflat.worst_flatness(net, (x.view(1, 1, 4, 4), y), xi=xi, attempts=2, sweeps=40, **options)
+    assert f.flatness == pytest.approx(expected, rel=1e-5)
 
 
 def rows(tensor, filters):

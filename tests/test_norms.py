@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from test_contract import OPTIONS
 from torch import nn
 
 import hookflat
@@ -13,7 +15,7 @@ from hookflat import Data, Images, hookimpl
 from hookflat.errors import UserError
 from hookflat.functional.balls import BALLS
 from hookflat.functional.choices import Norm
-from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.catalogue import Catalogue, kind_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import recipe_folders
 from hookflat.recipe.tables import NORMS, RADII
@@ -132,16 +134,44 @@ def test_training_stays_in_the_ball(norm, attack):
     assert torch.cat(seen).median() > EPS[norm] / 2  # and uses it
 
 
+OWN = {
+    "clean_error",
+    "clean_average_flatness",
+    "clean_worst_flatness",
+    "weight_norm",
+    "boundary_thickness",
+    "multi_norm",
+}
+"""Measures that do not attack, or under threats of their own options."""
+FURTHER = {"trust": 4, "autoattack": 3}
+"""How many radii others go: trust looks at four, AutoAttack's APGD comes from three in L1."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "measure", [p.name for p in Catalogue() if kind_of(p.load()) == "measure" and p.name not in OWN]
+)
+def test_every_measure_attacks_in_the_norm_of_the_run(measure, norm):
+    """All images that the network sees lie in the ball of a clean one, and some far from its middle."""
+    seen = []
+    eval_ = {"norm": norm, "eps": EPS[norm], "step_size": EPS[norm] / 2, "final": {measure: OPTIONS.get(measure, {})}}
+    with tiny_run({"eval": eval_}) as run:
+        subject = run.subject("test")
+        clean = subject.examples.images.__getitems__(torch.arange(len(subject.examples)))[0]
+        subject.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        run.measures["final"].call.measure(subject=subject)
+    delta = torch.cat(seen).flatten(1)[:, None] - clean.flatten(1)
+    distance = torch.linalg.vector_norm(delta, ord=ORDERS[norm], dim=2).amin(dim=1)
+    assert distance.max() <= EPS[norm] * FURTHER.get(measure, 1) * (1 + 1e-5)
+    assert distance.max() > EPS[norm] / 2
+
+
 @pytest.mark.parametrize("norm", ["L2", "L1"])
-def test_every_measure_of_a_run_is_in_its_norm(norm, tmp_path):
-    measures = {"robust_loss": {"steps": 2, "restarts": 1}, "worst_flatness": {"attempts": 1, "sweeps": 1}}
-    measures |= {"average_flatness": {"samples": 1, "steps": 1, "reference_restarts": 1}}
-    tables = {"attack": {"name": "pgd", "norm": norm, "eps": EPS[norm], "step_size": 0.1, "steps": 1}}
-    results = run_recipe(
-        tables | {"eval": {"norm": norm, "eps": EPS[norm], "final": measures}}, tmp_path / "run"
-    ).results
-    assert results.protocol.norm == norm
-    assert results.protocol.threat == f"{norm}, eps {EPS[norm]:.4g}"
+def test_results_say_in_which_norm_they_are(norm, tmp_path):
+    attack = {"norm": norm, "eps": EPS[norm], "step_size": 0.1, "steps": 1}
+    tables = {"attack": attack, "eval": {"eps": EPS[norm], "final": {"robust_loss": {"steps": 1, "restarts": 1}}}}
+    results = run_recipe(tables, tmp_path / "run").results
+    assert (results.protocol.norm, results.protocol.threat) == (norm, f"{norm}, eps {EPS[norm]:.4g}")
 
 
 def test_the_union_of_the_norms_is_what_any_of_them_breaks(tmp_path):
@@ -187,3 +217,33 @@ def test_training_makes_robust_to_its_own_norm(tmp_path):
             attacks = {n: {"norm": n, "eps": eps[n], "step_size": eps[n] / 4} for n in eps}
             errors = {n: hookflat.robust_error(run.network, pair, **attacks[n]).error for n in eps}
         assert (errors[norm], errors[other]) == (0, 1)
+
+
+@pytest.fixture(scope="module")
+def digits_net():
+    """A small network that has learnt the digits up to four, and a hundred others of them."""
+    bunch = load_digits()
+    x, y = torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None], torch.tensor(bunch.target)
+    x, y = x[y < 5], y[y < 5]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convs = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU()
+        net = nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 5))
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(10):
+            for rows in torch.randperm(600).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+    return net.eval(), (x[700:800], y[700:800])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 0.6), ("L1", 2.0)])
+def test_pgd_breaks_nearly_what_autoattack_breaks(norm, eps, digits_net):
+    """PGD-20 with five restarts, 105 passes, against APGD-CE and APGD-T, some 500: three examples of a hundred."""
+    net, pair = digits_net
+    pgd = hookflat.robust_error(net, pair, norm=norm, eps=eps, step_size=eps / 4, restarts=5)
+    attacks = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
+    strong = hookflat.autoattack(net, pair, norm=norm, eps=eps, batch_size=100, **attacks)
+    assert 0.2 < strong.error < 0.8
+    assert pgd.error == pytest.approx(strong.error, abs=0.031)

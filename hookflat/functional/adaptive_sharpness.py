@@ -200,7 +200,8 @@ class _Ascent:
                 found = list(torch.autograd.grad(loss, asked, materialize_grads=True))
                 if moving:
                     ball = self.attack.threat.ball(x)
-                    x_adv[i] = ball.project(here.detach() + self.attack.step_size * ball.ascent(found.pop()))
+                    here = here.detach()
+                    x_adv[i] = ball.project(here + self.attack.step_size * ball.ascent(found.pop(), here))
                 torch._foreach_add_(summed, found)
                 total += loss.detach()
                 self.work.passed(len(y))

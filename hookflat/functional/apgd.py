@@ -112,7 +112,7 @@ class _Halving(_Pace):
 
     def moved(self, x_adv: Tensor, before: Tensor, gradient: Tensor, *, first: bool) -> Tensor:
         """The next point."""
-        step = self.ball.project(x_adv + _each(self.length, x_adv) * self.ball.ascent(gradient)) - x_adv
+        step = self.ball.project(x_adv + _each(self.length, x_adv) * self.ball.ascent(gradient, x_adv)) - x_adv
         share = 1.0 if first else 0.75
         return self.ball.project(x_adv + share * step + (1 - share) * (x_adv - before))
 

@@ -100,7 +100,7 @@ def ascent(
         yield x_adv, value
         if momentum:
             gradient = velocity = momentum * velocity + F.normalize(gradient.flatten(1), p=1).view_as(gradient)
-        x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient))
+        x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv))
     with torch.no_grad():
         yield x_adv, objective(model, x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
 
@@ -157,7 +157,7 @@ def pgd_tau(
             wrong = logits.argmax(dim=1) != y
             moving = moving & ~(wrong & (left == 0))
             left = left - (wrong & moving).long()
-            change = attack.step_size * ball.ascent(gradient)
+            change = attack.step_size * ball.ascent(gradient, x_adv.detach())
             if noise:
                 change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive_seed(seed, "noise", step))
             mask = moving.view(-1, *[1] * (x.dim() - 1))

@@ -5,6 +5,7 @@ Every ball is cut by the cube [0, 1], and projections are exact: the nearest ima
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, Protocol, Self
@@ -16,9 +17,6 @@ from hookflat.functional import seeds
 
 Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
 
-L1_SHARE = 0.05
-"""The share of an image's values that a step in L1 moves."""
-
 
 class Ball(Protocol):
     """The images that a threat allows in place of a batch `x` (n, C, H, W) in [0, 1]."""
@@ -27,8 +25,9 @@ class Ball(Protocol):
         """Where an attack begins; an example's draw depends on its key ((n,) int64) and on the seed alone."""
         ...
 
-    def ascent(self, gradient: Tensor) -> Tensor:
-        """A direction of length one, in the threat's norm, in which the gradient says that the objective rises."""
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        """A direction of length one, in the threat's norm, in which the gradient at `x_adv` says that the objective
+        rises."""
         ...
 
     def project(self, x_adv: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class LinfBall(_Ball):
         """The largest absolute value of each, (n,)."""
         return delta.flatten(1).abs().amax(dim=1)
 
-    def ascent(self, gradient: Tensor) -> Tensor:
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         """Its signs."""
         return gradient.sign()
 
@@ -125,7 +124,7 @@ class L2Ball(_Ball):
         """Euclidean, (n,)."""
         return torch.linalg.vector_norm(delta.flatten(1), dim=1)
 
-    def ascent(self, gradient: Tensor) -> Tensor:
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         """The gradient over its norm (Madry et al. 2018)."""
         return gradient / _per_image(self.norm(gradient).clamp_min(1e-12), gradient)
 
@@ -157,14 +156,17 @@ class L1Ball(_Ball):
         """The sum of absolute values, (n,)."""
         return delta.flatten(1).abs().sum(dim=1)
 
-    def ascent(self, gradient: Tensor) -> Tensor:
-        """The signs of the largest twentieth of the gradient's values, equal in size (Tramèr and Boneh 2019).
+    def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+        """The signs of the largest values of the gradient, equal in size: a sparse step (Tramèr and Boneh 2019).
 
-        The steepest direction would move a single value.
+        As many values as `eps`, rounded up, of those that a wall of the cube does not hold: each moves by at most 1, so
+        fewer could not use up the radius. The steepest direction would move a single one.
         """
-        size = gradient.flatten(1).abs()
-        count = max(1, round(L1_SHARE * size.shape[1]))
-        chosen = torch.zeros_like(size).scatter_(1, size.topk(count, dim=1).indices, 1 / count)
+        held = torch.where(gradient > 0, x_adv >= 1, x_adv <= 0)
+        size = gradient.abs().masked_fill(held, 0).flatten(1)
+        count = min(max(1, math.ceil(self.eps)), size.shape[1])
+        largest, index = size.topk(count, dim=1)
+        chosen = torch.zeros_like(size).scatter_(1, index, (largest > 0).to(size) / count)
         return gradient.sign() * chosen.view_as(gradient)
 
     def project(self, x_adv: Tensor) -> Tensor:

@@ -242,7 +242,8 @@ class _Climb:
                     _, gradients = self.step(examples, batch, x_adv, inputs=True)
                     for index, gradient in gradients:
                         here = ball.part(index)
-                        x_adv[index] = here.project(x_adv[index] + attack.step_size * here.ascent(gradient))
+                        at = x_adv[index]
+                        x_adv[index] = here.project(at + attack.step_size * here.ascent(gradient, at))
             return self._loss(examples, x_adv)
 
     def clean(self, examples: Held, sweeps: int) -> Tensor:

@@ -134,7 +134,7 @@ class _Breaking:
             x_adv, wrong = x_adv.detach(), objective.wrong
             asked, candidates = torch.cat([asked, index[wrong]]), torch.cat([candidates, x_adv[wrong]])
             closed[index[wrong]] = True
-            x_adv, steps = ball.project(x_adv + attack.step_size * ball.ascent(gradient)), steps + 1
+            x_adv, steps = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv)), steps + 1
             circling = (x_adv == landmark).flatten(1).all(dim=1)
             due = (steps & (steps - 1) == 0).view(-1, *[1] * (x_adv.dim() - 1))
             landmark = torch.where(due, x_adv, landmark)
