@@ -17,11 +17,11 @@ from hookflat import Batch, InnerAttack, Number, Run, hookimpl
 class Free(InnerAttack):
     """Free AT: every batch is trained on `replays` times, and each backward pass moves weights and images at once.
 
-    delta <- project(delta + step_size direction) along the gradient of the training loss that moves the weights, at
-    the weights before that move (perturbed ones under AWP and its like). delta starts at zero and goes on from batch to
-    batch, by an example's place in it. No pass is the attack's alone, so a step costs a standard one, and an epoch
-    holds 1 / `replays` of the images: `[run] epochs` stays what it would be without replays. `steps`, `start`, `mode`,
-    `precision` and `compile` play no part.
+    delta <- project(delta + step_size direction) along the gradient of the training loss that moves the weights, no
+    objective of its own, at the weights before that move (perturbed ones under AWP and its like). delta starts at zero
+    and goes on from batch to batch, by an example's place in it. No pass is the attack's alone, so a step costs a
+    standard one, and an epoch holds 1 / `replays` of the images: `[run] epochs` stays what it would be without replays.
+    `steps`, `start`, `mode`, `precision` and `compile` play no part.
     """
 
     paper: ClassVar[str] = (
@@ -29,6 +29,7 @@ class Free(InnerAttack):
         "github.com/locuslab/fast_adversarial"
     )
     excludes: ClassVar[dict[str, str]] = {
+        "prevent_label_leaking": "free AT's images follow the gradient of the training loss, which has the true label",
         "self_supervision": "free AT has one delta for a batch, and turned images would need one of their own",
     }
 

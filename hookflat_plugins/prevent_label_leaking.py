@@ -17,7 +17,8 @@ class PreventLabelLeaking:
     """Preventing label leaking: the attack maximises CE(f(x_adv), argmax f(x)); the loss keeps the true label.
 
     Predictions are the network's in evaluation mode, made once a step (the released code's are in training mode and
-    move the running statistics).
+    move the running statistics). Beside `pgd_tau` with tau = 0 next to nothing changes: it moves rightly classified
+    examples alone.
     """
 
     paper: ClassVar[str] = "Kurakin et al. 2017, arXiv 1611.01236; protocol of Stutz et al. 2021, section 4"

@@ -19,6 +19,7 @@ LATER_LOSSES = ("ikl", "lbgat", "mail", "dom")
 PERTURBATIONS = ("", "awp", "random_weights", "weight_attack", "sam", "amp")
 LATER_PERTURBATIONS = ("rwp", "gsam", "friendly_sam")
 OPTIMIZERS = ("sgd", "adam", "entropy_sgd")
+ATTACKS = ("apgd", "mi_fgsm", "n_fgsm", "free", "pgd_tau")
 REGULARIZERS = {
     "adr": {},
     "activation": {},
@@ -52,6 +53,7 @@ REFUSED = {
         ("entropy_sgd", "gsam"),
         ("entropy_sgd", "sam"),
         ("entropy_sgd", "swa"),
+        ("free", "prevent_label_leaking"),
         ("free", "self_supervision"),
         ("friendly_sam", "gsam"),
         ("friendly_sam", "sam"),
@@ -112,22 +114,68 @@ def test_every_combination_trains_for_an_epoch_or_is_refused(loss, perturbation)
         if refused([loss, optimizer, *plugins]):
             checked(name, loss=loss, optimizer=optimizer, plugins=plugins)
             continue
-        with tiny_run(tables(loss, optimizer, plugins)) as run:
-            before = [p.detach().clone() for p in run.network.parameters()]
-            for batch in run.batches():
-                run.hook.transform_batch(run=run, batch=batch)
-                objective = run.hook.attack_objective(run=run, batch=batch)
-                x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
-                found = Found.of(run.network, buffers=False)
-                value = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-                found.assert_unchanged(run.network, buffers=False)
-                assert torch.isfinite(value), (loss, perturbation, optimizer, name)
-                run.update(value)
-                if not run.mid_cycle:
-                    run.hook.after_step(run=run)
-            assert run.step == run.steps_per_epoch
-            assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
-            assert all(p.isfinite().all() for p in run.eval_model().parameters())
+        train_an_epoch(tables(loss, optimizer, plugins))
+
+
+def train_an_epoch(recipe_tables):
+    """Hook by hook: the weights are back after the gradients, move, and stay finite."""
+    with tiny_run(recipe_tables) as run:
+        before = [p.detach().clone() for p in run.network.parameters()]
+        for batch in run.batches():
+            run.hook.transform_batch(run=run, batch=batch)
+            objective = run.hook.attack_objective(run=run, batch=batch)
+            x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+            found = Found.of(run.network, buffers=False)
+            value = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+            found.assert_unchanged(run.network, buffers=False)
+            assert torch.isfinite(value), recipe_tables
+            run.update(value)
+            if not run.mid_cycle:
+                run.hook.after_step(run=run)
+        assert run.step == run.steps_per_epoch
+        assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+        assert all(p.isfinite().all() for p in run.eval_model().parameters())
+
+
+KINDS = {
+    "loss": (*LOSSES, *LATER_LOSSES, "hat", "distillation"),
+    "optimizer": (*OPTIMIZERS, "adamw"),
+    "attack": ("pgd", *ATTACKS),
+    "perturbation": (*PERTURBATIONS[1:], *LATER_PERTURBATIONS),
+    "regularizer": (*REGULARIZERS, "autoaugment"),
+}
+
+
+def rows_with_every_pair():
+    """Few rows of a method of each kind, that together hold all pairs that the test above leaves out and none refuses.
+
+    Greedy: each row begins with a pair that is missing, and every kind adds the method that brings most of those.
+    """
+    new = {*ATTACKS, "adamw", "autoaugment", "hat", "distillation"}
+    pairs = (pair for kinds in itertools.combinations(KINDS.values(), 2) for pair in itertools.product(*kinds))
+    left = {frozenset(pair) for pair in pairs if new & {*pair}} - REFUSED
+    while left:
+        row = sorted(min(left, key=sorted))
+        for names in KINDS.values():
+            fitting = [name for name in names if not refused([*row, name])]
+            if fitting and not {*row} & {*names}:
+                row.append(max(fitting, key=lambda name: sum(frozenset((name, other)) in left for other in row)))
+        left -= {frozenset(pair) for pair in itertools.combinations(row, 2)}
+        yield {kind: name for kind, names in KINDS.items() for name in row if name in names}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return str(run_recipe({}, tmp_path_factory.mktemp("teacher") / "run").folder)
+
+
+@pytest.mark.parametrize("row", rows_with_every_pair(), ids=lambda row: "-".join(row.values()))
+def test_every_pair_trains_with_others_beside_it(row, teacher):
+    plugins = {row["perturbation"]: {}, row["regularizer"]: REGULARIZERS.get(row["regularizer"], {})}
+    table = tables(row["loss"], row["optimizer"], plugins, row["attack"])
+    teachers = {"hat": ["helper"], "distillation": ["standard_teacher", "robust_teacher"]}
+    table["loss"] |= dict.fromkeys(teachers.get(row["loss"], []), teacher)
+    train_an_epoch(table)
 
 
 def test_everything_that_excludes_something_is_refused_with_its_reason():
@@ -315,7 +363,11 @@ def in_place(name, options):
 
 
 def weights_after(name, options):
-    with tiny_run(in_place(name, options)) as run:
+    return weights_of(in_place(name, options))
+
+
+def weights_of(recipe_tables):
+    with tiny_run(recipe_tables) as run:
         for _ in range(run.epochs):
             for batch in run.batches():
                 loop.step(run, batch)
@@ -340,6 +392,19 @@ def test_every_option_is_used(name):
         else:
             turned, plain_here = weights_after(name, base | {option: value}), plain
         assert any(not torch.equal(a, b) for a, b in zip(plain_here, turned, strict=True)), (name, option)
+
+
+@pytest.mark.parametrize("plugin", ["ignore_incorrect", "prevent_label_leaking"])
+@pytest.mark.parametrize("attack", ["pgd", *ATTACKS])
+def test_what_plugins_ask_of_an_attack_is_done_or_refused(attack, plugin):
+    if refused([attack, plugin]):
+        checked(plugin, attack=attack, plugins={plugin: {}})
+        return
+    plain, asked = (tables(attack=attack, plugins=plugins, train=16) for plugins in ({}, {plugin: {}}))
+    for table in (plain, asked):
+        if attack == "pgd_tau":
+            table["attack"]["tau"] = 1  # with 0 it moves only those whose prediction is the label
+    assert any(not torch.equal(a, b) for a, b in zip(weights_of(plain), weights_of(asked), strict=True))
 
 
 def test_no_training_method_is_left_out():
