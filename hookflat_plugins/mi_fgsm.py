@@ -16,7 +16,8 @@ class MomentumPgd(InnerAttack):
     """MI-FGSM, PGD with momentum: g <- mu g + grad / ||grad||_1, x_adv <- P(x_adv + step_size sign(g)).
 
     The original starts at the image, keeps the last iterate and has steps of eps / `steps`: start = "zero",
-    keep = "last", alpha = 1 / steps, the defaults but for the steps' length.
+    keep = "last", alpha = 1 / steps, the defaults but for the steps' length. TRADES's divergence, which other losses
+    share, has no gradient at the image: with those, set start = "uniform".
     """
 
     paper: ClassVar[str] = "Dong et al. 2018, arXiv 1710.06081, Alg. 1"

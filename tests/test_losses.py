@@ -65,6 +65,22 @@ def test_trades_attacks_the_divergence_from_the_clean_prediction():
         assert torch.allclose(objective(run.attack_model, x_adv), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "mi_fgsm", "pgd_tau"])
+@pytest.mark.parametrize("loss", ["trades", "ikl", "lbgat", "mail"])
+def test_attacks_on_the_divergence_do_not_start_where_it_has_no_gradient(loss, attack):
+    """Of 8 images, MI-FGSM from the image itself left four where they were, and said nothing."""
+    for start, told in (("zero", True), ("uniform", False)):
+        with tiny_run({"loss": {"name": loss}, "attack": {"name": attack, "steps": 3, "start": start}}) as run:
+            batch = next(run.batches())
+            objective = run.hook.attack_objective(run=run, batch=batch)
+            if told:
+                with pytest.raises(UserError, match="no gradient at the image itself"):
+                    run.hook.craft(run=run, batch=batch, objective=objective)
+                run.recipe.slots["attack"].steps = 0  # no attack is asked for
+            x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+        assert (x_adv != batch.x).flatten(1).any(dim=1).all() != told
+
+
 @pytest.mark.parametrize(("fraction", "clean"), [(1.0, 0), (0.5, 4), (0.25, 6)])
 def test_at_mixes_clean_and_adversarial_examples_by_their_share(fraction, clean):
     with tiny_run({"loss": {"name": "at", "fraction": fraction}, "model": {"norm": "group"}}) as run:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
-from hookflat.functional.attacks import Objective, better, cross_entropy_with, gradient_at
+from hookflat.functional.attacks import Objective, better, check_start, cross_entropy_with, gradient_at
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
 from hookflat.functional.examples import check_images
@@ -52,6 +52,7 @@ def apgd(
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
     objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
+    check_start(attack, objective)
     x = x.detach()
     ball = attack.threat.ball(x)
     best_x, best = x, torch.full((len(x),), -torch.inf, device=x.device)

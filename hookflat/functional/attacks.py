@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hookflat.errors import UserError
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
@@ -66,6 +67,7 @@ def pgd(
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
     objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
+    check_start(attack, objective)
     x = x.detach()
     ball = attack.threat.ball(x)
     x_adv = best_x = x
@@ -141,6 +143,7 @@ def pgd_tau(
         check_images(x)
         keys = torch.arange(len(x), device=x.device)
     x, attack = x.detach(), attack.but(**options)
+    check_start(attack, objective)
     ball = attack.threat.ball(x)
     x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
     left = torch.full((len(x),), tau, device=x.device)
@@ -199,9 +202,30 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
 
 
 def divergence_from_clean(x: Tensor) -> Objective:
-    """TRADES's: KL(p(x) || p(x_adv)), p(x) the attacked network's own clean prediction, detached."""
-    clean = clean_logits(x)
-    return lambda model, x_adv: kl_divergence(clean(model), model(x_adv))
+    """TRADES's: KL(p(x) || p(x_adv)), p(x) the attacked network's own clean prediction, detached.
+
+    It is smallest at `x`, and without gradient: attacks raise UserError where they would start there.
+    """
+    return _Divergence(clean_logits(x))
+
+
+class _Divergence:
+    """A class, so that attacks know it."""
+
+    def __init__(self, clean: Callable[[nn.Module], Tensor]) -> None:
+        self.clean = clean
+
+    def __call__(self, model: nn.Module, x_adv: Tensor) -> Tensor:
+        return kl_divergence(self.clean(model), model(x_adv))
+
+
+def check_start(attack: Attack, objective: Objective) -> None:
+    """Raises UserError for an attack that would start where its objective has no gradient, and mostly stay there."""
+    if attack.start == "zero" and attack.steps and isinstance(objective, _Divergence):
+        raise UserError(
+            'attack.start = "zero": what this loss lets attacks maximise, the divergence from the clean prediction, '
+            'has no gradient at the image itself; take another start, such as "uniform"'
+        )
 
 
 def cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
