@@ -27,6 +27,8 @@ def perturbation(run, batch, x_adv):
 def test_the_gradient_is_taken_at_the_perturbed_weights_and_the_step_at_w(loss):
     with awp_run(loss={"name": loss}) as run:
         batch = next(run.batches())
+        run.network.double()
+        batch.x = batch.x.double()
         x_adv = (batch.x + 0.1).clamp(0, 1)
         nu = perturbation(run, batch, x_adv)
         assert len(nu) == 2
@@ -36,7 +38,7 @@ def test_the_gradient_is_taken_at_the_perturbed_weights_and_the_step_at_w(loss):
         run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
         found.assert_unchanged(run.network, buffers=False)
         for now, (w, n) in zip(seen[-1], nu, strict=True):
-            assert torch.allclose(now - w, n, rtol=1e-3, atol=1e-7)
+            assert torch.allclose(now - w, n, rtol=1e-10, atol=1e-14)
         gradients = [p.grad.clone() for p in run.network.parameters()]
         with torch.no_grad():
             for w, n in nu:
@@ -44,7 +46,7 @@ def test_the_gradient_is_taken_at_the_perturbed_weights_and_the_step_at_w(loss):
         run.zero_grad()
         run.loss(batch, x_adv).backward()
         for p, g in zip(run.network.parameters(), gradients, strict=True):
-            assert torch.allclose(p.grad, g, rtol=1e-4, atol=1e-6)
+            assert torch.allclose(p.grad, g, rtol=1e-10, atol=1e-12)
 
 
 def test_running_statistics_follow_the_perturbed_pass_only():
