@@ -58,7 +58,7 @@ class LearnableBoundaryGuided:
         assert self._first_row is not None
         guided = self._guided.detach()[batch.row - self._first_row]
         logits, logits_adv = run.model(batch.x), run.model(x_adv)
-        self._said.append(logits_adv.detach().float())
+        self._said.append(logits_adv.detach())
         natural = run.criterion(guided, batch.target).mean()
         return F.mse_loss(logits_adv, guided) + natural + self.beta * kl_divergence(logits, logits_adv).mean()
 

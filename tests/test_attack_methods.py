@@ -48,7 +48,7 @@ def test_apgd_walks_as_autoattack_s_from_the_same_start(norm, steps, float64):
     theirs.init_hyperparam(x)
     expected = theirs.attack_single_run(x, y, start)[0]
     ours = hookflat.apgd(net, x, y, eps=eps, norm=norm, steps=steps)
-    assert torch.allclose(ours, expected, atol=1e-12 if norm == "Linf" else 1e-6)  # it adds 1e-12 to every norm
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-12 if norm == "Linf" else 1e-6)  # it adds 1e-12 to every norm
     assert (ours - start).abs().amax() > 0.1 * eps
 
 
@@ -101,7 +101,7 @@ def test_momentum_is_algorithm_1_of_its_paper(decay):
         x_adv = (x_adv.detach() + 0.03 * velocity.sign()).clamp(x - 0.08, x + 0.08).clamp(0, 1)
     options = {"eps": 0.08, "step_size": 0.03, "steps": 5, "start": "zero", "keep": "last"}
     ours = hookflat.pgd(net, x, y, momentum=decay, **options)
-    assert torch.allclose(ours, x_adv, atol=1e-12)
+    assert torch.allclose(ours, x_adv, rtol=0, atol=1e-12)
     assert not torch.allclose(ours, hookflat.pgd(net, x, y, **options), atol=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_n_fgsm_adds_the_step_to_the_noise_and_clips_to_the_cube_alone(noise, al
         expected = (x_noisy.detach() + 0.1 * alpha * gradient.sign()).clamp(0, 1)
         objective = run.hook.attack_objective(run=run, batch=batch)
         x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
-    assert torch.allclose(x_adv, expected, atol=1e-12)
+    assert torch.allclose(x_adv, expected, rtol=0, atol=1e-12)
     assert (x_adv - batch.x).abs().max() > 0.1 * max(noise, alpha)
 
 
@@ -159,6 +159,6 @@ def test_free_at_moves_images_and_weights_by_one_backward_pass(replays):
             own.x = own.x.double()
             loop.step(run, own)
         for ours, theirs in zip(run.network.parameters(), net.parameters(), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-12)
-        assert torch.allclose(run.recipe.slots["attack"]._delta, delta, atol=1e-12)
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+        assert torch.allclose(run.recipe.slots["attack"]._delta, delta, rtol=0, atol=1e-12)
         assert delta.abs().max() == pytest.approx(0.1, abs=1e-12) or replays == 1

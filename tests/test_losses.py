@@ -25,7 +25,7 @@ def test_kl_divergence_is_the_sum_over_classes():
     z, z_adv = torch.randn(2, 7, 5, dtype=torch.float64).unbind()
     p, q = softmax(z), softmax(z_adv)
     expected = (p * (p.log() - q.log())).sum(1)
-    assert torch.allclose(kl_divergence(z, z_adv), expected, atol=1e-12)
+    assert torch.allclose(kl_divergence(z, z_adv), expected, rtol=0, atol=1e-12)
 
 
 def in_float64(run):
@@ -51,7 +51,7 @@ def test_trades_loss_and_gradient(beta):
         expected = natural + beta * (p * torch.log(p / q)).sum() / len(p)
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-            assert torch.allclose(a, b, atol=1e-10)
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 def test_trades_attacks_the_divergence_from_the_clean_prediction():
@@ -122,7 +122,7 @@ def test_mart_loss_and_gradient(beta):
         expected = boosted.mean() + beta * weighted.mean()
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-            assert torch.allclose(a, b, atol=1e-10)
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("alpha", "beta", "temperature"), [(4.0, 20.0, 4.0), (1.0, 0.5, 1.0)])
@@ -146,7 +146,7 @@ def test_ikl_is_the_sum_over_pairs_of_classes_with_the_weights_of_the_epoch_befo
             expected = natural + alpha * soft + beta * squares
             assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
             for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-                assert torch.allclose(a, b, atol=1e-10)
+                assert torch.allclose(a, b, rtol=0, atol=1e-10)
             run.hook.epoch_end(run=run)
             p = softmax(z.detach() / temperature)
             weights = torch.stack([p[batch.y == k].mean(0) for k in range(3)])
@@ -184,7 +184,7 @@ def test_mail_weighs_examples_by_their_margin(form):
                 expected = -p[rows, batch.y].log().mean() + 5.0 * (kl * weight).sum() / len(p)
             assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
             for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-                assert torch.allclose(a, b, atol=1e-10)
+                assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 def test_dom_removes_examples_of_small_clean_loss_from_its_start_on():
@@ -230,7 +230,7 @@ def test_hat_loss_and_gradient(beta, gamma, stretch, teachers):
         expected = expected - gamma * torch.log(far[rows, told]).mean()
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-            assert torch.allclose(a, b, atol=1e-10)
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -261,7 +261,7 @@ def test_lbgat_moves_the_network_and_its_guide_down_the_official_loss(accumulati
             both.step()
             for ours, theirs in ((run.network, f), (guide, g)):
                 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-                    assert torch.allclose(a, b, atol=1e-10)
+                    assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
@@ -279,7 +279,7 @@ def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
             expected = expected - weight * 9 * (told * torch.log(softmax(z / 3))).sum(1).mean()
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
-            assert torch.allclose(a, b, atol=1e-10)
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 def test_a_teacher_that_is_not_there_or_knows_other_images_is_told(teachers):
