@@ -23,7 +23,8 @@ class RobustWeightPerturbation:
     D sums the gradients of mean(l 1[l < threshold]) at w + nu over `steps`, nu following it; l is the training
     cross-entropy of each example, in training mode. One norm over all weights of two or more dimensions, not layer by
     layer as in AWP. MLCAT by weight perturbation is the same with threshold 1.5. Running statistics follow the pass at
-    w + nu only, and the optimizer moves w, as in `awp`.
+    w + nu only, and the optimizer moves w, as in `awp`. Not for TRADES: what l is there the official code does not say,
+    as it adds the cross-entropies (n,) to the terms (n, K) of the KL, which torch refuses.
     """
 
     paper: ClassVar[str] = "Yu et al. 2022, arXiv 2205.14826 (RWP), 2206.08675 (MLCAT); github.com/ChaojianYu"
@@ -33,7 +34,7 @@ class RobustWeightPerturbation:
         "hat": _OTHER_TERMS,
         "ikl": _OTHER_TERMS,
         "lbgat": _OTHER_TERMS,
-        "mail": _OTHER_TERMS,
+        "mail": "its condition is on the cross-entropy of each example, and this loss weights that or has other terms",
         "mart": _OTHER_TERMS,
         "trades": _OTHER_TERMS,
         "uat": _OTHER_TERMS,
