@@ -118,6 +118,11 @@ def test_torch_s_fused_attention_is_a_layer_too():
     assert not any("norm" in name for name in found)
 
 
+def test_a_table_of_positions_is_none_whether_a_parameter_or_looked_up():
+    net = nn.ModuleDict({"patches": nn.Conv2d(1, 4, 2, 2), "positions": nn.Embedding(9, 4), "head": nn.Linear(4, 3)})
+    assert {name.split(".")[0] for name in hookflat.layers(net)} == {"patches", "head"}
+
+
 @pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_takes_a_transformer_moves_what_it_should_and_puts_it_back(measure):

@@ -1,8 +1,8 @@
 """The relative L2 neighbourhood of the weights: which tensors it has, how to sample it, how to project on it.
 
 B_xi(w) = {w + nu : ||nu_l||_2 <= xi ||w_l||_2 for every layer l} (Stutz, Hein, Schiele 2021, Eq. 2). A layer is one
-parameter tensor of a convolution or a linear layer. Normalisation layers are left out by construction, as are
-auxiliary heads and parameters with `requires_grad=False` (protocol, section 1.5).
+parameter tensor of a convolution or a linear layer. Normalisation layers are left out by construction, as are tables
+that are looked up by index (of positions), auxiliary heads and parameters with `requires_grad=False` (protocol, 1.5).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hookflat.functional.brackets import restored
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.seeds import each_normal_like, normals_like
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
 
 
 def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
