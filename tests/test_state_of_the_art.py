@@ -13,8 +13,7 @@ from hookflat.recipe.shipped import recipes_folder
 
 
 def test_the_recipe_at_scale_is_the_setting_of_the_paper():
-    recipe = load_recipe("state_of_the_art", overlays=["scales/cifar10-generated"])
-    tables = recipe.tables
+    tables = load_recipe("state_of_the_art", overlays=["scales/cifar10-generated"]).tables
     network, attack = tables["model"], tables["attack"]
     assert {k: network[k] for k in ("name", "depth", "widen", "act")} == {
         **{"name": "wide_resnet", "depth": 28},
@@ -23,10 +22,12 @@ def test_the_recipe_at_scale_is_the_setting_of_the_paper():
     assert (tables["loss"]["name"], tables["loss"]["beta"]) == ("trades", 5.0)
     assert tables["plugins"]["extra_data"]["fraction"] == 0.7
     assert tables["plugins"]["label_smoothing"]["tau"] == 0.1
-    assert tables["plugins"]["averaging"]["decay"] == 0.995
+    assert tables["plugins"]["averaging"] == {"decay": 0.995, "statistics": "copy"}
+    assert tables["schedule"] == {"name": "cosine", "warmup": 0.025, "floor": 0.0}
     optimizer = tables["optimizer"]
     assert (optimizer["name"], optimizer["lr"], optimizer["nesterov"], optimizer["momentum"]) == ("sgd", 0.2, True, 0.9)
     assert (tables["run"]["batch_size"], tables["run"]["epochs"]) == (512, 400)
+    assert (attack["name"], attack["start"], attack["mode"], attack["keep"]) == ("pgd", "uniform", "train", "last")
     assert (attack["steps"], attack["eps"], attack["step_size"]) == (10, pytest.approx(8 / 255), pytest.approx(2 / 255))
 
 
