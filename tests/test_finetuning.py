@@ -84,3 +84,20 @@ def test_the_scale_of_imagenet_is_the_setting_of_singh_et_al():
     assert tables["attack"]["eps"] == pytest.approx(4 / 255)
     assert loaded.plugins["averaging"].decay == 0.9999
     assert (tables["data"]["size"], tables["data"]["stream"], tables["run"]["precision"]) == (224, True, "bf16")
+
+
+@pytest.mark.parametrize("network", ["convnext_tiny", "vit_small_patch16_224"])
+def test_the_recipe_of_transformers_at_the_scale_of_imagenet_is_theirs_too(network):
+    overrides = {"model.checkpointing": True} | ({"model.network": network} if "vit" in network else {})
+    tables = load_recipe("vit", overlays=["scales/imagenet"], overrides=overrides).tables
+    model, attack, optimizer, plugins = (tables[name] for name in ("model", "attack", "optimizer", "plugins"))
+    assert (model["name"], model["network"], model["stem"]) == ("timm", network, "convolutional")
+    assert (model["pretrained"], model["patch_size"], model["checkpointing"]) == (True, 0, True)
+    assert (attack["name"], attack["steps"]) == ("pgd", 2)
+    assert (attack["eps"], attack["step_size"]) == (pytest.approx(4 / 255), pytest.approx(3 / 255))
+    assert (optimizer["name"], optimizer["lr"], optimizer["layer_decay"]) == ("adamw", 1e-3, 0.9)
+    assert tables["schedule"] == {"name": "cosine", "warmup": 10, "floor": 0.0}
+    assert plugins["randaugment"] == {"operations": 2, "magnitude": 0.9}
+    assert plugins["mixup"] == {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5}
+    assert (plugins["averaging"]["decay"], plugins["label_smoothing"]["tau"]) == (0.9999, 0.1)
+    assert (tables["run"]["precision"], tables["run"]["epochs"]) == ("bf16", 50)

@@ -18,6 +18,7 @@ from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Threat
 from hookflat.recipe.catalogue import Catalogue, kind_of
 from hookflat.testing import Found, tiny_run
+from hookflat.training import loop
 from hookflat.training.subject import Subject
 
 VIT = {
@@ -262,6 +263,33 @@ def test_checkpointing_changes_no_gradient_of_weights_or_images():
             run.loss_and_gradients(batch, x_adv)
             gradients.append([x_adv, *(p.grad for p in run.network.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_ema_bf16_mixup_and_the_attack_train_a_transformer_together():
+    tables = {
+        "data": VIT["data"] | {"train": 16},
+        "optimizer": {"name": "adamw", "lr": 0.01, "layer_decay": 0.9},
+        "plugins": {"mixup": {}, "averaging": {"decay": 0.5}},
+        "run": {"epochs": 1, "precision": "bf16"},
+    }
+    with tiny_run(VIT | tables) as run:
+        before = [p.detach().clone() for p in run.network.parameters()]
+        computed = set()
+        qkv = run.network.net.blocks[1].attn.qkv
+        qkv.register_forward_hook(lambda module, x, out: computed.add((module.training, out.dtype)))
+        for batch in run.batches():
+            assert loop.step(run, batch).isfinite()
+            mixed, x_adv = run.last
+            assert mixed.target.is_floating_point()
+            assert 0 < (x_adv - mixed.x).abs().max() <= 0.1 + 1e-6
+        assert computed == {(True, torch.bfloat16), (False, torch.float32)}  # the attack has a precision of its own
+        assert run.step == run.total_steps == 2
+        trained = [p.detach() for p in run.network.parameters()]
+        average = [p.detach() for p in run.eval_model().parameters()]
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in (*trained, *average))
+        for start, end, mean in zip(before, trained, average, strict=True):
+            assert not torch.equal(start, end)
+            assert 0 < (mean - start).norm() < (end - start).norm()
 
 
 def test_gradalign_differentiates_attention_twice():
