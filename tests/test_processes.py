@@ -257,7 +257,7 @@ def test_two_processes_evaluate_a_run_folder_as_one_does(tmp_path):
 )
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, loss, attack):
     """Without batch norm: the weights and lines of a run that one process made, in four parts at a time or at once."""
-    recipe = write(tmp_path, loss, plugins="[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n")
+    recipe = write(tmp_path, loss, plugins='[plugins.awp]\n[plugins.averaging]\ndecay = 0.5\n[eval]\nnorm = "Linf"\n')
     recipe.write_text(recipe.read_text().replace('name = "pgd"', f'name = "{attack}"'))
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert start(1, recipe, whole).returncode == 0
