@@ -23,7 +23,8 @@ def foretold(analysis: Analysis) -> str:
     error, baseline = (off(analysis, key, value) for value in (best.prediction.error, best.prediction.baseline))
     alike = counted(sum(_alike(ranked) for ranked in _of(analysis, key)), "other")
     tied = "" if alike.startswith("0 ") else f"; {alike} cannot be told from it"
-    return f"Best of {of}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}{tied}."
+    where = f"{of} on {counted(best.models, 'network')}"
+    return f"Best of {where}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}{tied}."
 
 
 def predictions(analysis: Analysis) -> str:
