@@ -47,8 +47,8 @@ TAIL = """
 - `weight_decay` is much more robust here than in the paper, where it is average.
 - `adr`, `ikl`, `lbgat` and `state_of_the_art` have not learnt the digits in 360 steps (RLoss, train); they are set for
   trainings of tens of thousands.
-- Of the methods that train on single steps `free_at` and `n_fgsm` are at least as robust as `at` here, and flatter; none
-  breaks down.
+- Of the methods that train on single steps `free_at` and `n_fgsm` are at least as robust as `at` here, and flatter;
+  none breaks down.
 """
 LESS = ("eval.curves", "eval.through_training", "plugins.early_stopping")
 """What the table does not need; it changes neither training nor the final measures."""
