@@ -244,6 +244,20 @@ def test_a_measure_as_good_as_the_best_is_said_to_be(tmp_path):
     assert behind["average_flatness"].high < 0
 
 
+def test_the_best_is_one_that_beats_the_baseline_though_another_has_the_larger_r2(tmp_path):
+    rng = np.random.default_rng(10)
+    y = rng.normal(size=8)
+    loose, tight = (y + 0.8 * rng.normal(size=8) for _ in range(2))
+    for i in range(8):
+        last = network(0.4, y[i], 1.0, loose=loose[i], tight=tight[i])
+        write(tmp_path / f"m{i}-0", f"m{i}", last=last)
+    first, second, *_ = (r for r in analyse(gather([tmp_path]), 300).ranking if r.outcome == "rloss")
+    assert (first.measure, second.measure) == ("tight", "loose")
+    assert first.prediction.r2.value < second.prediction.r2.value
+    assert (first.prediction.beats_the_baseline, second.prediction.beats_the_baseline) == (True, False)
+    assert second.behind.value > 0
+
+
 def test_what_a_partial_correlation_holds_fixed(tmp_path):
     """Confidence that is all there is to a measure leaves nothing of it; the learning rate where it varies."""
     rng = np.random.default_rng(0)

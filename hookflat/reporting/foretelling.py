@@ -21,8 +21,8 @@ def foretold(analysis: Analysis) -> str:
     if not best.prediction.beats_the_baseline:
         return f"None of {of} predicts {what} better than {nothing}."
     error, baseline = (off(analysis, key, value) for value in (best.prediction.error, best.prediction.baseline))
-    alike = counted(sum(_alike(ranked) for ranked in _of(analysis, key)), "other")
-    tied = "" if alike.startswith("0 ") else f"; {alike} cannot be told from it"
+    alike = sum(ranked.behind is not None and ranked.behind.high >= 0 for ranked in _of(analysis, key))
+    tied = f"; {counted(alike, 'other')} cannot be told from it" if alike else ""
     where = f"{of} on {counted(best.models, 'network')}"
     return f"Best of {where}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}{tied}."
 
@@ -80,12 +80,5 @@ def _of(analysis: Analysis, key: str) -> list[Ranked]:
     return [ranked for ranked in analysis.ranking if ranked.outcome == key]
 
 
-def _alike(ranked: Ranked) -> bool:
-    """Whether the first is not known to predict better."""
-    return ranked.behind is not None and ranked.behind.high >= 0
-
-
 def _best(analysis: Analysis, key: str) -> Ranked | None:
-    """That of the largest R^2 of those that beat the baseline, or else of all."""
-    every = _of(analysis, key)
-    return next((r for r in every if r.prediction and r.prediction.beats_the_baseline), every[0] if every else None)
+    return next(iter(_of(analysis, key)), None)

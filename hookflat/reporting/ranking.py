@@ -67,7 +67,7 @@ def rank(
     confidences: Sequence[str] = (),
     resamples: int,
 ) -> list[Ranked]:
-    """By outcome, the measure of the largest R^2 out of sample first, those without one last.
+    """By outcome, those that beat the baseline out of sample first, then by R^2; those without a prediction last.
 
     All over the same networks: those that have every measure that half of the methods share with the others. A measure
     that fewer share is not ranked. `confidences`: the measures that are a confidence, for which none is held fixed.
@@ -98,7 +98,7 @@ def rank(
             partial, names = _partial(rows, measure, outcome, held, resamples)
             whole = spearman(x, y, clusters=clusters, resamples=resamples)
             ranked.append(Ranked(measure, outcome, len(rows), whole, partial, names, pairs, prediction))
-        ranked.sort(key=lambda r: -r.prediction.r2.value if r.prediction else math.inf)
+        ranked.sort(key=_place)
         found += [_placed(r, ranked[0], resamples) for r in ranked]
     return found
 
@@ -118,6 +118,11 @@ def _shared(rows: Sequence[_Row], measures: Sequence[str]) -> list[str]:
 
 def _has(network: Network, keys: Sequence[str]) -> bool:
     return not any(math.isnan(network.value(key)) for key in keys)
+
+
+def _place(ranked: Ranked) -> tuple[bool, float]:
+    found = ranked.prediction
+    return (not found.beats_the_baseline, -found.r2.value) if found else (True, math.inf)
 
 
 def _placed(ranked: Ranked, best: Ranked, resamples: int) -> Ranked:
