@@ -64,9 +64,11 @@ def test_they_are_autograds(kind):
         torch.testing.assert_close(again, theirs)
 
 
-def test_winograds_convolutions_give_way_to_those_that_know_the_gradient_by_weights(monkeypatch):
-    """And are there again for attacks: both share a view."""
+def test_winograds_convolutions_know_the_gradient_by_weights_and_keep_no_transforms_for_it(monkeypatch):
+    """And have them again for attacks: both share a view."""
     monkeypatch.setattr(winograd, "CHANNELS", 4)
+    monkeypatch.setattr(winograd, "WEIGHT_CHANNELS", 4)
+    monkeypatch.setattr(winograd, "WEIGHT_TILES", 1)
     monkeypatch.setattr(winograd, "TILES", 1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3))

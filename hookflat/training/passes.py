@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hookflat.functional.brackets import restored
 from hookflat.functional.layers import Autocast
+from hookflat.functional.winograd import WinogradConvolutions, pays
 from hookflat.recipe.recipe import RunOptions
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Compiled(nn.Module):
 def in_precision(network: nn.Module, options: RunOptions) -> nn.Module:
     """The network as training passes call it."""
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if options.precision not in low and not options.compile and any(pays(module) for module in network.modules()):
+        return WinogradConvolutions(network)
     model = Autocast(network, low[options.precision]) if options.precision in low else network
     return Compiled(model) if options.compile else model
 
