@@ -167,9 +167,10 @@ def measure(subject: Subject) -> dict[str, float] | None:
     ends in `_stderr` is the standard error of the number before it. `subject.keep` puts tables, figures and texts
     beside the results; what a long measure computes in parts goes through `subject.work`.
 
-    Two plain methods say more: `numbers()` gives a `hookflat.Quantity` (label, unit, whether lower is better) for each
-    name, and every table, report, console and tracker takes it from there; `passes()` says how often it will send an
-    example through the network, for the bar's time left.
+    Plain methods say more: `numbers()` gives a `hookflat.Quantity` (label, unit, whether lower is better) for each
+    name, and every table, report, console and tracker takes it from there; for the bar's time left `passes()` says how
+    often it will send an example through the network, and `searches()` which RLosses, pairs of steps and restarts, it
+    asks `subject.robust` for: their passes are counted once, whoever asks.
     """
 
 

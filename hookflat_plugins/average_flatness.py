@@ -45,6 +45,9 @@ class AverageFlatness:
             for name, xi in zip(named_by_radius("average_flatness", self.xi), radii(self.xi), strict=True)
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(self.steps, self.reference_restarts)]
+
     def passes(self) -> int:
         return (self.steps + 1) * self.samples * len(radii(self.xi))
 
@@ -110,6 +113,9 @@ class FilterFlatness:
             )
             for name, xi in zip(named_by_radius("filter_flatness", self.xi), radii(self.xi), strict=True)
         }
+
+    def searches(self) -> list[tuple[int, int]]:
+        return [(self.steps, self.reference_restarts)]
 
     def passes(self) -> int:
         return (self.steps + 1) * self.samples * len(radii(self.xi))

@@ -42,5 +42,8 @@ class RobustLossMeasure:
             "rloss_incorrect": Quantity("RLoss, incorrect examples", "loss", role="RLoss, incorrect", **both),
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(self.steps, self.restarts)]
+
     def passes(self) -> int:
-        return (self.steps + 1) * self.restarts
+        return 0

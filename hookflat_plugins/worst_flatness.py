@@ -52,6 +52,9 @@ class WorstFlatness:
             for name, xi in zip(named_by_radius("worst_flatness", self.xi), radii(self.xi), strict=True)
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(self.steps, self.reference_restarts)]
+
     def passes(self) -> int:
         return (self.sweeps + 1) * self.attempts * len(radii(self.xi))
 

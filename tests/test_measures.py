@@ -162,6 +162,21 @@ def test_the_reference_is_computed_once_for_all_radii_and_measures_of_a_network(
     assert computed == [(0, 0), (2, 1), (0, 0), (2, 2)]  # the curves' after the last epoch, then the final stage's
 
 
+def test_the_bar_foresees_every_search_once_whoever_asks_first():
+    reference = {"steps": 2, "reference_restarts": 3}
+    stages = {
+        "flat": {"average_flatness": {"samples": 2, **reference}, "filter_flatness": {"samples": 1, **reference}},
+        "final": {
+            "robust_loss": {"steps": 2, "restarts": 3},
+            "worst_flatness": {"attempts": 2, "sweeps": 4, **reference},
+        },
+    }
+    with tiny_run({"eval": stages}) as run:
+        run.measurements.end(run.network, "last")
+        done, foreseen = run.measurements.tally.passes, run.measurements.planned("last")
+    assert sum(passes for _, _, measure, passes in foreseen if measure != "clean_error") == done
+
+
 def test_stages_through_the_training_that_are_due_together_share_what_they_measure(tmp_path, monkeypatch):
     computed = []
 

@@ -166,13 +166,21 @@ class Measurements:
         return fingerprint(named, *data.train.content(), *data.test.content())
 
     def planned(self, label: str) -> list[Planned]:
-        """Everything `end` will do for a network, with the passes that the measures expect (their `passes()`)."""
+        """Everything `end` will do for a network, with the passes that the measures expect (their `passes()`).
+
+        An RLoss that several ask for (their `searches()`) is the first one's.
+        """
         plan: list[Planned] = []
+        searched: set[tuple[Any, ...]] = set()
         for name, stage in self.wanted(label).items():
             for split in stage.splits:
                 examples = self._size(split, stage)
                 for measure, plugin in self.recipe.measures[name].items():
                     expected = getattr(plugin, "passes", lambda: 1)()
+                    for steps, restarts in getattr(plugin, "searches", list)():
+                        search = split, stage.examples, stage.take, steps, restarts
+                        expected += (steps + 1) * restarts * (search not in searched)
+                        searched.add(search)
                     plan.append((name, split, measure, examples * expected // self.accelerator.num_processes))
         return plan
 
