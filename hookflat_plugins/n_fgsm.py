@@ -18,13 +18,13 @@ class NoisyFgsm(InnerAttack):
 
     Without projection on the ball of eps, which keeps single-step training from catastrophic overfitting: examples lie
     up to (k + alpha) eps away. The noise is cut to [0, 1] first, as in the official code, which attacks in training
-    mode. One step, whatever `steps` and `start` say; `alpha` 0 takes `step_size`.
+    mode. One step, whatever `steps` and `start` say; `alpha` 0 takes `step_size`. Without noise it would be `pgd`.
     """
 
     paper: ClassVar[str] = "de Jorge et al. 2022, arXiv 2202.01181, Alg. 1; github.com/pdejorge/N-FGSM"
 
     alpha: Annotated[Number, Field(ge=0, description="length of the step in units of eps; 0: step_size")] = 1.0
-    noise: Annotated[Number, Field(ge=0, description="radius of the noise in units of eps (k)")] = 2.0
+    noise: Annotated[Number, Field(gt=0, description="radius of the noise in units of eps (k)")] = 2.0
 
     @hookimpl
     def craft(self, run: Run, batch: Batch, objective: Objective) -> Tensor:
