@@ -1,5 +1,6 @@
 """fp16 with its loss scale, accumulation, clipping, compile: each against arithmetic by hand."""
 
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +13,7 @@ from hookflat.functional.data import Batch
 from hookflat.functional.layers import Autocast
 from hookflat.recipe.catalogue import Catalogue, kind_of
 from hookflat.testing import run_recipe, tiny_run
-from hookflat.training import checkpoints, loop
+from hookflat.training import checkpoints, launch, loop
 from hookflat.training.finite import first_layer
 
 GROUP = {"norm": "group"}
@@ -320,3 +321,34 @@ def test_parts_of_a_batch_keep_their_rows():
     assert [len(part.row) for _, part in parts] == [2, 2, 3]
     assert torch.cat([part.row for _, part in parts]).tolist() == list(range(n))
     assert all(torch.equal(batch.x[place], part.x) and part.global_size == 14 for place, part in parts)
+
+
+def test_auto_is_decided_once_for_a_run_and_told(tmp_path, monkeypatch):
+    """A trial times, and may end otherwise after a restart: a training then would not go on as it was."""
+    tables = {"attack": {"precision": "auto"}, "eval": {"precision": "auto"}}
+    monkeypatch.setattr(launch, "bf16_pays", lambda device: True)
+    with tiny_run(tables, folder=tmp_path / "run") as run:
+        assert run.measurements.protocol().precision == "bf16"
+        assert run.measurements.subject(run.network, "test").precision == "bf16"
+        batch = next(run.batches())
+        loop.step(run, batch)
+        checkpoints.save(run)
+    monkeypatch.setattr(launch, "bf16_pays", lambda device: False)
+    with tiny_run(tables, folder=tmp_path / "run") as run:
+        assert checkpoints.resume(run)
+        assert run.attack_view(precision="auto") is run.attack_view(precision="bf16")
+        assert run.measurements.protocol().precision == "fp32"  # measured anew, and told
+    with tiny_run(tables) as run:
+        assert run.attack_view(precision="auto") is run.attack_view()
+
+
+@pytest.mark.parametrize(("paying", "precision"), [(2, "bf16"), (1, "fp32")])
+def test_auto_is_bf16_where_it_pays_on_every_process(paying, precision, monkeypatch):
+    others = types.SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=2,
+        reduce=lambda mine, how: mine + paying - 1 if how == "sum" else mine,
+    )
+    monkeypatch.setattr(launch, "bf16_pays", lambda device: True)
+    assert launch.agreed("auto", others) == precision
+    assert launch.agreed("fp16", others) == "fp16"

@@ -47,6 +47,7 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
         "processes": run.processes,
         "loss_scale": run.loss_scale.state_dict() if run.loss_scale else None,
         "loss_sum": run.loss_sum.cpu(),
+        "auto": run.auto,
         "lr": run.lr,
         "seconds": time.perf_counter() - run.began,
         "optimizer": run.optimizer.state_dict(),
@@ -123,6 +124,7 @@ def _restore(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> Non
     run.network.load_state_dict(weights)
     run.step, run.epoch, run.lr = step, epoch, state["lr"]
     run.loss_sum.copy_(state["loss_sum"])
+    run.auto = state.get("auto")
     if run.loss_scale:
         run.loss_scale.load_state_dict(state["loss_scale"])
     run.began = time.perf_counter() - state["seconds"]

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from hookflat.errors import UserError
+from hookflat.functional.attack_view import bf16_pays
 from hookflat.recipe.recipe import RunOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from hookflat.functional.choices import Precision
 
 _UNFIT = {
     "ACCELERATE_USE_FSDP": "FSDP: weight perturbations need whole layers, and flatness the gradients of whole weights; "
@@ -69,3 +72,11 @@ def accelerator() -> Accelerator:
         f"the launcher was asked for {wanted} processes, but started one: without GPUs, use "
         "ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone --nproc-per-node N -m hookflat run ..."
     )
+
+
+def agreed(precision: Precision, accelerator: Accelerator) -> Precision:
+    """The same, "auto" decided: bf16 where it pays on every process. All of them must ask."""
+    if precision != "auto":
+        return precision
+    pays = torch.tensor(float(bf16_pays(accelerator.device)), device=accelerator.device)
+    return "bf16" if accelerator.reduce(pays, "sum") == accelerator.num_processes else "fp32"

@@ -23,6 +23,7 @@ from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of
 from hookflat.records.results import NetworkResults, Protocol, StageProtocol
 from hookflat.training.hooks import Hooks
+from hookflat.training.launch import agreed
 from hookflat.training.subject import Subject
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Measurements:
     start: Mapping[str, Tensor] = field(default_factory=dict)
     """The parameters with which the training began, by name."""
 
+    def __post_init__(self) -> None:
+        self.precision = agreed(self.recipe.eval.precision, self.accelerator)
+
     def during(self) -> dict[str, Stage]:
         """The stages through the training."""
         return {n: s for n, s in self.recipe.stages.items() if s.every is not None}
@@ -75,7 +79,7 @@ class Measurements:
         images = self.data.taken(split, whole if examples is None else examples, take)
         device = self.accelerator.device
         batches = Examples(images, batch_size=options.batch_size, device=device, accelerator=self.accelerator)
-        threat, seed, precision = Threat(options.eps, options.norm), self.recipe.run.seed, options.precision
+        threat, seed, precision = Threat(options.eps, options.norm), self.recipe.run.seed, self.precision
         return Subject(
             model,
             split,
@@ -207,7 +211,7 @@ class Measurements:
             norm=options.norm,
             step_size=options.step_size,
             batch_size=options.batch_size,
-            precision=options.precision,
+            precision=self.precision,
             seed=recipe.run.seed,
             stages=stages,
         )

@@ -30,7 +30,7 @@ from hookflat.training.core import Core
 from hookflat.training.finite import Finite
 from hookflat.training.fitting import check_fit, fitting_threads
 from hookflat.training.hooks import Hooks
-from hookflat.training.launch import accelerator, check_launch
+from hookflat.training.launch import accelerator, agreed, check_launch
 from hookflat.training.measuring import Measurements
 from hookflat.training.not_finite import first_place, not_finite
 from hookflat.training.passes import Compiled, LossScale, in_precision
@@ -85,6 +85,7 @@ class Run:
         self.lr = 0.0
         self.finite = Finite(self.device)
         self.loss_scale: LossScale | None = None
+        self.auto: Precision | None = None  # what an attack's precision "auto" is in this run
         self.last: tuple[Batch, Tensor] | None = None
         self.loss_sum = torch.zeros((), device=self.device)
         self.began = time.perf_counter()
@@ -206,7 +207,9 @@ class Run:
         return self.attack_view()
 
     def attack_view(self, *, precision: Precision = "fp32", compile: bool = False) -> AttackView:
-        """The same, its convolutions in bfloat16, or through `torch.compile`."""
+        """The same, its convolutions in bfloat16, or through `torch.compile`. What "auto" is, a run decides once."""
+        if precision == "auto":
+            precision = self.auto = self.auto or agreed(precision, self.accelerator)
         view, step = self._views.get((precision, compile), (None, -1))
         if view is None:
             view = AttackView(self.network, precision=precision, compile=compile)  # `prepare` may have moved the memory
