@@ -2,7 +2,8 @@
 
     python benchmarks/attack_view.py [--threads 1]
 
-The best of five turns of each side, forward and back to the images; ratios above 1: how many times as fast.
+The best of five turns of each side, forward and back to the images, or to the weights where it says so; ratios above 1:
+how many times as fast.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hookflat import Attack, AttackView, Threat, small_image_resnet
-from hookflat.functional.winograd import WinogradConv2d
+from hookflat.functional import winograd
+from hookflat.functional.winograd import WinogradConv2d, WinogradConvolutions
 from hookflat.functional.work import Work
 
 
@@ -25,6 +27,18 @@ def backwards(module: nn.Module, x: Tensor) -> Callable[[], object]:
     """A pass forward and back to the input."""
     x = x.detach().requires_grad_()
     return lambda: torch.autograd.grad(module(x).square().sum(), x)
+
+
+def by_weights(conv: nn.Conv2d, x: Tensor, gradient: Tensor) -> Callable[[], object]:
+    """torch's gradient by a convolution's weights."""
+    ones, zeros = [1, 1], [0, 0]
+    what = (gradient, x, conv.weight, None, ones, ones, ones, False, zeros, 1, [False, True, False])
+    return lambda: torch.ops.aten.convolution_backward(*what)
+
+
+def training(net: nn.Module, x: Tensor) -> Callable[[], object]:
+    """A training pass, forward and back to the weights."""
+    return lambda: torch.autograd.grad(net(x).square().mean(), list(net.parameters()))
 
 
 def ratio(slow: Callable[[], object], fast: Callable[[], object]) -> float:
@@ -57,6 +71,18 @@ def main() -> None:
             direct = backwards(conv.to(memory_format=torch.channels_last), x)
             found = ratio(direct, backwards(WinogradConv2d(conv), x))
             print(f"torch's convolution over Winograd's, {channels} channels, {batch} of {size}x{size}: {found:.2f}")
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4), (640, 8)):
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+        for batch in (32, 128):
+            shape, what = (batch, channels, size, size), f"{channels} channels, {batch} of {size}x{size}"
+            x, g = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in "xg")
+            found = ratio(by_weights(conv, x, g), lambda x=x, g=g: winograd._by_weights(x, g))
+            print(f"torch's gradient by weights over Winograd's, {what}: {found:.2f}")
+    trained = small_image_resnet(64, 2, 3, 10, "batch", "relu").to(memory_format=torch.channels_last)
+    for batch in (16, 64, 128):
+        x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        found = ratio(training(trained, x), training(WinogradConvolutions(trained), x))
+        print(f"a training pass of a ResNet-18 with torch's convolutions over Winograd's, batch {batch}: {found:.2f}")
     net = small_image_resnet(16, 1, 3, 10, "batch", "relu")
     for _ in range(5):
         net(torch.rand(64, 3, 16, 16))
