@@ -2,8 +2,9 @@
 
     python benchmarks/step_overhead.py [--pairs 15] [--batch 16] [--threads 2]
 
-ResNet-18 at 32x32, PGD-7 adversarial training, SGD. Both sides attack the same view of the network, take their steps in
-turn on the same batches, and the ratio is taken pair by pair, so that a drifting machine does not favour one.
+ResNet-18 at 32x32, PGD-7 adversarial training, SGD. Both sides attack the same view of the network, train by the same
+convolutions and take their steps in turn on the same batches, and the ratio is taken pair by pair, so that a drifting
+machine does not favour one.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main() -> None:
             images, labels = x[index].float() / 255, y[index]
             view.refresh()
             x_adv = pgd(view, images, labels, eps=8 / 255, step_size=0.007, steps=7, seed=step)
-            loss = F.cross_entropy(network(x_adv), labels)
+            loss = F.cross_entropy(other.model(x_adv), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
