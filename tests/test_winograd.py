@@ -51,6 +51,15 @@ def test_a_large_batch_goes_through_in_parts(monkeypatch):
     assert torch.allclose(fast(x), whole, atol=1e-5)
 
 
+def test_gradients_by_weights_of_a_large_batch_are_the_sum_of_its_parts(monkeypatch):
+    torch.manual_seed(0)
+    x, weight = torch.randn(18, 128, 8, 8), torch.randn(128, 128, 3, 3).requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1).square().sum(), weight)
+    monkeypatch.setattr(winograd, "_CACHE", 1)
+    (ours,) = torch.autograd.grad(conv2d(x, weight, padding=1).square().sum(), weight)
+    assert (ours - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
 def test_small_integers_come_out_as_they_are(any_size):
     """An independent sum: images and filters of ones count the pixels under the filter."""
     conv = wide(bias=False)
