@@ -17,7 +17,7 @@ from commands import Done
 
 from hookflat.cli import main
 
-IMPORTS = ("timm.layers", "torch._dynamo", "sklearn.datasets", "hookflat.cli.running", "hookflat.training.entry")
+IMPORTS = ("timm.layers", "torch._dynamo", "hookflat.cli.running", "hookflat.training.entry")
 """What a training imports: once here, or seconds in each process."""
 
 

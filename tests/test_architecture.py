@@ -94,7 +94,7 @@ def test_the_face_is_listed_once_typed_and_fast():
 def test_a_look_at_all_plugins_imports_no_heavy_package_but_torch():
     """timm and torchvision take seconds to import, accelerate a fifth of one: who needs them does so when he does."""
     code = "import sys; from hookflat.recipe.catalogue import Catalogue; [s.load() for s in Catalogue()]; print("
-    code += "{'timm', 'torchvision', 'datasets', 'sklearn', 'matplotlib', 'accelerate', 'PIL'} & sys.modules.keys())"
+    code += "{'timm', 'torchvision', 'datasets', 'matplotlib', 'accelerate', 'PIL'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 

@@ -241,7 +241,7 @@ def test_names_of_folders_reach_the_terminal_as_text(tmp_path):
     assert "\x1b" not in done.stdout
 
 
-HEAVY = {"torch", "numpy", "accelerate", "timm", "torchvision", "datasets", "sklearn", "matplotlib", "PIL", "rich"}
+HEAVY = {"torch", "numpy", "accelerate", "timm", "torchvision", "datasets", "matplotlib", "PIL", "rich"}
 
 
 @pytest.mark.parametrize(
