@@ -155,22 +155,40 @@ def test_a_pass_that_overflows_cancels_the_step(name, step):
             run.check()
 
 
+@dataclass(eq=False)
+class SecondIsNan:
+    """Logits of the second step are not numbers."""
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run):
+        net = yield
+        net.register_forward_hook(lambda m, args, out: out * (torch.nan if m.training and run.step == 1 else 1))
+        return net
+
+
 def test_logits_that_overflow_are_in_no_class_s_mean():
     """IKL keeps predictions over an epoch."""
-
-    @dataclass(eq=False)
-    class Bursts:
-        @hookimpl(wrapper=True)
-        def build_model(self, run):
-            net = yield
-            net.register_forward_hook(lambda m, args, out: out * (torch.nan if m.training and run.step == 1 else 1))
-            return net
-
-    with tiny_run({"loss": {"name": "ikl"}, "run": {"precision": "fp16"}, "plugins": {"bursts": {}}}, [Bursts]) as run:
+    with tiny_run(
+        {"loss": {"name": "ikl"}, "run": {"precision": "fp16"}, "plugins": {"second_is_nan": {}}}, [SecondIsNan]
+    ) as run:
         for batch in run.batches():
             loop.step(run, batch)
         assert run.loss_scale.cancelled == 1
         assert run.recipe.slots["loss"]._sums.sum().item() == pytest.approx(2 * 8, rel=1e-3)
+
+
+def test_logits_that_overflow_teach_no_guide():
+    """LBGAT's second network learns from what the first one says."""
+    with tiny_run(
+        {"loss": {"name": "lbgat"}, "run": {"precision": "fp16"}, "plugins": {"second_is_nan": {}}}, [SecondIsNan]
+    ) as run:
+        guide, before = run.recipe.slots["loss"]._guide.network, []
+        for batch in run.batches():
+            before.append([p.detach().clone() for p in guide.parameters()])
+            loop.step(run, batch)
+        assert run.loss_scale.cancelled == 1
+        assert all(p.isfinite().all() for p in guide.parameters())
+        assert not all(torch.equal(a, b) for a, b in zip(before[-1], guide.parameters(), strict=True))
 
 
 def test_what_is_never_finite_in_float16_ends_the_training(tmp_path):
