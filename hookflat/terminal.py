@@ -13,6 +13,8 @@ def printable(text: str) -> str:
 
     What is left is shown, and never obeyed: an escape becomes the four characters of its code.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
