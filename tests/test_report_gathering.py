@@ -139,6 +139,24 @@ def test_networks_measured_in_another_norm_are_left_out(tmp_path):
     assert gathered.left_out == [("at-1", "measured otherwise: norm is L2, Linf for the others")]
 
 
+def test_a_protocol_with_more_measures_goes_with_the_others(tmp_path):
+    """More measures or stages, not other options, splits or examples of the same."""
+    for i in range(3):
+        write(tmp_path / f"at-{i}", "at", i)
+    robustness, rloss = STAGES["robustness"], STAGES["robustness"]["measures"]
+    average = {"average_flatness": {"xi": 0.5}}
+    write(tmp_path / "more-0", "more", protocol=staged(robustness=robustness | {"measures": rloss | average}))
+    write(
+        tmp_path / "stage-0", "stage", protocol=staged(**STAGES, worst={"examples": {"test": 9}, "measures": average})
+    )
+    write(tmp_path / "later-0", "later", protocol=staged(robustness=robustness | {"take": "last"}))
+    other = {"robust_loss": {"steps": 20, "restarts": 3}}
+    write(tmp_path / "option-0", "option", protocol=staged(robustness=robustness | {"measures": other}))
+    gathered = gather([tmp_path])
+    assert [run.name for run in gathered.runs] == ["at-0", "at-1", "at-2", "more-0", "stage-0"]
+    assert {name for name, _ in gathered.left_out} == {"later-0", "option-0"}
+
+
 def test_networks_measured_by_separate_commands_are_one_run_s(tmp_path):
     run = write(tmp_path / "at-0", "at")
     rmtree(run / "eval")

@@ -126,6 +126,9 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     left_out += [LeftOut(f"{r.name}, {_lines(r.damaged)} of metrics.jsonl", "damaged") for r in found if r.damaged]
     left_out += [LeftOut(f"{r.name}/eval/{a}", "older measures, moved aside by --redo") for r in found for a in r.aside]
     main = _main(found, protocol)
+    if main is not None:
+        for evaluation in [e for run in found for e in run.evaluations if e.covers(main)]:
+            evaluation.setup = main.setup  # what it has besides is its own
     runs = [run for run in found if main and any(e.key == main.key for e in run.evaluations)]
     left_out += [LeftOut(r.name, _difference(r, main) + _only_landscape(r)) for r in found if r not in runs]
     if main is None or not runs:

@@ -83,6 +83,16 @@ class Evaluation:
         """`setup` as a text."""
         return as_key(self.setup)
 
+    def covers(self, other: Evaluation) -> bool:
+        """Whether it has all that `other` measured, measured alike; it may have more measures and stages."""
+        mine, stages = self.setup["stages"], other.setup["stages"]
+        shared = {
+            name: {k: v for k, v in mine[name].items() if k in {"take", *stages[name]}}
+            for name in stages
+            if name in mine
+        }
+        return as_key(self.setup | {"stages": shared}) == other.key
+
     @property
     def measured(self) -> bool:
         """Whether there is any number: a recipe may leave measuring to `hookflat eval`."""
