@@ -52,7 +52,7 @@ Methods of the field that are not here, and why:
 
 
 def page() -> str:
-    """The page: Table 1's rows with their recipes, then every plugin by kind."""
+    """The page: what each recipe gave, then every plugin by kind."""
     parts = [HEAD.rstrip("\n")]
     costs, digits, cifar = _costs(), _digits(), _cifar()
     plugins = [(kind_of(cls), s.name, cls) for s in Catalogue() if _ours(cls := s.load())]

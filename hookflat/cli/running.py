@@ -70,7 +70,9 @@ def evaluate(
     ],
     protocol: Annotated[
         str,
-        typer.Option(help="paper, quick, full, critics, landscapes, or a TOML file.", autocompletion=protocol_names),
+        typer.Option(
+            help="paper, quick, mini, full, critics, landscapes ..., or a TOML file.", autocompletion=protocol_names
+        ),
     ] = "paper",
     measure: Annotated[
         list[str],
