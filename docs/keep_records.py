@@ -1,0 +1,44 @@
+"""Copy a run's records as docs/examples keeps them: `python docs/keep_records.py RUN FOLDER`.
+
+Recipe, metrics of every epoch, results, data and versions, and those of each evaluation; no weights, no checkpoints, no
+figures. Of the environment the program's path, the platform and the end of the revision are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+KEPT = ("data.json", "environment.json", "eval.json", "metrics.jsonl", "recipe.toml")
+
+
+def keep(run: Path, folder: Path) -> None:
+    """The records of one run. Raises SystemExit where one names a folder of this machine."""
+    for file in [file for name in KEPT for file in (run / name, *run.glob(f"eval/*/{name}")) if file.exists()]:
+        place = folder / file.relative_to(run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if file.name == "environment.json":
+            found = json.loads(file.read_text(encoding="utf-8"))
+            found["command"][0] = "hookflat"
+            found["platform"] = found["platform"].partition("-")[0]
+            found["git_revision"] = (found["git_revision"] or "")[:7]
+            place.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        else:
+            shutil.copy(file, place)
+        if str(Path.home()) in (text := place.read_text(encoding="utf-8")) or str(Path.cwd()) in text:
+            raise SystemExit(f"{place} names a folder of this machine")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    keep(options.run, options.folder)
+
+
+if __name__ == "__main__":
+    main()
