@@ -27,7 +27,8 @@ def keep(run: Path, folder: Path) -> None:
             place.write_text(json.dumps(found, indent=2), encoding="utf-8")
         else:
             shutil.copy(file, place)
-        if str(Path.home()) in (text := place.read_text(encoding="utf-8")) or str(Path.cwd()) in text:
+        text = place.read_text(encoding="utf-8")
+        if any(str(here) in text for here in (Path.home(), run.resolve().parent)):
             raise SystemExit(f"{place} names a folder of this machine")
 
 
