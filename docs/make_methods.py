@@ -41,13 +41,8 @@ its formula, options and source.
 LEFT_OUT = """
 ## Left out
 
-Methods of the field that are not here, and why:
-
-- LAP (Lin et al. 2024, arXiv 2405.16262): the weights of its published code move along a step of the optimizer, down
-  the loss, where the paper speaks of an adversarial perturbation.
-- PGD with cycle detection (Doldo et al. 2025, arXiv 2503.19347) is no `[attack]`: `hookflat.robust_error` has it, which
-  `early_stopping`, `multi_norm` and `trust` ask for RErr alone; attacks in training take some ten steps, which is about
-  when circles begin, so that there is next to nothing to leave out.
+One method of the field is not here: LAP (Lin et al. 2024, arXiv 2405.16262). The weights of its published code
+move along a step of the optimizer, down the loss, where the paper speaks of an adversarial perturbation.
 """
 
 

@@ -162,3 +162,60 @@ def test_free_at_moves_images_and_weights_by_one_backward_pass(replays):
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
         assert torch.allclose(run.recipe.slots["attack"]._delta, delta, rtol=0, atol=1e-12)
         assert delta.abs().max() == pytest.approx(0.1, abs=1e-12) or replays == 1
+
+
+PASSED = []
+
+
+class Counted(nn.Module):
+    """Notes how many images each gradient is asked for; what it computes depends on data, so it cannot be traced."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        if x.sum() >= 0 and x.requires_grad:
+            PASSED.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda x: None,
+        hookflat.divergence_from_clean,
+        lambda x: lambda net, x_adv: (-net(x_adv).amax(dim=1), net(1 - x))[0],  # asks for another point last
+    ],
+)
+def test_pgd_that_stops_in_circles_ends_at_the_same_points(norm, objective, float64):
+    (x, y), net = images(), Counted(network()).eval()
+    options = {"eps": EPS[norm], "norm": norm, "step_size": EPS[norm] / 3, "steps": 100, "restarts": 2}
+    expected = hookflat.pgd(net, x, y, objective=objective(x), **options)
+    PASSED.clear()
+    x_adv = hookflat.pgd(net, x, y, objective=objective(x), cycle_detection=True, **options)
+    assert torch.allclose(x_adv, expected, rtol=0, atol=1e-12)
+    if norm == "Linf":  # steps of the gradient's length come back to no point
+        assert sum(PASSED) < 0.7 * 2 * 100 * len(x)
+
+
+def test_a_circle_is_left_where_it_closes_on_the_point_after_the_last_power_of_two_of_steps():
+    x, top = torch.full((3, 1, 1, 1), 0.5), torch.tensor([0.5625, 1.0, 0.5625]).view(3, 1)
+    PASSED.clear()
+    x_adv = hookflat.pgd(
+        Counted(nn.Flatten()).eval(),
+        x,
+        objective=lambda net, x_adv: -(net(x_adv) - top).abs().sum(dim=1),
+        attack=hookflat.Attack(Threat(0.25), step_size=0.125, steps=16, start="zero"),
+        cycle_detection=True,
+    )
+    # 0.5, 0.625, 0.5, 0.625, 0.5; the second: 0.5, 0.625, 0.75, 0.75
+    assert PASSED == [3, 3, 3, 2]
+    assert x_adv.flatten().tolist() == [0.5, 0.75, 0.5]
+
+
+@pytest.mark.parametrize("option", [{"keep": "last"}, {"momentum": 0.5}, {"mode": "train"}])
+def test_what_does_not_repeat_cannot_be_searched_for_circles(option):
+    with pytest.raises(ValueError, match='cycle_detection needs keep="best", no momentum and mode="eval"'):
+        hookflat.pgd(network(), *images(), cycle_detection=True, **option)

@@ -39,6 +39,7 @@ def pgd(
     objective: Objective | None = None,
     keep: Literal["best", "last"] = "best",
     momentum: float = 0.0,
+    cycle_detection: bool = False,
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
@@ -50,18 +51,23 @@ def pgd(
     `attack`, or any of its values by keyword (20 steps of 0.007 from one start in the L-infinity ball of 8/255).
     `keep="best"` returns, for each example, the evaluated point of largest objective among the `steps + 1` points of
     every restart, the start included; `"last"` the last iterate of the last restart. `momentum`: steps follow
-    g <- momentum g + grad / ||grad||_1 (MI-FGSM's mu, Dong et al. 2018, Alg. 1). `mode="train"` normalises by batch
-    statistics. `keys`: (n,) int64, what the random start of an example depends on besides `seed` (default: its
-    position in the batch). The paper's start may lie arbitrarily near `x`; an objective divided by the distance needs
-    `start="uniform"`. Raises ValueError for images outside [0, 1] and for labels that the network has no logit for,
-    unless `keys` are given. The model's weights, buffers, mode and flags are left as found; in evaluation mode its
-    attack view is attacked (`attack_view`), the same function up to rounding.
+    g <- momentum g + grad / ||grad||_1 (MI-FGSM's mu, Dong et al. 2018, Alg. 1). `cycle_detection`: an example that
+    comes back to a point goes through the model no more, since from there on every point was seen (Doldo et al. 2025,
+    arXiv 2503.19347): the same result in fewer passes where steps are many. A device waits at each step for it; it
+    needs `keep="best"`, no momentum and `mode="eval"`. `mode="train"` normalises by batch statistics. `keys`: (n,)
+    int64, what the random start of an example depends on besides `seed` (default: its position in the batch). The
+    paper's start may lie arbitrarily near `x`; an objective divided by the distance needs `start="uniform"`. Raises
+    ValueError for images outside [0, 1] and for labels that the network has no logit for, unless `keys` are given. The
+    model's weights, buffers, mode and flags are left as found; in evaluation mode its attack view is attacked
+    (`attack_view`), the same function up to rounding.
     """
     if objective is None and y is None:
         raise ValueError("pgd needs the labels y, or an objective")
     attack = attack.but(**options)
     if attack.restarts < 1:
         raise ValueError("pgd needs restarts >= 1")
+    if cycle_detection and (keep == "last" or momentum or mode == "train"):
+        raise ValueError('cycle_detection needs keep="best", no momentum and mode="eval"')
     checked = keys is None  # keys come with examples that were looked at already; looking makes a device wait
     if keys is None:
         check_images(x)
@@ -76,7 +82,10 @@ def pgd(
         attacked = model if mode == "train" else attack_view(model, attack.precision)
         for restart in range(attack.restarts):
             start = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", restart))
-            points = ascent(attacked, objective, ball, start, attack, momentum=momentum, score_last=keep == "best")
+            if cycle_detection:
+                points = ascent_until_cycle(attacked, objective, ball, start, attack)
+            else:
+                points = ascent(attacked, objective, ball, start, attack, momentum=momentum, score_last=keep == "best")
             for x_adv, value in points:
                 best_x, best = better(best_x, best, x_adv, value)
     return best_x if keep == "best" else x_adv
@@ -105,6 +114,48 @@ def ascent(
         x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv))
     with torch.no_grad():
         yield x_adv, objective(model, x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
+
+
+def ascent_until_cycle(
+    model: nn.Module, objective: Objective, ball: Ball, x_adv: Tensor, attack: Attack
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`ascent` in which each example stays where it closes a circle; its objective is -inf from there on.
+
+    Its step depends on the point alone, so that all further points were seen. Found by Brent's algorithm: a point is
+    compared with that after the last power of two of steps. Ends early where all examples stay.
+    """
+    going = torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)
+    packed, landmark = _Packed(model, going), x_adv
+    for step in range(attack.steps):
+        x_adv, value, gradient = gradient_at(packed, objective, x_adv)
+        yield x_adv, value.where(going, -torch.inf)
+        moved = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv))
+        going &= (moved != landmark).flatten(1).any(dim=1)
+        if not going.any():
+            return
+        x_adv = torch.where(going.view(-1, *[1] * (x_adv.dim() - 1)), moved, x_adv)
+        if step & (step + 1) == 0:
+            landmark = x_adv
+    with torch.no_grad():
+        yield x_adv, objective(packed, x_adv).where(going, -torch.inf)
+
+
+class _Packed(nn.Module):
+    """A network that only the rows `going` (n,) bool go through; for the others it repeats what it said last."""
+
+    def __init__(self, model: nn.Module, going: Tensor) -> None:
+        super().__init__()
+        self.model, self.going = model, going
+        self._last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of images (n, C, H, W)."""
+        if self._last is None or len(x) != len(self.going) or self.going.all():
+            logits = once(self.model)(x) if x.requires_grad else self.model(x)
+        else:
+            logits = self._last.index_put((self.going,), self.model(x[self.going]))
+        self._last = logits.detach()
+        return logits
 
 
 def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
