@@ -12,7 +12,6 @@ from made_runs import PROTOCOL, STAGES, drawn, measured, network, records, stage
 from hookflat import UserError, report
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.protocols import protocol_lines
-from hookflat.reporting.ranking import trained_with
 from hookflat.reporting.table import table1
 
 
@@ -224,17 +223,10 @@ def test_of_a_training_that_is_there_twice_the_more_measured_one_is_kept(tmp_pat
 
 
 def test_an_option_younger_than_a_recipe_makes_no_configuration(tmp_path):
-    write(tmp_path / "at-0", "at", 0, loss__name="at")
-    write(tmp_path / "at-1", "at", 1, loss__name="at", loss__new=3)
-    write(tmp_path / "at-2", "at", 2, loss__name="at", awp__xi=0.01)  # a plugin that the others lack
+    write(tmp_path / "at-0", "at", 0, loss__name="trades")
+    write(tmp_path / "at-1", "at", 1, loss__name="trades", loss__beta=6.0)  # the default
+    write(tmp_path / "at-2", "at", 2, loss__name="trades", loss__beta=9.0)
     assert [len(c.runs) for c in gather([tmp_path]).configurations] == [2, 1]
-
-
-def test_an_option_of_run_younger_than_a_recipe_is_no_other_training():
-    younger = {"loss": {"name": "at"}, "run": {"epochs": 3, "batch_size_factor": 1.0}}
-    older = younger | {"run": {"epochs": 3}}
-    assert trained_with(older) == trained_with(younger)
-    assert trained_with(older) != trained_with(younger | {"run": {"epochs": 3, "batch_size_factor": 0.25}})
 
 
 def test_trouble_in_one_folder_is_that_folder_s(tmp_path):

@@ -256,6 +256,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def default_table(cls: Any) -> dict[str, Any]:
+    """The options of a dataclass that have a default, as a recipe table."""
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls) if f.init}
+    return plain({name: value for name, value in made.items() if value is not MISSING and not name.startswith("_")})
+
+
 def as_table(plugin: Any) -> dict[str, Any]:
     """The options of a plugin instance as a recipe table."""
     return plain({f.name: getattr(plugin, f.name) for f in fields(plugin) if f.init and not f.name.startswith("_")})

@@ -28,16 +28,6 @@ def norm_of(table: str, tables: dict[str, Any]) -> Any:
     return said[0] if said else NORMS[0]
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """The values that differ between a folder's resolved recipe and this one, "key: 5 in the folder, 1 now"."""
-    old, new = (dict(flat(tables)) for tables in (there, here))
-    return [
-        f"{'.'.join(key)}: {old.get(key, 'nothing')} in the folder, {new.get(key, 'nothing')} now"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-    ]
-
-
 def flat(tables: dict[str, Any], at: Place = ()) -> Iterator[tuple[Place, Any]]:
     """(path, value) of every value in nested tables; an empty table is a value."""
     for key, value in tables.items():

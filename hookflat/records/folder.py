@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from hookflat.errors import UserError
+from hookflat.recipe.defaults import differences
 from hookflat.recipe.recipe import Recipe
-from hookflat.recipe.tables import as_json, differences
+from hookflat.recipe.tables import as_json
 from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
 from hookflat.records.disk import has_failed, replacing
 from hookflat.records.environment import environment
@@ -230,7 +231,7 @@ class RunFolder:
             return False
         damaged = None
         try:
-            changed = differences(self.read_recipe(), recipe.tables)
+            changed = differences(self.read_recipe(), recipe.tables, recipe.catalogue)
         except UserError as error:
             damaged, changed = error, ["all of it"]
         if not changed:
@@ -240,7 +241,7 @@ class RunFolder:
         except UserError:
             kept = None
         if kept is not None:  # what is beside the run may have been cut or changed
-            changed = differences(read_toml(kept / RECIPE), recipe.tables)
+            changed = differences(read_toml(kept / RECIPE), recipe.tables, recipe.catalogue)
         elif damaged:
             raise damaged
         if changed:

@@ -157,7 +157,8 @@ def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
             if run.label:
                 found[method, run.rescaled, (("checkpoint", run.label.name),)].append(run)
         tables = [options_of(run.recipe) for run in same]
-        differing = [name for name in dict.fromkeys(n for t in tables for n in t) if _differs(name, tables)]
+        names = dict.fromkeys(name for table in tables for name in table)
+        differing = [name for name in names if len({table.get(name) for table in tables}) > 1]
         for run, table in zip(same, tables, strict=True):
             found[method, run.rescaled, tuple((name, table.get(name)) for name in differing)].append(run)
     return [Configuration(*key, same) for key, same in found.items()]
@@ -178,13 +179,6 @@ def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
 def plain(value: Any) -> str:
     """A value of an option, as a name shows it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _differs(name: str, tables: Sequence[dict[str, Any]]) -> bool:
-    """Whether an option differs. One that a recipe lacks whose table it has is younger than the recipe."""
-    inside = name.rpartition(".")[0] + "."
-    values = {t.get(name) for t in tables if name in t or not any(other.startswith(inside) for other in t)}
-    return len(values) > 1
 
 
 def _hashable(value: Any) -> Any:

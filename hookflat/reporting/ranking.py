@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from hookflat.recipe.recipe import RunOptions
 from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of
 from hookflat.reporting.prediction import Granulated, Prediction, behind, granulated, out_of_sample, single_changes
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
@@ -48,12 +46,6 @@ def controls(gathered: Gathered, clean: str) -> dict[str, Control]:
     return {name: of for name, of in found.items() if len({v for v in values[name] if not math.isnan(v)}) > 1}
 
 
-def trained_with(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The options of a recipe; those of `[run]` that are younger than it have their defaults, which change nothing."""
-    run = recipe.get("run")
-    return options_of(recipe | {"run": vars(RunOptions()) | run} if run else recipe)
-
-
 _Row = tuple[MeasuredRun, Network, str, int]
 """A network, its method, and the number of its configuration."""
 
@@ -83,7 +75,7 @@ def rank(
         row for row in distinct([run for c in models for run in c.runs if run.trained_here]) if _has(row[2], measures)
     ]
     changes = single_changes(
-        [trained_with(r.recipe) | {"run.seed": r.seed, "early stopping": label == "best"} for r, label, _ in trained]
+        [options_of(r.recipe) | {"run.seed": r.seed, "early stopping": label == "best"} for r, label, _ in trained]
     )
     found = []
     for outcome in outcomes:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hookflat.errors import UserError
+from hookflat.recipe.catalogue import catalogue_of
+from hookflat.recipe.defaults import plugin_with_defaults, with_defaults
 from hookflat.recipe.tables import as_key
 from hookflat.records.folder import Label, RunFolder
 from hookflat.records.quantities import Quantity
@@ -206,7 +208,7 @@ def _read(name: str, place: Path) -> MeasuredRun:
         else re.sub(rf"(-[\w.]+=.*|(-{seed})?(-x[\d.e+]+)?)$", "", place.resolve().name),
         seed=seed,
         rescaled=rescaled,
-        recipe=tables,
+        recipe=with_defaults(tables, catalogue_of()),
         environment=_environment(folder),
         evaluations=evaluations,
         records=records,
@@ -291,7 +293,7 @@ def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
         stages[name] = {
             "examples": {split: asked or n for split, n in stage.examples.items()},
             **last,
-            **stage.measures,
+            **{m: plugin_with_defaults(m, options, catalogue_of()) for m, options in stage.measures.items()},
         }
     data = {option: value for option, value in recipe.data.items() if not option.startswith("train")}
     return {"norm": protocol.norm, "eps": protocol.eps, "step_size": protocol.step_size, "data": data, "stages": stages}

@@ -15,7 +15,9 @@ from pydantic import Field
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint, recipe_of
-from hookflat.recipe.tables import differences, flat
+from hookflat.recipe.catalogue import catalogue_of
+from hookflat.recipe.defaults import differences
+from hookflat.recipe.tables import flat
 from hookflat.records.folder import Label, RunFolder
 from hookflat.studies.jobs import State, as_options, measured, toml, written
 
@@ -84,7 +86,7 @@ class CheckpointJob:
         file = Path(self.source.model)
         if file.is_file() and there.results.exists() and file.stat().st_mtime > there.results.stat().st_mtime:
             return [f"{file} is younger than what was measured of it"]
-        return differences(tables, self.resolved())
+        return differences(tables, self.resolved(), catalogue_of(self.plugins))
 
     def protocol_changes(self) -> list[str]:
         """None that `changes` has not."""

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import catalogue_of
+from hookflat.recipe.defaults import differences
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import find_protocol
-from hookflat.recipe.tables import differences
 from hookflat.records.folder import RunFolder
 
 CLUSTER = "slurm"
@@ -71,7 +71,9 @@ class Job:
         if not there.exists() or not (self.rescaled or self.results.exists() or self._begun()):
             return []
         tables = written(self.folder)
-        return [f"{there} cannot be read"] if tables is None else differences(tables, self.resolved())
+        if tables is None:
+            return [f"{there} cannot be read"]
+        return differences(tables, self.resolved(), catalogue_of(self.plugins))
 
     def protocol_changes(self) -> list[str]:
         """What is another in the protocol that measured the folder than in the study's."""
@@ -81,7 +83,8 @@ class Job:
         tables = written(self.measures)
         if not tables or "eval" not in tables:
             return [f"{there} cannot be read"]
-        return differences({"eval": tables["eval"]}, {"eval": self.protocol_tables(self.resolved())})
+        now = self.protocol_tables(self.resolved())
+        return differences({"eval": tables["eval"]}, {"eval": now}, catalogue_of(self.plugins))
 
     def state(self) -> State:
         """What there is of it."""
