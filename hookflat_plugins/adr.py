@@ -66,7 +66,7 @@ class AnnealingSelfDistillation:
 
     @hookimpl
     def attack_objective(self, run: Run, batch: Batch) -> Objective | None:
-        if hasattr(run.recipe.slots["loss"], "attack_objective"):
+        if run.objective_of_loss(batch) is not None:
             return None
         return lambda model, x_adv: cross_entropy(model(x_adv), batch.target)
 

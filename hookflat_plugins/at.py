@@ -16,8 +16,8 @@ from hookflat import Batch, Run, Share, hookimpl
 class AdversarialTraining:
     """Adversarial training: cross-entropy on adversarial examples, CE(f(x + delta), y).
 
-    With `fraction` below 1, the first examples of the global batch stay clean and the rest is adversarial, in one joint
-    forward pass (50/50 AT: 0.5); each part counts by its share.
+    With `fraction` below 1 the others stay clean, spread evenly over the global batch, in one joint forward pass (50/50
+    AT: 0.5); clean and adversarial examples count by their shares.
     """
 
     paper: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083"
@@ -26,6 +26,6 @@ class AdversarialTraining:
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
-        clean = batch.row < batch.global_size - round(self.fraction * batch.global_size)
-        x = torch.where(clean[:, None, None, None], batch.x, x_adv)
+        adversarial = batch.interleaved(round(self.fraction * batch.global_size))
+        x = torch.where(adversarial[:, None, None, None], x_adv, batch.x)
         return run.criterion(run.model(x), batch.target).mean()

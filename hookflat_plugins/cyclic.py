@@ -31,5 +31,7 @@ class Cyclic:
         def height(step: int) -> float:
             return 1 - abs(2 * (step % length) / length - 1)
 
-        full = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
-        return LambdaLR(optimizer, lambda step: self.peak / full * height(step))
+        full = max(group["lr"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = self.peak * (group["lr"] / full)  # the largest, as with every other schedule
+        return LambdaLR(optimizer, height)

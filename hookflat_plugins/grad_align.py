@@ -27,9 +27,10 @@ from hookflat import (
 class GradAlign:
     """GradAlign: weight (1 - cos(grad l(x), grad l(x + eta))) is added, eta uniform in the ball of the attack.
 
-    l is the cross-entropy with the label, in training mode; the mean is over the examples where no gradient vanishes.
-    The penalty's own gradient flows through the one at x + eta alone, as in the official code of FGSM training, where
-    the one at x is the attack's. Running statistics do not follow its two passes (there they do).
+    x + eta is not cut to [0, 1]. l is the cross-entropy with the label, in training mode; the mean is over the examples
+    where no gradient vanishes. The penalty's own gradient flows through the one at x + eta alone, as in the official
+    code of FGSM training, where the one at x is the attack's. Running statistics do not follow its two passes (there
+    they do).
     """
 
     paper: ClassVar[str] = "Andriushchenko and Flammarion 2020, arXiv 2007.02617, Eq. 8"
@@ -44,11 +45,11 @@ class GradAlign:
             raise UserError("plugins.grad_align: the plugin in [attack] has no ball to draw from: use pgd or its like")
         if self.weight == 0:
             return None
-        ball = attack.attack().threat.ball(batch.x)
-        noisy = ball.start("uniform", batch.row, run.seed("grad_align"))
+        grey = torch.full_like(batch.x, 0.5)  # around which the cube [0, 1] cuts nothing off a ball of eps up to 0.5
+        eta = attack.attack().threat.ball(grey).start("uniform", batch.row, run.seed("grad_align")) - grey
         with torch.enable_grad(), twice_differentiable(), statistics_kept(run.network.modules()):
             at_x = self._gradient(run, batch.x, batch.y).detach()
-            at_noisy = self._gradient(run, noisy, batch.y)
+            at_noisy = self._gradient(run, batch.x + eta, batch.y)
         cosine = F.cosine_similarity(at_x.flatten(1), at_noisy.flatten(1))
         both = at_x.flatten(1).any(dim=1) & at_noisy.flatten(1).any(dim=1)
         return self.weight * ((1 - cosine) * both).sum() / both.sum().clamp_min(1)

@@ -30,7 +30,7 @@ class LearnableBoundaryGuided:
 
     def __post_init__(self) -> None:
         self._guide: Companion | None = None
-        self._guided: Tensor | None = None
+        self._guided: list[Tensor] = []  # of each part of the batch
         self._first_row: Tensor | None = None
         self._said: list[Tensor] = []
 
@@ -48,15 +48,16 @@ class LearnableBoundaryGuided:
     def craft(self, batch: Batch) -> Generator[None, Tensor, Tensor]:
         x_adv = yield
         assert self._guide is not None
+        if not self._guided:
+            self._first_row = batch.row[0]
         with torch.enable_grad():
-            self._guided, self._first_row = self._guide.network(batch.x), batch.row[0]
+            self._guided.append(self._guide.network(batch.x))
         return x_adv
 
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
-        assert self._guided is not None
         assert self._first_row is not None
-        guided = self._guided.detach()[batch.row - self._first_row]
+        guided = torch.cat(self._guided).detach()[batch.row - self._first_row]
         logits, logits_adv = run.model(batch.x), run.model(x_adv)
         self._said.append(logits_adv.detach())
         natural = run.criterion(guided, batch.target).mean()
@@ -68,10 +69,10 @@ class LearnableBoundaryGuided:
         self._said.clear()
         loss = yield
         assert self._guide is not None
-        assert self._guided is not None
-        said = torch.cat(self._said)[-len(batch.row) :]
-        said = torch.where(said.isfinite(), said, self._guided.detach())  # of a pass that float16 cannot hold, nothing
-        self._guide.step(F.mse_loss(self._guided, said) + run.criterion(self._guided, batch.target).mean())
+        guided, said = torch.cat(self._guided), torch.cat(self._said)[-len(batch.row) :]
+        self._guided.clear()
+        said = torch.where(said.isfinite(), said, guided.detach())  # of a pass that float16 cannot hold, nothing
+        self._guide.step(F.mse_loss(guided, said) + run.criterion(guided, batch.target).mean())
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Mixup:
 
     @hookimpl
     def attack_objective(self, run: Run, batch: Batch) -> Objective | None:
-        if hasattr(run.recipe.slots["loss"], "attack_objective") or not batch.target.is_floating_point():
+        if run.objective_of_loss(batch) is not None or not batch.target.is_floating_point():
             return None
         return lambda model, x_adv: cross_entropy(model(x_adv), batch.target)
 

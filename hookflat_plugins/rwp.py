@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hookflat import Batch, Number, Run, Share, hookimpl, layers, moved
 
+_TWO_PERTURBATIONS = "both are adversarial weight perturbations; use one"
 _OTHER_TERMS = "its condition is on the cross-entropy of each example, and this loss has other terms"
 
 
@@ -30,6 +31,8 @@ class RobustWeightPerturbation:
     paper: ClassVar[str] = "Yu et al. 2022, arXiv 2205.14826 (RWP), 2206.08675 (MLCAT); github.com/ChaojianYu"
     off: ClassVar[dict[str, Any]] = {"xi": 0}
     excludes: ClassVar[dict[str, str]] = {
+        "awp": _TWO_PERTURBATIONS,
+        "weight_attack": _TWO_PERTURBATIONS,
         "distillation": _OTHER_TERMS,
         "hat": _OTHER_TERMS,
         "ikl": _OTHER_TERMS,
@@ -54,6 +57,12 @@ class RobustWeightPerturbation:
     def criterion(self) -> Generator[None, Tensor, Tensor]:
         losses = yield
         return losses * (losses.detach() < self.threshold) if self._masking else losses
+
+    @hookimpl(wrapper=True)
+    def extra_loss(self) -> Generator[None, list[Tensor], list[Tensor]]:
+        """No other term pulls, either."""
+        terms = yield
+        return [0.0 * term for term in terms] if self._masking else terms
 
     @hookimpl(wrapper=True)
     def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:

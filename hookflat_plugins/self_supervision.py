@@ -45,8 +45,7 @@ class SelfSupervision:
 
     def __post_init__(self) -> None:
         self._trunk: list[nn.Module] = []
-        self._turned: Batch | None = None
-        self._turned_adv: Tensor | None = None
+        self._upright = 0  # images of a batch, on this process
 
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
@@ -66,11 +65,13 @@ class SelfSupervision:
         last = len(run.data.train) % size
         smallest = last if last >= max(size / 4, 2 * run.processes) else size
         turned = int(self.share * smallest)
-        if min(turned, smallest - turned) < 2 * run.processes:
+        upright = smallest - turned
+        parts = min(run.recipe.run.accumulation, max(1, upright // run.processes // 2))
+        if min(turned, upright) < 2 * run.processes * parts:
             raise UserError(
-                f"plugins.self_supervision.share = {self.share:g} leaves less than two turned or two upright "
-                f"images of a batch of {smallest} on {run.processes} process(es): set another share, or a larger "
-                "run.batch_size"
+                f"plugins.self_supervision.share = {self.share:g} leaves less than two turned or two upright images "
+                f"for each part of a batch of {smallest} on {run.processes} process(es): set another share, a larger "
+                "run.batch_size, or a smaller run.accumulation"
             )
 
     def _head(self, features: int) -> nn.Module:
@@ -84,7 +85,7 @@ class SelfSupervision:
         turned = self._split(run, batch)
         result = yield
         run.transform(turned, without=self)  # augmentation
-        self._turned = turned
+        batch.beside, self._upright = turned, len(batch.row)
         return result
 
     def _split(self, run: Run, batch: Batch) -> Batch:
@@ -110,19 +111,20 @@ class SelfSupervision:
     @hookimpl(wrapper=True)
     def craft(self, run: Run, batch: Batch) -> Generator[None, Tensor, Tensor]:
         x_adv = yield
-        assert self._turned is not None
-        turned = self._turned
-        self._turned_adv = run.craft(turned, _rotation_loss(turned.y))
+        turned = batch.beside
+        assert turned is not None
+        turned.x.copy_(run.craft(turned, _rotation_loss(turned.y)))  # of the whole batch, whose part this may be
         return x_adv
 
     @hookimpl
-    def extra_loss(self, run: Run) -> Tensor:
-        assert self._turned is not None
-        assert self._turned_adv is not None
+    def extra_loss(self, run: Run, batch: Batch) -> Tensor:
+        turned = batch.beside
+        assert turned is not None
         with statistics_kept(self._trunk):
-            logits = auxiliary_logits(run.model, self._turned_adv)
-        mean_count = int(self.share * (self._turned.global_size // 2)) / run.processes  # a process may hold one more
-        return self.weight * cross_entropy(logits, self._turned.y).sum() / mean_count
+            logits = auxiliary_logits(run.model, turned.x)
+        mean_count = int(self.share * (turned.global_size // 2)) / run.processes  # a process may hold one more
+        part = len(batch.row) / self._upright
+        return self.weight * cross_entropy(logits, turned.y).sum() / (mean_count * part)
 
 
 def _rotation_loss(rotation: Tensor) -> Objective:

@@ -164,6 +164,28 @@ def test_free_at_moves_images_and_weights_by_one_backward_pass(replays):
         assert delta.abs().max() == pytest.approx(0.1, abs=1e-12) or replays == 1
 
 
+@pytest.mark.parametrize("perturbation", [{"awp": {"xi": 0.5}}, {"sam": {"rho": 0.5}}])
+def test_free_at_moves_images_by_the_pass_at_the_perturbed_weights_alone(perturbation):
+    attack = {"name": "free", "eps": 0.1, "alpha": 0.6, "replays": 2}
+    with tiny_run({"attack": attack, "plugins": perturbation, "model": {"norm": "group"}}) as run:
+        batch = next(run.batches())
+        run.hook.transform_batch(run=run, batch=batch)
+        gradients = []
+        backward = run.backward
+        x_adv = batch.x.clone()
+
+        def watched(loss):
+            before = torch.zeros_like(x_adv) if x_adv.grad is None else x_adv.grad.clone()
+            backward(loss)
+            gradients.append(None if x_adv.grad is None else x_adv.grad - before)
+
+        run.backward = watched
+        run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+        assert gradients[0] is None
+        delta = (batch.x + 0.06 * gradients[1].sign()).clamp(0, 1) - batch.x
+        assert torch.allclose(run.plugins["free"]._delta, delta, atol=1e-6)
+
+
 PASSED = []
 
 
@@ -213,6 +235,18 @@ def test_a_circle_is_left_where_it_closes_on_the_point_after_the_last_power_of_t
     # 0.5, 0.625, 0.5, 0.625, 0.5; the second: 0.5, 0.625, 0.75, 0.75
     assert PASSED == [3, 3, 3, 2]
     assert x_adv.flatten().tolist() == [0.5, 0.75, 0.5]
+
+
+def test_circles_end_also_where_a_second_head_hears_of_every_row():
+    attack = {"eps": 0.1, "step_size": 0.05, "steps": 40}
+    crafted = []
+    for cycle_detection in (False, True):
+        tables = {"attack": attack | {"cycle_detection": cycle_detection}, "plugins": {"self_supervision": {}}}
+        with tiny_run(tables) as run:
+            batch = next(run.batches())
+            loop.step(run, batch)
+            crafted.append(batch.beside.x)
+    assert torch.allclose(*crafted, atol=1e-6)
 
 
 @pytest.mark.parametrize("option", [{"keep": "last"}, {"momentum": 0.5}, {"mode": "train"}])

@@ -48,6 +48,7 @@ REFUSED = {
         ("amp", "sam"),
         ("awp", "weight_attack"),
         ("averaging", "swa"),
+        ("awp", "rwp"),
         ("distillation", "rwp"),
         ("entropy_sgd", "friendly_sam"),
         ("entropy_sgd", "gsam"),
@@ -75,6 +76,7 @@ REFUSED = {
         ("random_weights", "weight_attack"),
         ("rwp", "trades"),
         ("rwp", "uat"),
+        ("rwp", "weight_attack"),
     ]
 }
 

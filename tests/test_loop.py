@@ -76,6 +76,15 @@ def test_gradients_for_perturbations_are_handed_over_and_not_copied():
         assert found[0].any()
 
 
+def test_a_training_that_stands_at_its_last_step_makes_no_other():
+    with tiny_run() as run:
+        assert not loop.train(run, max_steps=2)
+        before = [p.clone() for p in run.network.parameters()]
+        assert not loop.train(run, max_steps=2)
+        assert run.step == 2
+        assert all(torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+
+
 def test_epochs_see_every_example_once_in_a_new_order():
     with tiny_run({"data": {"train": 21}}) as run:
         seen = []

@@ -13,6 +13,7 @@ from hookflat import UserError
 from hookflat.functional.losses import kl_divergence
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import loop
+from hookflat.training.entry import teacher_of
 
 
 def softmax(z):
@@ -81,18 +82,15 @@ def test_attacks_on_the_divergence_do_not_start_where_it_has_no_gradient(loss, a
         assert (x_adv != batch.x).flatten(1).any(dim=1).all() != told
 
 
-@pytest.mark.parametrize(("fraction", "clean"), [(1.0, 0), (0.5, 4), (0.25, 6)])
-def test_at_mixes_clean_and_adversarial_examples_by_their_share(fraction, clean):
+@pytest.mark.parametrize(("fraction", "adversarial"), [(1.0, range(8)), (0.5, [1, 3, 5, 7]), (0.25, [3, 7])])
+def test_at_mixes_clean_and_adversarial_examples_by_their_share(fraction, adversarial):
+    """Evenly over the batch: half of it, on one of two processes, has as many of both."""
     with tiny_run({"loss": {"name": "at", "fraction": fraction}, "model": {"norm": "group"}}) as run:
         batch, x_adv = in_float64(run)
-        parts = [run.network(batch.x[:clean]), run.network(x_adv[clean:])]
-        wrong = [
-            -torch.log_softmax(z, 1).gather(1, y[:, None])
-            for z, y in zip(parts, batch.y.split([clean, 8 - clean]), strict=True)
-        ]
-        means = [w.mean() if len(w) else 0.0 for w in wrong]
-        expected = fraction * means[1] + (1 - fraction) * means[0]
-        assert run.loss(batch, x_adv).item() == pytest.approx(float(torch.as_tensor(expected).detach()), abs=1e-10)
+        clean = [i for i in range(8) if i not in adversarial]
+        wrong = lambda x, rows: nn.functional.cross_entropy(run.network(x[rows]), batch.y[rows], reduction="sum")
+        expected = (wrong(x_adv, list(adversarial)) + (wrong(batch.x, clean) if clean else 0.0)) / 8
+        assert run.loss(batch, x_adv).item() == pytest.approx(expected.item(), abs=1e-10)
 
 
 def test_losses_use_the_target_and_attacks_the_label():
@@ -187,18 +185,32 @@ def test_mail_weighs_examples_by_their_margin(form):
                 assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
-def test_dom_removes_examples_of_small_clean_loss_from_its_start_on():
-    with tiny_run({"loss": {"name": "dom", "threshold": 1.05, "start": 0.5}}) as run:
-        batch, x_adv = in_float64(run)
-        run.network.eval()
-        clean = nn.functional.cross_entropy(run.network(batch.x), batch.y, reduction="none")
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("plugins", [{}, {"awp": {"xi": 0.5}}], ids=["alone", "awp"])
+def test_dom_removes_examples_of_small_clean_loss_from_its_start_on(plugins, accumulation):
+    """By the network in evaluation mode before any perturbation, whose statistics no training pass has moved."""
+    table = {"loss": {"name": "dom", "start": 0.5}, "plugins": plugins, "run": {"accumulation": accumulation}}
+    with tiny_run(table) as run:
+        batch, seen, criterion = next(run.batches()), [], run.criterion
+        x_adv = (batch.x + 0.1 * torch.rand_like(batch.x)).clamp(0, 1)
+        run.criterion = lambda *args: seen.append(criterion(*args)) or seen[-1]
+
+        def pass_at(step):
+            """The loss, and what it is made of in the last pass, at perturbed weights."""
+            run.step = step
+            loss = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+            run.zero_grad()
+            return loss.item(), torch.cat(seen[-accumulation:])
+
+        loss, wrong = pass_at(0)
+        assert loss == pytest.approx(wrong.mean().item(), abs=1e-6)
+        clean = nn.functional.cross_entropy(run.network.eval()(batch.x), batch.y, reduction="none").detach()
+        run.network.train()
         kept = clean >= clean.median()
-        run.plugins["dom"].threshold = clean.median().item() - 1e-9
         assert 0 < kept.sum() < len(kept)
-        wrong = nn.functional.cross_entropy(run.network(x_adv), batch.y, reduction="none")
-        assert run.loss(batch, x_adv).item() == pytest.approx(wrong.mean().item(), abs=1e-10)
-        run.step = run.total_steps // 2
-        assert run.loss(batch, x_adv).item() == pytest.approx(wrong[kept].sum().item() / 8, abs=1e-10)
+        run.plugins["dom"].threshold = clean.median().item() - 1e-6
+        loss, wrong = pass_at(run.total_steps // 2)
+        assert loss == pytest.approx((wrong * kept).mean().item(), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +260,8 @@ def test_lbgat_moves_the_network_and_its_guide_down_the_official_loss(accumulati
         for batch in itertools.islice(run.batches(), 3):
             batch.x = batch.x.double()
             x_adv = (batch.x + 0.1 * torch.rand_like(batch.x)).clamp(0, 1)
-            run.hook.craft(run=run, batch=batch, objective=lambda model, x: model(x).sum(dim=1))  # the guide looks, too
+            for _, part in run.parts(batch):  # the guide looks, too
+                run.hook.craft(run=run, batch=part, objective=lambda model, x: model(x).sum(dim=1))
             run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
             run.optimizer.step()
             run.zero_grad()
@@ -280,6 +293,18 @@ def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_loading_a_teacher_leaves_the_threads_of_the_run(teachers):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with tiny_run({"run": {"threads": 1}}) as run:
+            torch.set_num_threads(2)
+            teacher_of(run, str(teachers / "robust"), "loss.robust_teacher")
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_teacher_that_is_not_there_or_knows_other_images_is_told(teachers):

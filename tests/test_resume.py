@@ -366,3 +366,11 @@ def test_damaged_results_are_moved_aside_and_measured_again(whole, tmp_path, cap
     assert (folder / "eval.json.damaged").read_text() == left
     numbers = json.loads((whole / "eval.json").read_text())["models"]["last"]["test"]
     assert again_whole.results.models["last"].test == numbers
+
+
+def test_a_training_whose_last_batch_would_be_another_does_not_go_on_with_another_number_of_processes():
+    with tiny_run({"model": {"norm": "group"}, "data": {"train": 27}}) as run:
+        state = {"processes": 2, "step": 1, "batches": [3, 24]}
+        with pytest.raises(UserError, match="had 3 batches with 24 examples there and has 4 with 27 here"):
+            checkpoints.check_processes(run, state)
+        checkpoints.check_processes(run, state | {"batches": [4, 27]})

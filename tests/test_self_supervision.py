@@ -18,23 +18,24 @@ TURNING = {"plugins": {"self_supervision": {"weight": 4.0}}}
 
 
 def stepped(run):
-    """A batch through transform and attack; returns it with x_adv and the plugin."""
+    """A batch through transform and attack; returns it with x_adv and the turned images before theirs."""
     batch = next(run.batches())
     run.hook.transform_batch(run=run, batch=batch)
+    turned = batch.beside.x.clone()
     objective = run.hook.attack_objective(run=run, batch=batch)
-    return batch, run.hook.craft(run=run, batch=batch, objective=objective), run.plugins["self_supervision"]
+    return batch, run.hook.craft(run=run, batch=batch, objective=objective), turned
 
 
 @pytest.mark.parametrize(("share", "turned"), [(0.5, 4), (0.25, 2), (0.75, 6)])
 def test_a_share_of_the_batch_gives_way_to_turned_training_images(share, turned):
     with tiny_run({"plugins": {"self_supervision": {"share": share}}}) as run:
         for run.step in range(3):
-            batch, x_adv, plugin = stepped(run)
+            batch, x_adv, turned_x = stepped(run)
             assert len(batch.x) == len(batch.y) == len(batch.target) == len(batch.index) == len(x_adv) == 8 - turned
             assert batch.global_size == 8 - turned
             assert batch.row.tolist() == list(range(8 - turned))
             assert torch.equal(batch.x, run.data.train.x[batch.index].float() / 255)
-            for x, angle, index in zip(plugin._turned.x, plugin._turned.y, plugin._turned.index, strict=True):
+            for x, angle, index in zip(turned_x, batch.beside.y, batch.beside.index, strict=True):
                 original = run.data.train.x[index].float() / 255
                 assert torch.equal(x, torch.rot90(original, int(angle), (1, 2)))
 
@@ -54,8 +55,8 @@ def test_angles_and_images_are_drawn_uniformly():
 
 def test_turned_images_are_attacked_by_the_rotation_loss_inside_the_ball():
     with tiny_run(TURNING | {"attack": {"eps": 0.2, "step_size": 0.05, "steps": 6}}) as run:
-        _, _, plugin = stepped(run)
-        x, x_adv, angle = plugin._turned.x, plugin._turned_adv, plugin._turned.y
+        batch, _, x = stepped(run)
+        x_adv, angle = batch.beside.x, batch.beside.y
         assert (x_adv - x).abs().max() <= 0.2 + 1e-6
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
@@ -68,26 +69,45 @@ def test_turned_images_are_attacked_by_the_rotation_loss_inside_the_ball():
 
 def test_the_loss_adds_the_mean_rotation_loss_with_its_weight():
     with tiny_run(TURNING) as run:
-        batch, x_adv, plugin = stepped(run)
+        batch, x_adv, _ = stepped(run)
         run.network.double()
-        batch.x, x_adv, plugin._turned_adv = batch.x.double(), x_adv.double(), plugin._turned_adv.double()
+        batch.x, x_adv, batch.beside.x = batch.x.double(), x_adv.double(), batch.beside.x.double()
         ours = run.loss(batch, x_adv)
         features = {}
         head = next(m for m in run.network.modules() if isinstance(m, AuxiliaryHead))
         handle = head.register_forward_pre_hook(lambda module, args: features.update(last=args[0]))
         labels = nn.functional.cross_entropy(run.network(x_adv), batch.y)
-        run.network(plugin._turned_adv)
+        run.network(batch.beside.x)
         handle.remove()
         z = head.head(features["last"]).float()
-        rotation = -torch.log_softmax(z, 1)[torch.arange(len(z)), plugin._turned.y].mean()
+        rotation = -torch.log_softmax(z, 1)[torch.arange(len(z)), batch.beside.y].mean()
         assert ours.item() == pytest.approx((labels + 4 * rotation).item(), abs=1e-6)
 
 
 def test_augmentation_reaches_the_turned_images_too():
     tables = {"plugins": {"augment": {"padding": 6, "flip": False}, "self_supervision": {}}}
     with tiny_run(tables) as run:
-        _, _, plugin = stepped(run)
-        assert (plugin._turned.x == 0).flatten(1).any(1).sum() >= 3
+        *_, turned = stepped(run)
+        assert (turned == 0).flatten(1).any(1).sum() >= 3
+
+
+def test_turned_images_are_split_with_the_batch():
+    """Half of the batch at a time: the same gradients, and no turned image goes through the network more than once."""
+    gradients, counts = [], []
+    for accumulation in (1, 2):
+        plugins = {"self_supervision": {"weight": 4.0, "hidden": 0}}
+        tables = {"plugins": plugins, "model": {"norm": "group"}, "run": {"accumulation": accumulation}}
+        with tiny_run(tables) as run:
+            passed = []
+            hook = run.network.register_forward_pre_hook(lambda _, x, passed=passed: passed.append(len(x[0])))
+            loop.step(run, next(run.batches()))
+            hook.remove()
+            gradients.append([p.detach().clone() for p in run.network.parameters()])
+            counts.append(passed)
+    assert set(counts[0]) == {4}
+    assert counts[1] == [2] * 2 * len(counts[0])
+    for whole, parts in zip(*gradients, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-6)
 
 
 def test_running_statistics_are_those_of_the_upright_images():
@@ -142,7 +162,9 @@ def test_networks_without_a_linear_classifier_and_oblong_images_are_refused():
 
 def test_a_share_that_leaves_too_few_images_is_refused():
     with (
-        pytest.raises(UserError, match=r"share = 0.1 leaves less than two turned .* images of a batch of 8"),
+        pytest.raises(
+            UserError, match=r"share = 0.1 leaves less than two turned .* images for each part of a batch of 8"
+        ),
         tiny_run({"plugins": {"self_supervision": {"share": 0.1}}}),
     ):
         pass

@@ -10,6 +10,7 @@ from hookflat.functional.brackets import in_mode
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.neighborhood import ball, layers, sharpest
 from hookflat.testing import Found, tiny_run
+from hookflat.training import loop
 
 
 def started(run):
@@ -262,6 +263,17 @@ def test_rwp_without_examples_of_small_loss_is_no_perturbation():
         assert_close(hooked_gradients(run, batch, x_adv), expected)
 
 
+@pytest.mark.parametrize("other", ["grad_align", "self_supervision"])
+def test_no_other_term_pulls_the_perturbation_of_rwp(other):
+    table = {other: {}, "rwp": {"xi": 0.5, "steps": 2, "threshold": 0.0}}
+    with tiny_run({"plugins": table}) as run, tiny_run({"plugins": {other: {}}}) as alone:
+        moved = [next(iter(r.batches())) for r in (run, alone)]
+        for r, batch in zip((run, alone), moved, strict=True):
+            loop.step(r, batch)
+        for ours, theirs in zip(run.network.parameters(), alone.network.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_gsam_takes_off_what_is_orthogonal_to_the_perturbed_gradient(alpha):
     with tiny_run({"plugins": {"gsam": {"rho": 0.3, "alpha": alpha}}}) as run:
@@ -279,16 +291,20 @@ def test_gsam_takes_off_what_is_orthogonal_to_the_perturbed_gradient(alpha):
         assert vertical.norm() > 1e-3
 
 
-def test_the_radius_of_gsam_follows_the_learning_rate():
-    table = {"plugins": {"gsam": {"rho": 0.3, "rho_min": 0.1}}, "schedule": {"name": "multistep", "milestones": [0.5]}}
-    with tiny_run(table) as run:
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [({"name": "multistep", "milestones": [0.5]}, [1, 1, 1, 0.1, 0.1, 0.1]), ({"name": "cyclic"}, [0, 1, 2, 3, 2, 1])],
+)
+def test_the_radius_of_gsam_follows_the_learning_rate(schedule, shares):
+    """Zhuang et al. (2022): rho_min + (rho - rho_min) lr / lr_max."""
+    with tiny_run({"plugins": {"gsam": {"rho": 0.3, "rho_min": 0.1}}, "schedule": schedule}) as run:
         radii = []
-        for _ in range(run.total_steps):
+        for _ in range(6):
             radii.append(run.plugins["gsam"]._radius(run))
             run.optimizer.step()
             run.schedule.step()
-    assert radii[0] == pytest.approx(0.3)
-    assert radii[-1] == pytest.approx(0.1 + 0.2 * 0.1)
+        assert run.total_steps == 6
+    assert radii == pytest.approx([0.1 + 0.2 * share / max(shares) for share in shares])
 
 
 def test_friendly_sam_perturbs_along_what_batches_do_not_share():

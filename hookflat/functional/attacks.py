@@ -17,6 +17,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
 from hookflat.functional.examples import check_images, check_labels, check_pairs
+from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.threats import Attack, AttackOptions, Ball
 
@@ -146,11 +147,12 @@ class _Packed(nn.Module):
     def __init__(self, model: nn.Module, going: Tensor) -> None:
         super().__init__()
         self.model, self.going = model, going
+        self._alone = not any(isinstance(m, AuxiliaryHead) for m in model.modules())  # others hear of every row
         self._last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
-        if self._last is None or len(x) != len(self.going) or self.going.all():
+        if self._last is None or not self._alone or len(x) != len(self.going) or self.going.all():
             logits = once(self.model)(x) if x.requires_grad else self.model(x)
         else:
             logits = self._last.index_put((self.going,), self.model(x[self.going]))

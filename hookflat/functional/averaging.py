@@ -50,6 +50,8 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; it has begun."""
+        if self._loaded is not None:
+            return self._loaded
         assert self._average is not None
         return dict(self._average.module.state_dict())
 

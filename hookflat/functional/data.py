@@ -222,6 +222,7 @@ class Batch:
     labeled: (n,) bool, whether `y` is a true label of the class; False for pseudo-labels and other tasks' labels.
     row: (n,) int64, the position of each example in the global batch, the same however many processes share it.
     global_size: the number of examples in the global batch.
+    beside: examples of a plugin's own, which go with these part by part.
     """
 
     x: Tensor
@@ -231,6 +232,7 @@ class Batch:
     labeled: Tensor
     row: Tensor
     global_size: int
+    beside: Batch | None = None
 
     def interleaved(self, count: int) -> Tensor:
         """(n,) bool: whether an example is one of `count` that are spread evenly over the rows of the global batch."""
@@ -242,8 +244,12 @@ class Batch:
             return [(slice(None), self)]
         edges = [len(self.row) * i // count for i in range(count + 1)]
         places = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+        beside = [part for _, part in self.beside.parts(count)] if self.beside else [None] * count
         names = ("x", "y", "target", "index", "labeled", "row")
-        return [(p, replace(self, **{name: getattr(self, name)[p] for name in names})) for p in places]
+        return [
+            (p, replace(self, beside=other, **{name: getattr(self, name)[p] for name in names}))
+            for p, other in zip(places, beside, strict=True)
+        ]
 
     def replace(self, taken: Tensor, x: Tensor, y: Tensor) -> None:
         """Put images (n, C, H, W) from elsewhere, with labels (n,) that may be wrong, where `taken` ((n,) bool)."""

@@ -45,6 +45,7 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
         "step": run.step,
         "epoch": run.epoch,
         "processes": run.processes,
+        "batches": [run.steps_per_epoch, sum(run.batch_sizes)],
         "loss_scale": run.loss_scale.state_dict() if run.loss_scale else None,
         "loss_sum": run.loss_sum.cpu(),
         "auto": run.auto,
@@ -77,7 +78,8 @@ def _check_readable(file: Path) -> None:
 def check_processes(run: Run, state: dict[str, Any]) -> None:
     """Raises UserError where the training cannot go on, on this number of processes, as the one that it was.
 
-    Batches, attacks and averages are the same on any number, but batch norm normalises by each process's part.
+    Attacks and averages are the same on any number, but batch norm normalises by each process's part, and a last batch
+    that does not divide by the processes loses examples, or has too few.
     """
     before = state.get("processes", run.processes)
     if before == run.processes or state["step"] == run.total_steps:
@@ -89,6 +91,13 @@ def check_processes(run: Run, state: dict[str, Any]) -> None:
             f"{run.folder.path} was begun on {before} processes, this is {run.processes}: batch norm (layer {norm!r}) "
             f"normalises by each process's part of the batch, {size // before} examples there and "
             f"{size // run.processes} here, which is another training. Start it on {before}, or choose another --out"
+        )
+    steps, examples = state.get("batches", here := [run.steps_per_epoch, sum(run.batch_sizes)])
+    if [steps, examples] != here:
+        raise UserError(
+            f"{run.folder.path} was begun on {before} processes, this is {run.processes}: an epoch had {steps} batches "
+            f"with {examples} examples there and has {here[0]} with {here[1]} here. Start it on {before}, or choose "
+            "another --out"
         )
 
 

@@ -116,9 +116,10 @@ def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
 
     Raises UserError for weights that are not of that network, or not finite.
     """
-    run = Run(recipe, Path(folder))
+    run, threads = Run(recipe, Path(folder)), torch.get_num_threads()
     with global_generators_restored():
         run.build_network()
+    torch.set_num_threads(threads)  # those of whoever asks
     load_into(run.network, RunFolder(Path(folder)).load_network("last")[0], f"{folder}: the network 'last'")
     return run.network
 

@@ -25,6 +25,8 @@ def train(run: Run, max_steps: int | None = None, look: Callable[[Tensor], None]
 
     `look`: given the loss of each step.
     """
+    if max_steps is not None and max_steps <= run.step < run.total_steps:
+        return False
     first = True
     while run.epoch < run.epochs:
         for batch in run.batches():

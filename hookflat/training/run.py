@@ -201,6 +201,10 @@ class Run:
         """Adversarial examples of another batch, or for another objective, by the `[attack]` slot alone."""
         return self.hooks.only("craft", self.recipe.slots["attack"])(run=self, batch=batch, objective=objective)
 
+    def objective_of_loss(self, batch: Batch) -> Objective | None:
+        """What the `[loss]` slot lets attacks maximise; None where it has nothing of its own to say."""
+        return self.hooks.only("attack_objective", self.recipe.slots["loss"])(run=self, batch=batch)
+
     @property
     def attack_model(self) -> AttackView:
         """The network as attacks see it: evaluation mode, frozen, batch norm folded; fresh in every step."""
@@ -264,7 +268,7 @@ class Run:
         For weight perturbations that follow gradients: running statistics stay, and `.grad` is empty again after it.
         """
         with restored(self.network.buffers()):
-            self.loss_and_gradients(batch, x_adv)
+            self.loss_and_gradients(batch, x_adv.detach())
         found = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         for w in weights:
             w.grad = None  # an optimizer might overwrite them with zeros
