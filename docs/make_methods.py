@@ -42,7 +42,8 @@ LEFT_OUT = """
 ## Left out
 
 One method of the field is not here: LAP (Lin et al. 2024, arXiv 2405.16262). The weights of its published code
-move along a step of the optimizer, down the loss, where the paper speaks of an adversarial perturbation.
+move along a step of the optimizer, down the loss, where the paper speaks of an adversarial perturbation. Of
+[uat](#uat), which is here, not all could be confirmed, as its authors released no training code: it says what.
 """
 
 

@@ -17,7 +17,8 @@ class AdamW:
     """Adam with decoupled weight decay, on matrices and kernels alone: norms and biases do not decay.
 
     `layer_decay` below 1 is for fine-tuning: the learning rate of layer l of L is lr layer_decay^(L - l), with stem,
-    blocks and classifier as the layers that timm's networks say they have; the embeddings belong to the stem.
+    blocks and classifier as the layers that timm's networks say they have; the embeddings belong to the stem. A stem
+    that starts at random beside pretrained layers has the full rate, as the classifier.
     """
 
     paper: ClassVar[str] = (
@@ -53,4 +54,5 @@ def depths_of(network: nn.Module) -> dict[nn.Parameter, int]:
         raise UserError("optimizer.layer_decay: the network does not say what its layers are (timm's do): leave it 1")
     layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
     last = max(layers.values())
-    return {p: last - layers[name] for name, p in net.named_parameters()}
+    fresh = {p for module in net.modules() if getattr(module, "fresh", False) for p in module.parameters()}
+    return {p: 0 if p in fresh else last - layers[name] for name, p in net.named_parameters()}

@@ -8,23 +8,26 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from hookflat import Attack, Norm, Number, Quantity, Subject, Threat, hookimpl, robust_error
+from hookflat import Attack, Norm, Number, Quantity, Subject, Threat, UserError, hookimpl, robust_error
 
-Radius = Annotated[Number, Field(ge=0, description="radius in this norm; 0 leaves it out")]
+Radius = Annotated[Number | None, Field(ge=0, description="radius in this norm; 0 leaves it out; none: see above")]
+FIELD: dict[Norm, float] = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
+"""The radii of the field for 32x32 colour images."""
 
 
 @dataclass(eq=False)
 class MultiNormError:
     """The share of examples that PGD breaks in any of three norms, and in each; whatever norm was trained.
 
-    The radii are the field's for 32x32 colour images.
+    Where a radius is not said it is the field's for 32x32 colour images, L-infinity 8/255, L2 0.5 and L1 12; other
+    images are refused then.
     """
 
     paper: ClassVar[str] = "Tramèr and Boneh 2019, arXiv 1904.13000; Maini et al. 2020, arXiv 1909.04068"
 
-    linf: Radius = 8 / 255
-    l2: Radius = 0.5
-    l1: Radius = 12.0
+    linf: Radius = None
+    l2: Radius = None
+    l1: Radius = None
     alpha: Annotated[Number, Field(gt=0, description="length of a step in units of the radius")] = 0.25
     steps: Annotated[int, Field(ge=1, description="of PGD")] = 20
     restarts: Annotated[int, Field(ge=1, description="of PGD")] = 5
@@ -35,11 +38,18 @@ class MultiNormError:
 
     def threats(self) -> dict[str, Threat]:
         """By name, those that are not left out."""
-        every: dict[Norm, float] = {"Linf": self.linf, "L2": self.l2, "L1": self.l1}
+        said: dict[Norm, float | None] = {"Linf": self.linf, "L2": self.l2, "L1": self.l1}
+        every = {norm: FIELD[norm] if eps is None else eps for norm, eps in said.items()}
         return {norm.lower(): Threat(eps, norm) for norm, eps in every.items() if eps}
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
+        shape = subject.examples.images.shape
+        if None in (self.linf, self.l2, self.l1) and shape != (3, 32, 32):
+            raise UserError(
+                "multi_norm: linf, l2 and l1 have defaults for 3x32x32 images alone, these are "
+                f"{'x'.join(map(str, shape))}: set all three (digits: 0.15, 0.35 and 1.2)"
+            )
         wrong = {}
         for name, threat in self.threats().items():
             attack = Attack(threat, self.alpha * threat.eps, self.steps, self.restarts, precision=subject.precision)

@@ -34,7 +34,7 @@ class TimmModel:
 
     The stem "convolutional" has 3x3 convolutions of stride 2, each with a layer norm and a GELU, in place of the one
     convolution that cuts a ViT's or a ConvNeXt's image into patches; its widths double up to the network's. timm has
-    no weights of it: it starts at random, also where the rest is pretrained.
+    no weights of it: it starts at random, also where the rest is pretrained, unless the file `weights` has it.
     """
 
     paper: ClassVar[str] = (
@@ -95,7 +95,9 @@ class TimmModel:
         if self.stem == "cifar":
             _cifar_stem(net, self.network, run.data.channels)
         if self.stem == "convolutional":
-            _convolutional_stem(net, self.network, run.data.channels)
+            stem = _convolutional_stem(net, self.network, run.data.channels)
+            if self.pretrained:
+                _load_stem(net, stem, self.weights)
         if self.checkpointing:
             _checkpointed(net, self.network)
         return Normalized(net, *self._statistics(run, net))
@@ -143,8 +145,8 @@ def _cifar_stem(net: Any, name: str, channels: int) -> None:
         raise UserError(f'model.stem = "cifar" fits timm\'s ResNet and ResNetV2 families, not {name!r}')
 
 
-def _convolutional_stem(net: Any, name: str, channels: int) -> None:
-    """Convolutions that halve the image until it has a value for each patch."""
+def _convolutional_stem(net: Any, name: str, channels: int) -> nn.Module:
+    """Convolutions that halve the image until it has a value for each patch, put into the network."""
     from timm.models import ConvNeXt, VisionTransformer
     from torch import nn
 
@@ -159,9 +161,24 @@ def _convolutional_stem(net: Any, name: str, channels: int) -> None:
     widths = [channels, *(width >> i for i in reversed(range(halvings)))]
     layers = [layer for before, after in itertools.pairwise(widths) for layer in _halving(before, after)]
     if isinstance(net, ConvNeXt):
-        net.stem = nn.Sequential(*layers)
+        stem = net.stem = nn.Sequential(*layers)
     else:
-        net.patch_embed.proj = cast(Any, nn.Sequential(*layers, nn.Conv2d(width, width, 1)))
+        stem = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+        net.patch_embed.proj = cast(Any, stem)
+    return stem
+
+
+def _load_stem(net: Any, stem: Any, file: str) -> None:
+    """Its tensors from the file of weights; where that has none, or other ones, it is `fresh`."""
+    from timm.models import load_state_dict
+
+    place = next(name for name, module in net.named_modules() if module is stem)
+    given = load_state_dict(file) if file else {}
+    own = {name: given[f"{place}.{name}"] for name in stem.state_dict() if f"{place}.{name}" in given}
+    shapes, wanted = ({name: t.shape for name, t in tensors.items()} for tensors in (own, stem.state_dict()))
+    stem.fresh = shapes != wanted
+    if not stem.fresh:
+        stem.load_state_dict(own)
 
 
 def _halving(before: int, after: int) -> list[nn.Module]:

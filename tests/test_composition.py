@@ -347,6 +347,7 @@ WITHOUT_EFFECT = {
     ("n_fgsm", "start"): "its noise is its start",
     ("n_fgsm", "steps"): "there is one",
     ("pgd", "compile"): "the same function",
+    ("pgd", "cycle_detection"): "the same function, in fewer passes",
     ("pgd_tau", "compile"): "the same function",
     ("random_weights", "curriculum"): "told apart with its threshold",
     ("unlabeled", "path"): "test_unlabeled.py",

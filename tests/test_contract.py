@@ -26,6 +26,7 @@ OPTIONS = {
     "boundary_thickness": {"steps": 1, "points": 2},
     "filter_flatness": {"samples": 1, "steps": 1, "reference_restarts": 1},
     "flatness_along_attack": {"samples": 1, "steps": 1},
+    "multi_norm": {"linf": 0.1, "l2": 0.5, "l1": 2.0},
     "hessian_density": {"probes": 1, "lanczos_steps": 2, "steps": 1},
     "trust": {"steps": 1, "queries": 2},
 }

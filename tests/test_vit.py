@@ -201,6 +201,25 @@ def test_layer_wise_rates_fall_from_the_classifier_to_the_stem_and_follow_the_sc
         assert run.optimizer.param_groups[0]["initial_lr"] == 0.01
 
 
+@pytest.mark.parametrize("with_stem", [True, False])
+def test_a_stem_is_loaded_where_the_weights_have_it_and_learns_at_the_full_rate_where_not(with_stem, tmp_path):
+    with tiny_run(VIT) as run:
+        given = run.network.net.state_dict()
+    stem = {name for name in given if name.startswith("patch_embed.proj.")}
+    torch.save({k: v + 1 for k, v in given.items() if with_stem or k not in stem}, tmp_path / "weights.pth")
+    model = VIT["model"] | {"pretrained": True, "weights": str(tmp_path / "weights.pth")}
+    optimizer = {"name": "adamw", "lr": 0.01, "layer_decay": 0.5}
+    with tiny_run(VIT | {"model": model, "optimizer": optimizer, "schedule": {"name": "constant"}}) as run:
+        named = dict(run.network.net.named_parameters())
+        rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+        for name, p in named.items():
+            loaded = torch.equal(p, given[name] + 1)
+            assert loaded == (not name.startswith("head.") and (with_stem or name not in stem)), name
+        full = {name for name, p in named.items() if rates[id(p)] == 0.01}
+        assert (stem <= full) != with_stem
+        assert {"head.weight", "head.bias"} <= full
+
+
 def test_layer_wise_rates_need_a_network_that_tells_its_layers():
     with (
         pytest.raises(hookflat.UserError, match="layer_decay: the network does not say"),
