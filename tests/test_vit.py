@@ -195,10 +195,10 @@ def test_layer_wise_rates_fall_from_the_classifier_to_the_stem_and_follow_the_sc
                 name = named[id(p)]
                 depth = 0 if "head" in name else 1 if "blocks.1" in name or ".norm." in name[:9] else 2
                 depth = depth if "blocks.0" in name or depth < 2 else 3
-                assert group["initial_lr"] == pytest.approx(0.01 * 0.5**depth), name
+                assert group["initial_lr"] == pytest.approx(0.2 * 0.5**depth), name
                 assert group["lr"] == pytest.approx(0.2 / 3 * 0.5**depth), name
                 assert group["weight_decay"] == (0.3 if p.dim() > 1 else 0)
-        assert run.optimizer.param_groups[0]["initial_lr"] == 0.01
+        assert run.optimizer.param_groups[0]["initial_lr"] == 0.2
 
 
 @pytest.mark.parametrize("with_stem", [True, False])
