@@ -79,6 +79,7 @@ def test_the_granulated_coefficient_by_hand():
     # a: (0, 1) agrees, (2, 3) agrees: (1 + 1) / 2. b: (0, 2) agrees, (1, 3) does not: (1 - 1) / 2.
     assert found.psi == {"a": 1.0, "b": 0.0}
     assert (found.value, found.worst) == (0.5, "b")
+    assert granulated(changes, [4.0, 3.0, 2.0, 1.0], [1.0, 3.0, 2.0, 2.5]).worst == "b"  # of -1 and 0
     assert granulated(changes, [1.0, 2.0, 3.0, math.nan], [1.0, 3.0, 2.0, 2.5]).psi == {"a": 1.0, "b": 1.0}
 
 

@@ -15,6 +15,7 @@ from hookflat.reporting.analysis import analyse
 from hookflat.reporting.foretelling import foretold
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.prediction import out_of_sample
+from hookflat.reporting.ranking import controls
 from hookflat.reporting.table import published, table1
 from hookflat.reporting.words import details, verdict
 
@@ -275,6 +276,15 @@ def test_what_a_partial_correlation_holds_fixed(tmp_path):
     assert spearmanr([n["mine"] for n in last], [n["rloss"] for n in last]).pvalue < 1e-3
 
 
+def test_the_learning_rate_held_fixed_is_the_peak_where_a_schedule_has_one(tmp_path):
+    """`cyclic` trains at its own, whatever the optimizer says."""
+    write(tmp_path / "at-0", "at", shipped=True)
+    write(tmp_path / "cyclic-0", "cyclic", shipped=True)
+    gathered = gather([tmp_path])
+    rate = controls(gathered, "clean_error")["learning rate"]
+    assert {run.name: rate(run, run.networks["last"]) for run in gathered.runs} == {"at-0": 0.05, "cyclic-0": 0.2}
+
+
 def test_early_stopping_and_options_are_single_changes(tmp_path):
     for seed in range(2):
         for xi, flat in ((0.1, 1.0), (0.2, 2.0)):
@@ -282,3 +292,14 @@ def test_early_stopping_and_options_are_single_changes(tmp_path):
             write(tmp_path / f"at-{xi}-{seed}", "at", seed, last=last, best=best, loss__xi=xi)
     found = {r.measure: r for r in analyse(gather([tmp_path]), 50).ranking if r.outcome == "rloss"}
     assert found["average_flatness"].granulated.psi == {"loss.xi": 1.0, "early stopping": 1.0}
+
+
+def test_a_measure_that_falls_where_the_outcome_rises_follows_single_changes_as_well(tmp_path):
+    """A margin of Psi -1 on both hyper-parameters, beside noise."""
+    rng = np.random.default_rng(0)
+    for i, lr in enumerate((0.1, 0.2, 0.3)):
+        for j, xi in enumerate((0.1, 0.2, 0.3)):
+            last = network(0.4, 1.0 + i + j, rng.random(), margin=-(i + j) + 0.01 * i, noise=rng.random())
+            write(tmp_path / f"at-{lr}-{xi}", "at", last=last, optimizer__lr=lr, loss__xi=xi)
+    said = " ".join(told(tmp_path, 50))
+    assert "told best (|Psi|): the RLoss by margin (−1.00);" in said

@@ -54,7 +54,8 @@ ABOUT_RANKING = (
     "interval reaches 0, the first is not known to be better. All over the same networks, those that have every "
     "measure of the table; within methods over all that have the measure, as differences from their method's mean. "
     "Spearman |: held fixed is what varies here of clean error, confidence and learning rate. Psi: agreement in sign "
-    "where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020)."
+    "where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020); −1 tells as much as "
+    "1, of a measure that falls where the outcome rises."
 )
 
 

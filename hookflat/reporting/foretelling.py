@@ -57,13 +57,13 @@ def changes(analysis: Analysis) -> str:
         found = [(r, r.granulated) for r in _of(analysis, key) if r.granulated]
         if not found:
             continue
-        ranked, psi = max(found, key=lambda pair: pair[1].value)
+        ranked, psi = max(found, key=lambda pair: abs(pair[1].value))  # of margins larger is better
         lowest = psi.psi[psi.worst]
-        least = f"; least for {axis(psi.worst)}, {minus(f'{lowest:.2f}')}" if lowest < psi.value else ""
+        least = f"; least for {axis(psi.worst)}, {minus(f'{lowest:.2f}')}" if lowest != psi.value else ""
         parts.append(f"the {heading} by {analysis.names[ranked.measure]} ({minus(f'{psi.value:.2f}')}{least})")
     if not parts:
         return ""
-    return f"Where one hyper-parameter alone changes, the sign of its effect is told best (Psi): {'; '.join(parts)}."
+    return f"Where one hyper-parameter alone changes, the sign of its effect is told best (|Psi|): {'; '.join(parts)}."
 
 
 def axis(name: str) -> str:

@@ -104,8 +104,8 @@ class Granulated:
 
     @property
     def worst(self) -> str:
-        """The hyper-parameter whose changes the measure follows least."""
-        return min(self.psi, key=lambda axis: self.psi[axis])
+        """The hyper-parameter whose changes the measure follows least, in the direction of Psi."""
+        return min(self.psi, key=lambda axis: self.psi[axis] * np.copysign(1, self.value))
 
 
 Changes = dict[str, list[list[tuple[int, int]]]]

@@ -142,5 +142,6 @@ def _partial(
 
 
 def _learning_rate(run: MeasuredRun) -> float:
-    rate = options_of(run.recipe).get("optimizer.lr")
+    options = options_of(run.recipe)
+    rate = options.get("schedule.peak", options.get("optimizer.lr"))  # a cycle trains at its own
     return float(rate) if isinstance(rate, int | float) and run.trained_here else math.nan
