@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from hookflat.reporting.statistics import FEW, RESAMPLES, Array, Estimate, resample
 
 _SEED = "run.seed"
+_BEYOND = 50
+"""Resamples beyond each end of an interval, at least: the ends of fewer hang on their seed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def out_of_sample(
 
     The fit is a least-squares line through `y` against the share of the fitted networks with a smaller `x`, which no
     monotone change of the measure alters. The interval of R^2 is of the bootstrap over methods, 95 % for all of the
-    `tried` measures together (Bonferroni). None for fewer than three methods, or where the outcome does not vary.
+    `tried` measures together (Bonferroni), so many measures take more than `resamples`. None for fewer than three
+    methods, or where the outcome does not vary.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     names, of = np.unique(np.asarray([str(m) for m in methods]), return_inverse=True)
@@ -67,22 +71,28 @@ def out_of_sample(
         errors[:, i] = ((b[out] - predicted) ** 2).mean(), ((b[out] - b[rest].mean()) ** 2).mean()
     if errors[1].sum() <= 1e-24 * max(1.0, (b**2).mean()):
         return None
-    ours, theirs = errors @ resample(range(len(names)), resamples, seed).T
+    tail = 0.025 / tried
+    ours, theirs = errors @ _counts(len(names), max(resamples, round(_BEYOND / tail)), seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         r2 = 1 - ours / theirs
-    tail = 100 * 0.025 / tried
-    low, high = np.nanpercentile(r2[1:], [tail, 100 - tail]) if len(names) >= FEW else (np.nan, np.nan)
+    low, high = np.nanquantile(r2[1:], [tail, 1 - tail]) if len(names) >= FEW else (np.nan, np.nan)
     estimate = Estimate(float(r2[0]), float(low), float(high))
     return Prediction(*np.sqrt(errors.mean(axis=1)).tolist(), estimate, errors)
 
 
 def behind(other: Prediction, best: Prediction, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """R^2 of one measure minus that of another, both of the same networks: 95 % over the same resamples of methods."""
-    counts = resample(range(best.methods), resamples, seed).T
+    counts = _counts(best.methods, resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         less = ((best.squared[0] - other.squared[0]) @ counts) / (best.squared[1] @ counts)
     low, high = np.nanpercentile(less[1:], [2.5, 97.5]) if best.methods >= FEW else (np.nan, np.nan)
     return Estimate(float(less[0]), float(low), float(high))
+
+
+@lru_cache(maxsize=2)
+def _counts(methods: int, resamples: int, seed: int) -> Array:
+    """How often each method is drawn, (methods, 1 + resamples): kept, as all measures and outcomes share them."""
+    return resample(range(methods), resamples, seed).T
 
 
 def _share_below(fitted: Array, values: Array) -> Array:
