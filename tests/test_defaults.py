@@ -43,7 +43,7 @@ def test_what_an_older_recipe_lacks_is_no_difference_where_it_is_the_default(dat
 def test_defaults_are_those_of_the_plugin():
     older = {"loss": {"name": "trades"}, "attack": {"name": "pgd", "steps": 3}, "eval": {"final": {"robust_loss": {}}}}
     filled = with_defaults(older, catalogue_of())
-    assert filled["loss"] == {"name": "trades", "beta": 6.0}
+    assert list(filled["loss"].items()) == [("name", "trades"), ("beta", 6.0)]  # as a report shows it
     assert filled["attack"]["steps"] == 3
     assert filled["attack"]["cycle_detection"] is False
     assert filled["eval"]["final"]["robust_loss"]["restarts"] == 10

@@ -52,5 +52,5 @@ def _stage(value: Any, catalogue: Catalogue) -> Any:
 
 
 def _over(cls: Any, table: Any) -> Any:
-    """A table over the defaults of its dataclass."""
-    return default_table(cls) | table if isinstance(table, dict) else table
+    """A table over the defaults of its dataclass; what it has comes first, its name above all."""
+    return table | default_table(cls) | table if isinstance(table, dict) else table
