@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import inspect
 import re
+import tomllib
 from itertools import groupby
 from pathlib import Path
 
-from hookflat.recipe.catalogue import Catalogue, kind_of
+from hookflat.recipe.catalogue import SLOTS, Catalogue, kind_of
+from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.options import describe
 from hookflat.recipe.shipped import recipes_folder, recipes_naming, title
 
@@ -25,13 +27,20 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 
 ## What each recipe gave
 
-Cost: what a whole training takes over that of `at`, on a ResNet-18 and images of CIFAR-10's size, without measures and
-without networks that teach or label (`python benchmarks/peers.py --only methods --csv docs/costs.csv --width 16
---threads 1`, on a core shared with others: `at` over itself came out at 1.06). Digits: RErr (PGD) in % and average-case
-flatness of the last network, over the seeds of [digits.md](digits.md). CIFAR-10: RErr (APGDs) in %, RLoss and
-average-case flatness of the last network on 1000 images of 16 pixels ([examples](examples/README.md)). Empty: not
-measured; `timm` and `vit` train other networks, whose cost says nothing beside that of `at`. A plugin's name leads to
-its formula, options and source.
+Three commands make the columns. Empty: not measured.
+
+- Cost, `python benchmarks/peers.py --only methods --csv docs/costs.csv --width 16 --threads 1`: what a whole training
+  takes over that of `at`, on a ResNet-18 and images of CIFAR-10's size, without measures and without networks that
+  teach or label, on a core shared with others (`at` over itself came out at 1.06). `timm` and `vit` train other
+  networks, whose cost says nothing beside that of `at`.
+- Digits, `python benchmarks/methods.py`: RErr (PGD) in % and average-case flatness of the last network, over the seeds
+  of [digits.md](digits.md).
+- CIFAR-10, `hookflat study methods --with scales/cifar10-mini --protocol mini`, its rows of Table 1 by `table1`: RErr
+  (APGDs) in %, RLoss and average-case flatness of the last network on 1000 images of 16 pixels
+  ([examples](examples/README.md)). `hat` and `kd_swa` learn from other runs, which a study does not put in order, and
+  `timm` is another network: each is a `hookflat run` and a `hookflat eval`.
+
+A plugin's name leads to its formula, options and source.
 
 | recipe | what it is | plugins | Table 1 | cost | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -55,7 +64,8 @@ def page() -> str:
     naming = {name: {path.stem for path in recipes_naming(name)} for kind, name, _ in plugins if kind in METHODS}
     for recipe in sorted(recipes_folder().glob("*.toml")):
         family = _family(recipe)
-        links = ", ".join(f"[{name}](#{name})" for name, recipes in naming.items() if recipes & family)
+        linked = [name for name, recipes in naming.items() if recipes & family] or _set_by(recipe)
+        links = ", ".join(f"[{name}](#{name})" for name in linked)
         what, row = title(recipe), re.search(r'row "(.+?)" of Table 1', title(recipe))
         what = re.sub(r"[:;,]? ?(?:row|the paper's|as) ?\"?[^:;]*\" of Table 1", "", what) if row else what
         cells = [what.rstrip(". "), links, row[1] if row else "", costs.get(recipe.stem, "")]
@@ -63,7 +73,7 @@ def page() -> str:
         parts.append(f"| `{recipe.stem}` | {' | '.join(_escaped(cell, table=True) for cell in cells)} |")
     parts += [
         "",
-        "Where a row names no plugin, its recipe sets hyper-parameters on top of `at`.",
+        "A recipe that leads to a plugin of `at` alone sets that one's options; `small_batch` sets the run's.",
     ]
     for kind, members in groupby(sorted(plugins, key=lambda p: (ORDER.index(p[0]), p[1])), key=lambda p: p[0]):
         parts.append(f"\n## {kind.capitalize()}")
@@ -84,6 +94,12 @@ def _family(recipe: Path) -> set[str]:
     parent = re.search(r'^extends = "(\w+)\.toml"', recipe.read_text(encoding="utf-8"), re.M)
     above = _family(recipe.with_name(f"{parent[1]}.toml")) if parent and parent[1] != "at" else set()
     return {recipe.stem} | above
+
+
+def _set_by(recipe: Path) -> list[str]:
+    """The plugins whose options a recipe sets without naming them."""
+    own, whole = tomllib.loads(recipe.read_text(encoding="utf-8")), load_recipe(recipe).tables
+    return [whole[slot]["name"] for slot in SLOTS if slot in own]
 
 
 def _costs() -> dict[str, str]:

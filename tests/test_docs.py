@@ -36,6 +36,8 @@ def test_the_methods_page_is_made_from_plugins_and_recipes():
     for source in Catalogue():
         if source.package.startswith("hookflat "):
             assert f"### `{source.name}`" in page
+    rows = page.partition("\n## Loss\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|[^|]*\|  \|", rows, re.M) == ["small_batch"]  # the others lead to a plugin
 
 
 def test_every_row_of_table_1_has_a_recipe():
