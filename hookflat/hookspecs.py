@@ -155,7 +155,7 @@ def epoch_end(run: Run) -> None:
 def eval_model(run: Run) -> nn.Module | None:
     """First. The network to measure and to save as the result; the core answers the one in training.
 
-    Buffers may differ between processes: the core averages them before measuring.
+    The same on every process, buffers too: the core has averaged those of the network in training after its last step.
     """
 
 

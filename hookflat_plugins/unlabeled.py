@@ -36,7 +36,7 @@ from hookflat import (
 from hookflat import run as train
 
 _PLAIN = {"name": "pgd", "steps": 0, "start": "zero", "keep": "last"}
-_PASSED_ON = ("activation", "augment", "autoaugment")
+_PASSED_ON = ("activation", "augment", "autoaugment", "randaugment", "random_resized_crop")
 
 
 @dataclass(eq=False)

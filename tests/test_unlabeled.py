@@ -46,6 +46,14 @@ def test_pseudo_labels_are_the_predictions_of_a_standard_network_on_the_labelled
     assert len(list((tmp_path / "pseudo_labels").glob("*.lock"))) == 1
 
 
+def test_the_network_that_labels_has_the_run_s_augmentation(tmp_path):
+    augmentation = ("augment", "autoaugment", "randaugment", "random_resized_crop")
+    run_recipe({"plugins": {name: {} for name in augmentation} | POOL}, tmp_path / "run")
+    (labeler,) = [p for p in (tmp_path / "pseudo_labels").iterdir() if p.is_dir()]
+    recipe = (labeler / "recipe.toml").read_text()
+    assert [name for name in augmentation if f"[plugins.{name}]" in recipe] == list(augmentation)
+
+
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])
 def test_batches_hold_the_fraction_of_the_pool_with_its_pseudo_labels(fraction):
     with tiny_run({"plugins": {"unlabeled": {"share": 0.5, "fraction": fraction}, "label_noise": {"rate": 0}}}) as run:

@@ -11,11 +11,11 @@ from hookflat.training.run import Run
 
 
 class Companion:
-    """A network, optimizer and schedule of the recipe's own kinds, with weights of their own.
+    """A network, optimizer and schedule of the recipe's own slots, with weights of their own.
 
     For plugins that learn from a network that learns, too; made in `build_optimizer`. Other plugins do not see it: no
-    weight perturbation, no average, no measure. `network` is in training mode; each process normalises by its own part
-    of a batch.
+    other activation, no weight perturbation, no average, no measure. `network` is in training mode; each process
+    normalises by its own part of a batch.
     """
 
     def __init__(self, run: Run, name: str) -> None:
