@@ -35,4 +35,4 @@ class NoisyFgsm(InnerAttack):
         with frozen(model, train=self.mode == "train"), torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(model, x_noisy).sum(), x_noisy)
         x_noisy = x_noisy.detach()
-        return (x_noisy + attack.step_size * wide.ascent(gradient, x_noisy)).clamp_(0, 1)
+        return (x_noisy + attack.step_size * attack.threat.ball(batch.x).ascent(gradient, x_noisy)).clamp_(0, 1)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,7 +145,7 @@ KINDS = {
     "optimizer": (*OPTIMIZERS, "adamw"),
     "attack": ("pgd", *ATTACKS),
     "perturbation": (*PERTURBATIONS[1:], *LATER_PERTURBATIONS),
-    "regularizer": (*REGULARIZERS, "autoaugment"),
+    "regularizer": (*REGULARIZERS, "autoaugment", "extra_data", "random_resized_crop"),
 }
 
 
@@ -153,7 +154,7 @@ def rows_with_every_pair():
 
     Greedy: each row begins with a pair that is missing, and every kind adds the method that brings most of those.
     """
-    new = {*ATTACKS, "adamw", "autoaugment", "hat", "distillation"}
+    new = {*ATTACKS, "adamw", "autoaugment", "extra_data", "random_resized_crop", "hat", "distillation"}
     pairs = (pair for kinds in itertools.combinations(KINDS.values(), 2) for pair in itertools.product(*kinds))
     left = {frozenset(pair) for pair in pairs if new & {*pair}} - REFUSED
     while left:
@@ -171,14 +172,34 @@ def teacher(tmp_path_factory):
     return str(run_recipe({}, tmp_path_factory.mktemp("teacher") / "run").folder)
 
 
+@pytest.fixture(scope="module")
+def extra_images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("extra") / "extra.npz"
+    np.savez(path, image=np.arange(5 * 36, dtype=np.uint8).reshape(5, 6, 6), label=np.arange(5) % 3)
+    return {"path": str(path)}
+
+
 @pytest.mark.parametrize("row", rows_with_every_pair(), ids=lambda row: "-".join(row.values()))
-def test_every_pair_trains_with_others_beside_it(row, teacher):
-    plugins = {row["perturbation"]: {}, row["regularizer"]: REGULARIZERS.get(row["regularizer"], {})}
+def test_every_pair_trains_with_others_beside_it(row, teacher, extra_images):
+    options = REGULARIZERS | {"extra_data": extra_images}
+    plugins = {row["perturbation"]: {}, row["regularizer"]: options.get(row["regularizer"], {})}
     table = tables(row["loss"], row["optimizer"], plugins, row["attack"])
     table["attack"]["start"] = "uniform"  # TRADES's divergence has no gradient where MI-FGSM begins
     teachers = {"hat": ["helper"], "distillation": ["standard_teacher", "robust_teacher"]}
     table["loss"] |= dict.fromkeys(teachers.get(row["loss"], []), teacher)
     train_an_epoch(table)
+
+
+@pytest.mark.parametrize("kind", ["perturbation", "regularizer"])
+def test_two_of_one_kind_train_together_or_are_refused(kind, extra_images):
+    """In both orders by turns."""
+    options = REGULARIZERS | {"extra_data": extra_images}
+    for number, pair in enumerate(itertools.combinations(KINDS[kind], 2)):
+        plugins = {name: options.get(name, {}) for name in (pair if number % 2 else pair[::-1])}
+        if refused(pair):
+            checked(pair[0], plugins=plugins)
+        else:
+            train_an_epoch(tables(plugins=plugins))
 
 
 def test_everything_that_excludes_something_is_refused_with_its_reason():
@@ -412,14 +433,13 @@ def test_what_plugins_ask_of_an_attack_is_done_or_refused(attack, plugin):
 
 
 def test_no_training_method_is_left_out():
-    """A new plugin belongs into the tables above; those with files of images have tests of their own."""
-    own = ("constant", "distillation", "extra_data", "hat", "random_resized_crop")
-    named = {*OTHER, *REGULARIZERS, *PERTURBATIONS, *LATER_PERTURBATIONS, *LOSSES, *LATER_LOSSES, *OPTIMIZERS}
+    """A new plugin belongs into the tables above."""
+    named = {"constant", *OTHER, *itertools.chain(*KINDS.values())}
     for source in Catalogue():
         cls = source.load()
         kind = kind_of(cls)
         aside = ("data", "model", "measure", "figure", "tool", "model selection", "diagnostic", "other")
-        if cls.__module__.startswith("hookflat_plugins") and kind not in aside and source.name not in own:
+        if cls.__module__.startswith("hookflat_plugins") and kind not in aside:
             assert source.name in named, source.name
 
 
