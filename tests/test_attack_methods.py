@@ -124,6 +124,18 @@ def test_n_fgsm_adds_the_step_to_the_noise_and_clips_to_the_cube_alone(noise, al
     assert (x_adv - batch.x).abs().max() > 0.1 * max(noise, alpha)
 
 
+def test_n_fgsm_steps_in_l1_as_sparsely_as_the_ball_of_eps_asks():
+    with tiny_run({"attack": {"name": "n_fgsm", "norm": "L1", "eps": 1.0, "noise": 4.0}, "eval": {"eps": 1.0}}) as run:
+        batch = next(run.batches())
+        noisy = Threat(4.0, "L1").ball(batch.x).start("uniform", batch.row, run.seed("attack")).requires_grad_()
+        objective = run.hook.attack_objective(run=run, batch=batch)
+        (gradient,) = torch.autograd.grad(objective(run.attack_model, noisy).sum(), noisy)
+        step = Threat(1.0, "L1").ball(batch.x).ascent(gradient, noisy.detach())
+        x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+    assert torch.allclose(x_adv, (noisy.detach() + step).clamp(0, 1), atol=1e-6)
+    assert (step != Threat(4.0, "L1").ball(batch.x).ascent(gradient, noisy.detach())).any()
+
+
 @pytest.mark.parametrize("name", ["apgd", "mi_fgsm", "n_fgsm"])
 def test_the_attacks_raise_the_loss(name):
     with tiny_run({"attack": {"name": name, "eps": 0.1, "step_size": 0.02, "steps": 5}}) as run:
