@@ -34,7 +34,7 @@ Three commands make the columns. Empty: not measured.
   teach or label, on a core shared with others (`at` over itself came out at 1.06). `timm` and `vit` train other
   networks, whose cost says nothing beside that of `at`.
 - Digits, `python benchmarks/methods.py`: RErr (PGD) in % and average-case flatness of the last network, over the seeds
-  of [digits.md](digits.md).
+  of [digits.md](digits.md), which has `vit` at another radius and in its text.
 - CIFAR-10, `hookflat study methods --with scales/cifar10-mini --protocol mini`, its rows of Table 1 by `table1`: RErr
   (APGDs) in %, RLoss and average-case flatness of the last network on 1000 images of 16 pixels
   ([examples](examples/README.md)). `hat` and `kd_swa` learn from other runs, which a study does not put in order, and
