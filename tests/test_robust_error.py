@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional import robustness
+from hookflat.functional import attack_view, robustness
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.work import Work
@@ -105,6 +105,31 @@ def test_a_search_in_low_precision_breaks_what_fp32_breaks(digits_net, digits_pa
         assert torch.equal(alone.wrong, exact.wrong)
     else:
         assert low.loss == pytest.approx(exact.loss.mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("measure", [hookflat.robust_loss, hookflat.robust_error])
+def test_a_search_in_low_precision_that_breaks_a_whole_batch_is_the_last(digits_net, digits_pair, measure):
+    """No empty batch goes through the network, which might not take it."""
+
+    class Flattening(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_net
+
+        def forward(self, x):
+            logits = self.net(x)
+            return logits.view(logits.size(0), -1)
+
+    x, y = (t[:20] for t in digits_pair)
+    found = measure(Flattening().eval(), [(x, y)], precision="bf16", **ATTACK | {"eps": 0.5})
+    assert found.error == 1
+
+
+@pytest.mark.parametrize(("pays", "searched"), [(True, 2), (False, 1)])
+def test_a_search_in_the_precision_that_pays_is_made_once_where_that_is_fp32(digits_net, monkeypatch, pays, searched):
+    monkeypatch.setattr(attack_view, "bf16_pays", lambda device: pays)
+    views = robustness.searched_views(digits_net, hookflat.Attack(precision="auto"))
+    assert len(views) == searched
 
 
 def test_restarts_that_go_round_in_circles_end(digits_net, digits_pair):

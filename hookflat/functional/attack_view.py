@@ -50,8 +50,8 @@ class AttackView(nn.Module):
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
         self._plain = plain if fast is not plain else None
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._precision = "bf16" if precision == "auto" and bf16_pays(self._device) else precision
+        self._device = _device_of(model)
+        self._precision = _decided(precision, self._device)
         self._compile = compile
         self._graphs = cuda_graphs.Graphs()
         self._use(fast)
@@ -146,6 +146,7 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     """
     if isinstance(model, AttackView) or hooked(model):
         return model
+    precision = _decided(precision, _device_of(model))
     now, views = _identity(model), _views.setdefault(model, {})
     then, view = views.get(precision, (None, None))
     if view is None or then != now:
@@ -154,6 +155,17 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     else:
         view.refresh()
     return view
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _decided(precision: Precision, device: torch.device) -> Precision:
+    """The same, "auto" decided for this device."""
+    if precision != "auto":
+        return precision
+    return "bf16" if bf16_pays(device) else "fp32"
 
 
 @cache

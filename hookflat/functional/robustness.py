@@ -103,6 +103,8 @@ def attacked(
                     wrong[among[rest]] = scores(model, fooling[rest], y[among[rest]])[1]
                 work.passed(len(among) * (attack.steps + 1) * attack.restarts)
                 among = (~wrong).nonzero().flatten()
+                if not len(among):
+                    break
         return {"clean_loss": clean_loss, "clean_wrong": clean_wrong, "loss": loss, "wrong": wrong}
 
     none = torch.zeros(0)
@@ -126,7 +128,8 @@ def searched_views(model: nn.Module, attack: Attack) -> list[nn.Module]:
     """The networks that a search runs on: in low precision first, then in fp32 what that did not break."""
     if attack.precision == "fp32":
         return [attack_view(model)]
-    return [attack_view(model, attack.precision), attack_view(model)]
+    low, full = attack_view(model, attack.precision), attack_view(model)
+    return [full] if low is full else [low, full]
 
 
 def columns(
