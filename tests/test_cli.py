@@ -87,6 +87,14 @@ def test_recipes_are_listed_and_copied_with_what_they_extend(tmp_path):
     assert "exists already" in fails(2, "recipes", "trades", "--to", tmp_path / "mine")
 
 
+def test_a_file_that_a_recipe_extends_on_two_ways_is_copied_once(tmp_path):
+    for name, bases in {"a": [], "b": ["a.toml"], "c": ["./a.toml"], "d": ["b.toml", "c.toml"]}.items():
+        (tmp_path / f"{name}.toml").write_text(f"extends = {bases}\n")
+    said = hookflat("recipes", tmp_path / "d.toml", "--to", tmp_path / "mine")
+    assert said.returncode == 0, said.stderr
+    assert sorted(p.stem for p in (tmp_path / "mine").iterdir()) == ["a", "b", "c", "d"]
+
+
 def test_a_plugin_file_needs_no_package(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

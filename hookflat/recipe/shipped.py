@@ -118,10 +118,12 @@ def find_protocol(name: str | Path) -> Path:
 
 
 def with_bases(recipe: Path) -> list[Path]:
-    """A recipe's file, and the files beside it that it extends; shipped ones are found by their names."""
-    bases = read_toml(recipe)[0].get("extends", [])
+    """A recipe's file, and the files beside it that it extends, each once; shipped ones are found by their names."""
     found = [recipe]
-    for base in [bases] if isinstance(bases, str) else bases:
-        beside = recipe.parent / base
-        found += with_bases(beside) if beside.is_file() else []
+    for path in found:  # which grows
+        bases = read_toml(path)[0].get("extends", [])
+        for base in [bases] if isinstance(bases, str) else bases:
+            beside = path.parent / base
+            if beside.is_file() and not any(beside.samefile(known) for known in found):
+                found.append(beside)
     return found
