@@ -28,6 +28,7 @@ class Averaging:
 
     def __post_init__(self) -> None:
         self._average = MovingAverage(self.decay, statistics=self.statistics == "average")
+        self._recalibrated: nn.Module | None = None
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Any:
@@ -37,6 +38,7 @@ class Averaging:
 
     @hookimpl
     def after_step(self, run: Run) -> None:
+        self._recalibrated = None
         self._average.update(run.network)
 
     @hookimpl
@@ -44,10 +46,14 @@ class Averaging:
         average = self._average.of(run.network)
         if self.statistics != "recalibrate":
             return average
-        return recalibrated(average, run.data.train, batch_size=run.batch_size, device=run.device)
+        if self._recalibrated is None:  # a pass over the training set; several ask after a step
+            images = run.data.train
+            self._recalibrated = recalibrated(average, images, batch_size=run.batch_size, device=run.device)
+        return self._recalibrated
 
     def state_dict(self) -> dict[str, Any]:
         return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._average.load_state_dict(state)
+        self._recalibrated = None

@@ -32,6 +32,7 @@ class StochasticWeightAveraging:
 
     def __post_init__(self) -> None:
         self._average: AveragedModel | None = None
+        self._recalibrated: nn.Module | None = None
         self._loaded: dict[str, Any] | None = None
 
     def _restored(self, run: Run) -> AveragedModel | None:
@@ -50,6 +51,7 @@ class StochasticWeightAveraging:
 
     @hookimpl
     def after_step(self, run: Run) -> None:
+        self._recalibrated = None
         epoch, rest = divmod(run.step, run.steps_per_epoch)
         first = round(self.start * run.epochs)
         if rest == 0 and epoch >= first and (epoch - first) % period_in_epochs(self.every, run.epochs) == 0:
@@ -60,10 +62,13 @@ class StochasticWeightAveraging:
         average = self._restored(run)
         if average is None:
             return None
-        return recalibrated(average.module, run.data.train, batch_size=run.batch_size, device=run.device)
+        if self._recalibrated is None:  # a pass over the training set; several ask after a step
+            images, model = run.data.train, average.module
+            self._recalibrated = recalibrated(model, images, batch_size=run.batch_size, device=run.device)
+        return self._recalibrated
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._average.state_dict()) if self._average else self._loaded or {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loaded = state
+        self._loaded, self._recalibrated = state, None

@@ -1,6 +1,8 @@
 """Augmentation, AutoAugment, label noise, clipping and averaging against what they promise."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -263,6 +265,19 @@ def test_swa_estimates_batch_statistics_anew_on_the_clean_training_set():
         x = inputs["x"].transpose(0, 1).flatten(1)
         assert torch.allclose(norm.running_mean, x.mean(1), atol=1e-5)
         assert torch.allclose(norm.running_var, x.var(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("plugin", [{"swa": {"start": 0.0}}, {"averaging": {"statistics": "recalibrate"}}])
+def test_batch_statistics_are_estimated_once_for_all_who_ask_after_a_step(plugin):
+    with tiny_run({"plugins": plugin}) as run:
+        snapshots(run)
+        average = run.eval_model()
+        assert run.eval_model() is average
+        kept = weakref.ref(average)
+        del average
+        loop.step(run, next(run.batches()))
+        gc.collect()
+        assert kept() is None
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
