@@ -220,10 +220,22 @@ def test_the_scale_and_the_cancelled_steps_survive_a_restart(tmp_path):
             loop.step(run, batch)
         checkpoints.save(run)
         scale = run.loss_scale.scale
-        run.loss_scale._scaler.update(new_scale=2.0)
-        run.loss_scale.cancelled = 0
+        state = run.loss_scale.state_dict()
+        run.loss_scale.load_state_dict({"scaler": state["scaler"] | {"scale": 2.0}, "cancelled": 0})
+        assert run.loss_scale.scale == 2
         assert checkpoints.resume(run)
         assert (run.loss_scale.scale, run.loss_scale.cancelled) == (scale, 1)
+
+
+def test_the_scale_is_read_once_for_all_passes_of_a_step(monkeypatch):
+    """To read it makes a GPU wait."""
+    with tiny_run({"run": {"precision": "fp16", "accumulation": 4}, "plugins": {"awp": {}}}) as run:
+        scaler, read = run.loss_scale._scaler, []
+        get = scaler.get_scale
+        monkeypatch.setattr(scaler, "get_scale", lambda: read.append(run.step) or get())
+        for batch in [*run.batches()][:2]:
+            loop.step(run, batch)
+    assert read == [0, 0, 1]  # before the first step, and after each
 
 
 def test_a_float16_attack_sees_gradients_that_float16_cannot_hold():

@@ -79,6 +79,7 @@ class LossScale:
         # torch warns where the first step is cancelled: the schedule then counts a step that the optimizer did not make
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
         self.cancelled = 0  # steps of this epoch
+        self._scale: float | None = None
         self._overflow = torch.zeros((), device=accelerator.device)
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
@@ -89,12 +90,14 @@ class LossScale:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._scaler.load_state_dict(state["scaler"])
-        self.cancelled = state["cancelled"]
+        self.cancelled, self._scale = state["cancelled"], None
 
     @property
     def scale(self) -> float:
         """Of losses, now."""
-        return self._scaler.get_scale()
+        if self._scale is None:  # only a step changes it, and to ask a GPU is to wait for it
+            self._scale = self._scaler.get_scale()
+        return self._scale
 
     def begin(self, network: nn.Module) -> None:
         """A step begins: remember the running statistics."""
@@ -107,10 +110,9 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, at their own size."""
-        scale = self.scale
-        self._multiply(scale)
+        self._multiply(self.scale)
         self.accelerator.backward(loss)
-        self._multiply(1 / scale)
+        self._multiply(1 / self.scale)
 
     def _multiply(self, factor: float) -> None:
         if gradients := [p.grad for p in self.parameters if p.grad is not None]:
@@ -126,6 +128,7 @@ class LossScale:
         if gradients := [p.grad for p in self.parameters if p.grad is not None]:
             gradients[0].add_(torch.where(overflow > 0, torch.inf, 0.0))  # what tells torch's scaler of every pass
         optimizer.step()
+        self._scale = None
         if not getattr(optimizer, "step_was_skipped", False):
             return False
         self.cancelled += 1
