@@ -14,6 +14,7 @@ from hookflat import UserError
 from hookflat.errors import Stopped
 from hookflat.functional import flatness
 from hookflat.functional.brackets import full_float32
+from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
 from hookflat.records.folder import RunFolder
 from hookflat.testing import run_recipe, tiny_run
@@ -175,6 +176,15 @@ def test_the_bar_foresees_every_search_once_whoever_asks_first():
         run.measurements.end(run.network, "last")
         done, foreseen = run.measurements.tally.passes, run.measurements.planned("last")
     assert sum(passes for _, _, measure, passes in foreseen if measure != "clean_error") == done
+
+
+def test_the_images_are_hashed_once_however_many_networks_are_measured(monkeypatch):
+    hashed, content = [], Images.content
+    monkeypatch.setattr(Images, "content", lambda images: hashed.append(images) or content(images))
+    with tiny_run({}) as run:
+        for label in ("last", "best"):
+            run.measurements.end(run.network, label)
+        assert hashed == [run.data.train, run.data.test]
 
 
 def test_stages_through_the_training_that_are_due_together_share_what_they_measure(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         model=source.model,
         processes=run.processes,
         classes=run.data.num_classes,
-        setting=measurements.setting(),
+        setting=measurements.setting,
         protocol=measurements.protocol(),
         numbers=quantities(recipe),
     )

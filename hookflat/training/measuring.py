@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -159,10 +160,11 @@ class Measurements:
     def _unfinished(self, model: nn.Module, label: str) -> Work:
         """Where the parts of an interrupted measurement of this model, by this protocol, are found again."""
         tensors = [t.detach().cpu() for t in model.state_dict().values()]
-        name = fingerprint(self.protocol().model_dump_json(), self.setting(), *tensors)
+        name = fingerprint(self.protocol().model_dump_json(), self.setting, *tensors)
         mine = f"{self.accelerator.process_index} of {self.accelerator.num_processes}"
         return Work(self.folder.unfinished / f"{label} {name}" / mine, self.tally)
 
+    @cached_property
     def setting(self) -> str:
         """A fingerprint of what is measured but for the weights: architecture and images."""
         tables, data = self.recipe.tables, self.data
