@@ -84,5 +84,9 @@ class AdaptiveSharpness:
         }
 
     def passes(self) -> int:
-        alike, attacked = len(self.norms) * len(self.logits), (self.steps + 1) * ("robust" in self.losses)
-        return alike * (self.samples * attacked + self.iterations * len(self.losses) + 2 * attacked)
+        found = 0
+        for _, case, loss, _, _ in self._each():
+            attack = (self.steps + 1) * (loss == "robust")
+            average, worst = (self.samples + 1) * (attack + 1), 2 * attack + self.iterations + 3
+            found += average if case == "average" else worst
+        return found

@@ -66,5 +66,8 @@ class AutoAttackMeasure:
             for attack in autoattacks("plus", 10)
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
+
     def passes(self) -> int:
         return sum(_PASSES[a] for a in autoattacks(self.version, 10, self.attacks)) // 2

@@ -49,7 +49,7 @@ class AverageFlatness:
         return [(self.steps, self.reference_restarts)]
 
     def passes(self) -> int:
-        return (self.steps + 1) * self.samples * len(radii(self.xi))
+        return (self.steps + 2) * self.samples * len(radii(self.xi))
 
 
 @dataclass(eq=False)
@@ -78,6 +78,9 @@ class CleanAverageFlatness:
             )
             for name, xi in zip(named_by_radius("clean_average_flatness", self.xi), radii(self.xi), strict=True)
         }
+
+    def searches(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
 
     def passes(self) -> int:
         return self.samples * len(radii(self.xi))
@@ -118,7 +121,7 @@ class FilterFlatness:
         return [(self.steps, self.reference_restarts)]
 
     def passes(self) -> int:
-        return (self.steps + 1) * self.samples * len(radii(self.xi))
+        return (self.steps + 2) * self.samples * len(radii(self.xi))
 
 
 def _measured(

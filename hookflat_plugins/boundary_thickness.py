@@ -48,4 +48,4 @@ class BoundaryThickness:
         return {"boundary_thickness": Quantity("boundary thickness", lower_is_better=False)}
 
     def passes(self) -> int:
-        return self.steps + self.points
+        return 1 + self.steps + self.points

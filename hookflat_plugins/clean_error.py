@@ -24,3 +24,9 @@ class CleanError:
             "clean_error": Quantity("clean error", "share", role="clean error", headline=True, **both),
             "clean_loss": Quantity("clean loss", "loss", **both),
         }
+
+    def searches(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
+
+    def passes(self) -> int:
+        return 0

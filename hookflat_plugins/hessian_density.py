@@ -55,7 +55,8 @@ class HessianDensity:
         }
 
     def passes(self) -> int:
-        return len(self.losses) * (self.steps + 2 * self.probes * self.lanczos_steps)
+        products = len(self.losses) * self.probes * self.lanczos_steps
+        return products + (self.steps + 1) * ("robust" in self.losses)
 
 
 def _drawn(found: SpectralDensity, loss: str) -> Figure:

@@ -59,7 +59,7 @@ class LandscapeMeasure:
         return {}
 
     def passes(self) -> int:
-        return self.directions * self.points * (self.steps + 1)
+        return self.directions * self.points * (self.steps + 3)
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ class Landscape2dMeasure:
         return {}
 
     def passes(self) -> int:
-        return self.points**2 * (self.steps + 1)
+        return self.points**2 * (self.steps + 3)
 
 
 def length(kind: str, radius: float | None) -> float:

@@ -74,5 +74,8 @@ class MultiNormError:
             for name, label in labels.items()
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
+
     def passes(self) -> int:
         return len(self.threats()) * self.restarts * (self.steps + 1) // 2

@@ -43,4 +43,4 @@ class RelativeFlatness:
         }
 
     def passes(self) -> int:
-        return len(self.losses) * (self.steps + 2)
+        return len(self.losses) + (self.steps + 1) * ("robust" in self.losses)

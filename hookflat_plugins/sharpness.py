@@ -51,4 +51,4 @@ class SharpnessMeasure:
         }
 
     def passes(self) -> int:
-        return len(self.losses) * 4 * (self.steps + 1)
+        return 4 * (len(self.losses) + (self.steps + 1) * ("robust" in self.losses))

@@ -89,6 +89,9 @@ class CleanWorstFlatness:
             for name, xi in zip(named_by_radius("clean_worst_flatness", self.xi), radii(self.xi), strict=True)
         }
 
+    def searches(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
+
     def passes(self) -> int:
         return (self.sweeps + 1) * self.attempts * len(radii(self.xi))
 

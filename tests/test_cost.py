@@ -47,7 +47,7 @@ def test_a_robust_loss_that_two_measures_ask_for_is_counted_once(tiny_cost):
     assert [(p.name, p.examples, p.passes) for p in final[:3]] == [
         ("final robust_loss, train", 10, 4 * 2 + 1),  # the clean pass is the clean error's
         ("final robust_loss, test", 9, 4 * 2 + 1),
-        ("flat average_flatness, test", 9, 4 * 2),
+        ("flat average_flatness, test", 9, 5 * 2),
     ]
     assert len(final) == 6  # for the last network and the early-stopped one
     assert all(p.seconds > 0 for p in final)

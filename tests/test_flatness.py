@@ -299,7 +299,7 @@ def test_interrupted_measures_go_on_where_they_stopped(tmp_path, digits_net, dig
         begun, again = Work(tmp_path / name), Work(tmp_path / name)
 
         def stop(tally):
-            if tally.passes > 150:
+            if tally.passes > 170:
                 raise KeyboardInterrupt
 
         begun.tally.changed = stop

@@ -230,8 +230,8 @@ class _Ascent:
         """Adversarial examples at the weights as they are; the images themselves for the clean loss."""
         if not self.attack.restarts:
             return [x for x, _, _ in self.pieces]
-        view, steps = attack_view(self.net, self.attack.precision), self.attack.restarts * (self.attack.steps + 1)
-        self.work.passed(sum(len(y) for _, y, _ in self.pieces) * steps)
+        view = attack_view(self.net, self.attack.precision)
+        self.work.passed(sum(len(y) for _, y, _ in self.pieces) * self.attack.passes)
         return [pgd(view, x, y, attack=self.attack, seed=self.seed, keys=keys) for x, y, keys in self.pieces]
 
     @torch.no_grad()
@@ -240,6 +240,7 @@ class _Ascent:
         total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
         for i, (_, y, _) in enumerate(self.pieces):
             total += cross_entropy(self.net(x_adv[i]), y).double().sum()
+            self.work.passed(len(y))
         return self.set.sum(total)
 
 

@@ -63,7 +63,7 @@ def flatness_along_attack(
         start = attack.threat.ball(x).start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
         view = attack_view(model, attack.precision)
         path = [x_adv for x_adv, _ in ascent(view, Scored(y), attack.threat.ball(x), start, attack, score_last=False)]
-        work.passed(len(y) * (attack.steps + 1))
+        work.passed(len(y) * (attack.steps + (2 + samples) * len(path)))
         with torch.no_grad():
             logits = torch.stack([model(point) for point in path])
             loss = torch.stack([cross_entropy(z, y) for z in logits]).double()

@@ -216,7 +216,7 @@ class Points:
         self.batches = [(x, y) for x, y, _ in self.clean]
         if attack.restarts:
             self.batches = [(pgd(view, x, y, attack=attack, seed=self.seed, keys=keys), y) for x, y, keys in self.clean]
-            self.work.passed(sum(len(y) for _, y in self.batches) * attack.restarts * (attack.steps + 1))
+            self.work.passed(sum(len(y) for _, y in self.batches) * attack.passes)
 
     def gradients(self, weights: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
         """The mean loss over all examples and its gradients."""
@@ -254,7 +254,7 @@ class HessianOf:
                 inner = torch.stack([(g * p).sum() for g, p in zip(gradients, parts, strict=True)]).sum()
                 second = torch.autograd.grad(inner, self.weights, materialize_grads=True)
                 found += torch.cat([s.flatten() for s in second])
-                self.points.work.passed(2 * len(y))
+                self.points.work.passed(len(y))
         return self.points.set.sum(found) / self.points.total
 
     def _differences(self, v: Tensor, radius: float = 1e-3) -> Tensor:

@@ -137,7 +137,7 @@ def local_lipschitz(
             x_adv = pgd(attack_view(model), x, attack=attack, objective=objective, seed=seed, keys=keys)
             return {"constant": objective(model, x_adv).double()}
 
-    return _per_example(model, loader, measured, ["constant"], _passes(attack), work)["constant"]
+    return _per_example(model, loader, measured, ["constant"], _passes(attack) + 1, work)["constant"]
 
 
 def _stretch(x: Tensor, logits: Tensor, top: str, order: float) -> Objective:
@@ -187,7 +187,7 @@ def boundary_thickness(
                 inside += ((alpha < g) & (g < beta)).double()
             return {"thickness": (x - x_adv).flatten(1).double().norm(dim=1) * inside / points}
 
-    return _per_example(model, loader, measured, ["thickness"], steps + points, work)["thickness"]
+    return _per_example(model, loader, measured, ["thickness"], 1 + steps + points, work)["thickness"]
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Attack, seed: int) -> Tensor:
@@ -196,7 +196,7 @@ def _attacked(model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Atta
 
 
 def _passes(attack: Attack) -> int:
-    return attack.restarts * (attack.steps + 1) + 1
+    return attack.passes + 1
 
 
 def _per_example(

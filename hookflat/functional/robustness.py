@@ -89,6 +89,7 @@ def attacked(
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         clean_loss, clean_wrong = clean_scores(model, x, y, keys, clean)
+        work.passed(len(y) * (clean is None))
         loss, wrong = clean_loss, clean_wrong.clone()
         if attack.restarts:
             loss = torch.full_like(clean_loss, -torch.inf)
@@ -101,7 +102,7 @@ def attacked(
                 loss[among], wrong[among] = torch.maximum(loss[among], here), wrong[among] | there
                 if len(rest := ((fooled != -torch.inf) & ~wrong[among]).nonzero().flatten()):
                     wrong[among[rest]] = scores(model, fooling[rest], y[among[rest]])[1]
-                work.passed(len(among) * (attack.steps + 1) * attack.restarts)
+                work.passed(len(among) * (attack.passes + 1))
                 among = (~wrong).nonzero().flatten()
                 if not len(among):
                     break
@@ -118,7 +119,7 @@ def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, w
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         worst = _worst(view, x, y, keys, attack, seed, rows)[0][0] if attack.restarts else x
-        work.passed(len(y) * (attack.steps + 1) * attack.restarts)
+        work.passed(len(y) * (attack.passes + 1))
         return {"loss": scores(model, worst, y)[0]}
 
     return columns(examples, batch, work, {"loss": torch.zeros(0)})["loss"]

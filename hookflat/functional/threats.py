@@ -57,6 +57,11 @@ class Attack:
         if self.restarts < 0 or self.steps < 0:
             raise ValueError(f"an attack needs restarts >= 0 and steps >= 0, not {self.restarts} and {self.steps}")
 
+    @property
+    def passes(self) -> int:
+        """Of an example through the network: at every point of every restart."""
+        return self.restarts * (self.steps + 1)
+
     def but(self, **options: Unpack[AttackOptions]) -> Attack:
         """The same with other values."""
         given = dict(options)

@@ -183,9 +183,10 @@ class Measurements:
                 examples = self._size(split, stage)
                 for measure, plugin in self.recipe.measures[name].items():
                     expected = getattr(plugin, "passes", lambda: 1)()
-                    for steps, restarts in getattr(plugin, "searches", list)():
+                    asked = getattr(plugin, "searches", list)()
+                    for steps, restarts in [(0, 0), *asked] if asked else ():
                         search = split, stage.examples, stage.take, steps, restarts
-                        expected += (steps + 1) * restarts * (search not in searched)
+                        expected += ((steps + 1) * restarts + 1) * (search not in searched)  # scored at the end
                         searched.add(search)
                     plan.append((name, split, measure, examples * expected // self.accelerator.num_processes))
         return plan
