@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional.attack_view import AttackView, attack_view, bf16_pays
+from hookflat.functional.attack_view import AttackView, _views, attack_view, bf16_pays
+from hookflat.functional.flatness import adversarial_direction
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import small_image_resnet
 
@@ -194,6 +195,27 @@ def test_pgd_runs_on_the_view_and_its_points_are_the_networks(digits_net, digits
     assert (viewed - plain).abs().gt(1e-3).float().mean() < 0.01  # a gradient near 0 may change its sign
     loss = [torch.nn.functional.cross_entropy(digits_net.eval()(z), y).item() for z in (plain, viewed)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)
+
+
+SEARCHES = {
+    "hessian_trace": lambda net, data, attack: hookflat.hessian_trace(net, data, samples=1, attack=attack),
+    "sharpness": lambda net, data, attack: hookflat.sharpness(net, data, attack=attack),
+    "relative_flatness": lambda net, data, attack: hookflat.relative_flatness(net, data, attack=attack),
+    "flatness_along_attack": lambda net, data, attack: hookflat.flatness_along_attack(net, data, attack=attack),
+    "worst_sharpness": lambda net, data, attack: hookflat.worst_sharpness(net, data, iterations=1, attack=attack),
+    "margins": lambda net, data, attack: hookflat.margins(net, data, attack=attack),
+    "input_gradients": lambda net, data, attack: hookflat.input_gradients(net, data, attack=attack),
+    "local_lipschitz": lambda net, data, attack: hookflat.local_lipschitz(net, data, attack=attack),
+    "adversarial_direction": lambda net, data, attack: adversarial_direction(net, data, sweeps=1, attack=attack),
+    "transfer": lambda net, data, attack: hookflat.trust(small(), data, sibling=net, queries=0, attack=attack),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_adversarial_examples_are_searched_in_the_attack_s_precision(name):
+    net, data = small(), (torch.rand(4, 3, 8, 8), torch.arange(4))
+    SEARCHES[name](net, data, hookflat.Attack(steps=1, precision="bf16"))
+    assert "bf16" in _views[net]
 
 
 def test_views_do_not_keep_networks_alive():

@@ -212,7 +212,7 @@ class Points:
 
     def find(self) -> None:
         """The adversarial examples at the present weights."""
-        attack, view = self.attack, attack_view(self.model)
+        attack, view = self.attack, attack_view(self.model, self.attack.precision)
         self.batches = [(x, y) for x, y, _ in self.clean]
         if attack.restarts:
             self.batches = [(pgd(view, x, y, attack=attack, seed=self.seed, keys=keys), y) for x, y, keys in self.clean]

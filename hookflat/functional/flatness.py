@@ -152,7 +152,7 @@ def adversarial_direction(
     """
     weights = list(layers(model).values())
     with measuring(model):
-        held, view = Held(set_of(loader, model), batch_size), attack_view(model)
+        held, view = Held(set_of(loader, model), batch_size), attack_view(model, attack.precision)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)
         held.x = torch.cat(
             [pgd(view, held.x[i], held.y[i], keys=held.keys[i], attack=attack, seed=seed) for i in pieces]

@@ -134,7 +134,8 @@ def local_lipschitz(
     def measured(x: Tensor, y: Tensor, keys: Tensor) -> Values:
         with torch.no_grad():
             objective = _stretch(x, model(x), top, ORDERS[attack.threat.norm])
-            x_adv = pgd(attack_view(model), x, attack=attack, objective=objective, seed=seed, keys=keys)
+            view = attack_view(model, attack.precision)
+            x_adv = pgd(view, x, attack=attack, objective=objective, seed=seed, keys=keys)
             return {"constant": objective(model, x_adv).double()}
 
     return _per_example(model, loader, measured, ["constant"], _passes(attack) + 1, work)["constant"]

@@ -206,7 +206,7 @@ def _transfer(model: nn.Module, sibling: nn.Module, loader: Loader, attack: Atta
     """(N,) which examples are wrong, clean or at the sibling's adversarial examples."""
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
-        x_adv = pgd(attack_view(sibling), x, y, attack=attack, seed=seed, keys=keys)
+        x_adv = pgd(attack_view(sibling, attack.precision), x, y, attack=attack, seed=seed, keys=keys)
         work.passed(len(y) * (attack.passes + 2))
         with torch.no_grad():
             return {"wrong": (model(x).argmax(dim=1) != y) | (model(x_adv).argmax(dim=1) != y)}
