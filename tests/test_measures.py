@@ -180,6 +180,15 @@ def test_the_bar_foresees_every_search_once_whoever_asks_first():
     assert sum(passes for *_, passes in foreseen) == done
 
 
+def test_the_best_epoch_is_known_without_a_look_at_the_weights(monkeypatch):
+    with tiny_run() as run:
+        assert run.best_epoch is None
+        run.epoch = 3
+        run.keep_best()
+        monkeypatch.setattr("hookflat.records.weights.load_file", None)
+        assert run.best_epoch == 3
+
+
 ESTIMATED = {"autoattack", "hessian", "multi_norm", "trust"}
 """Measures that drop what is broken, or iterate until something is found."""
 BRIEF = {

@@ -24,6 +24,7 @@ from hookflat.reading.shapes import check_classes
 from hookflat.recipe.options import period_in_epochs
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.folder import RunFolder
+from hookflat.records.weights import about_weights
 from hookflat.training.batches import Batches
 from hookflat.training.console import Console
 from hookflat.training.core import Core
@@ -387,7 +388,8 @@ class Run:
     @property
     def best_epoch(self) -> int | None:
         """After which `keep_best` was last called; None where it was not."""
-        return self.folder.load_network("best")[1].get("epoch") if self.folder.network("best") else None
+        file = self.folder.network("best")
+        return about_weights(file).get("epoch") if file else None
 
     def close(self) -> None:
         """End the live display and the trackers."""
