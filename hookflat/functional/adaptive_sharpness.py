@@ -10,7 +10,6 @@ batch size or processes beyond rounding.
 from __future__ import annotations
 
 import math
-import statistics
 from typing import Literal, Unpack
 
 import torch
@@ -26,7 +25,7 @@ from hookflat.functional.flatness import Flatness, Held
 from hookflat.functional.layers import AuxiliaryHead, NormalizedLogits, RecenteredBatchNorm2d
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved
-from hookflat.functional.robustness import mean, robust_losses
+from hookflat.functional.robustness import mean, robust_losses, standard_error
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
@@ -64,8 +63,7 @@ def average_sharpness(
             u = _random(weights, weight_norm, seed, sample)
             with moved(weights, [rho * c * part for c, part in zip(scales, u, strict=True)]):
                 losses.append(mean(robust_losses(net, loader, attack, seed, work.part(f"sample {sample}"))))
-    error = statistics.stdev(losses) / math.sqrt(samples) if samples > 1 else math.nan
-    return Flatness(math.fsum(losses) / samples - reference, error, losses, reference)
+    return Flatness(math.fsum(losses) / samples - reference, standard_error(losses), losses, reference)
 
 
 def worst_sharpness(
@@ -171,7 +169,7 @@ class _Ascent:
             improved = improved + (better if iteration else 0)
             best, best_u = torch.where(better, loss, best), _where(better, u, best_u)
             if iteration == iterations:
-                return best_u
+                break
             if iteration in checkpoints(iterations):
                 stuck = ~halved_then & (best == best_then)
                 halve = (improved < 0.75 * (iteration - last)) | stuck

@@ -15,6 +15,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import Objective, better, check_start, cross_entropy_with, gradient_at
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
+from hookflat.functional.broadcasting import per_image
 from hookflat.functional.examples import check_images
 from hookflat.functional.threats import Attack, AttackOptions
 
@@ -77,10 +78,10 @@ def _climbed(
         x_adv, value, gradient = gradient_at(model, objective, x_adv)
         pace.rises += value > last if step else 1  # the first step counts as a rise, as in the official code
         improved = ~(value <= best)
-        best_gradient = torch.where(_each(improved, x), gradient, best_gradient)
+        best_gradient = torch.where(per_image(improved, x), gradient, best_gradient)
         best_x, best = better(best_x, best, x_adv, value)
         if pace.looks():
-            back = _each(pace.look(best_x, best), x)
+            back = per_image(pace.look(best_x, best), x)
             x_adv, gradient = torch.where(back, best_x, x_adv), torch.where(back, best_gradient, gradient)
     return best_x, best
 
@@ -113,7 +114,7 @@ class _Halving(_Pace):
 
     def moved(self, x_adv: Tensor, before: Tensor, gradient: Tensor, *, first: bool) -> Tensor:
         """The next point."""
-        step = self.ball.project(x_adv + _each(self.length, x_adv) * self.ball.ascent(gradient, x_adv)) - x_adv
+        step = self.ball.project(x_adv + per_image(self.length, x_adv) * self.ball.ascent(gradient, x_adv)) - x_adv
         share = 1.0 if first else 0.75
         return self.ball.project(x_adv + share * step + (1 - share) * (x_adv - before))
 
@@ -143,7 +144,7 @@ class _Sparse(_Pace):
         smallest = size.sort(dim=1).values.gather(1, place[:, None])
         sign = (gradient.flatten(1).sign() * (size >= smallest)).view_as(gradient)
         count = sign.flatten(1).abs().sum(dim=1) + 1e-10
-        return self.ball.project(x_adv + _each(self.length / count, x_adv) * sign)
+        return self.ball.project(x_adv + per_image(self.length / count, x_adv) * sign)
 
     def look(self, best_x: Tensor, best: Tensor) -> Tensor:
         """Shorten or renew steps; (n,) bool, who goes back to the best point."""
@@ -152,7 +153,3 @@ class _Sparse(_Pace):
         self._share, self._changed = changed / self._values / 1.5, changed
         self.length = torch.where(sparser, self._eps, (self.length / 1.5).clamp_min(self._eps / 10))
         return sparser
-
-
-def _each(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

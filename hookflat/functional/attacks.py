@@ -16,6 +16,7 @@ from hookflat.errors import UserError
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
+from hookflat.functional.broadcasting import per_image
 from hookflat.functional.examples import check_images, check_labels, check_pairs
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.losses import cross_entropy, kl_divergence
@@ -134,7 +135,7 @@ def ascent_until_cycle(
         going &= (moved != landmark).flatten(1).any(dim=1)
         if not going.any():
             return
-        x_adv = torch.where(going.view(-1, *[1] * (x_adv.dim() - 1)), moved, x_adv)
+        x_adv = torch.where(per_image(going, x_adv), moved, x_adv)
         if step & (step + 1) == 0:
             landmark = x_adv
     with torch.no_grad():
@@ -216,7 +217,7 @@ def pgd_tau(
             change = attack.step_size * ball.ascent(gradient, x_adv.detach())
             if noise:
                 change = change + noise * seeds.normal(keys, tuple(x.shape[1:]), seeds.derive_seed(seed, "noise", step))
-            mask = moving.view(-1, *[1] * (x.dim() - 1))
+            mask = per_image(moving, x)
             x_adv = torch.where(mask, ball.project(x_adv.detach() + change), x_adv.detach())
     return x_adv.detach()
 
@@ -301,5 +302,5 @@ def cross_entropy_with(y: Tensor, x: Tensor, *, checked: bool) -> Objective:
 def better(best_x: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Of two points for each example, the one of larger value, and the value."""
     improved = ~(value <= best)  # a NaN wins: it must not hide behind the clean image
-    mask = improved.view(-1, *[1] * (x_adv.dim() - 1))
+    mask = per_image(improved, x_adv)
     return torch.where(mask, x_adv, best_x), torch.where(improved, value, best)

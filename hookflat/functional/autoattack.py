@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import measuring
+from hookflat.functional.choices import Norm
 from hookflat.functional.examples import Examples, Loader, Set, classes_of, set_of
 from hookflat.functional.robustness import RobustLoss
 from hookflat.functional.work import Values, Work
 
 Version = Literal["standard", "plus", "rand", "custom"]
-Norm = Literal["Linf", "L2", "L1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +128,8 @@ class _Package:
             raise ValueError(f"AutoAttack has no attack {strange[0]!r}: it has {', '.join(known)}")
         if not self.attacks:
             raise ValueError(f"no attack of {version!r} is possible with {classes} classes")
-        self.network = _Observed(model, dtype, work)
-        self.view = _Observed(attack_view(model), dtype, work)
+        self.network = _Counted(model, dtype, work)
+        self.view = _Counted(attack_view(model), dtype, work)
         self.version, self.classes = version, classes
         self.options: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed}
 
@@ -147,7 +147,7 @@ class _Package:
             log += more
         return {"broken": broken.float(), "log": torch.tensor(list(log.encode()), dtype=torch.uint8)}
 
-    def _search(self, model: _Observed, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _search(self, model: _Counted, attack: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, str]:
         """Which examples the package calls broken, (n,) bool; its adversarial examples; what it said."""
         from pyautoattack import AutoAttack
 
@@ -170,7 +170,7 @@ class _Package:
         return answers != y, x_adv, "".join(f"{line}\n" for line in log)
 
 
-class _Observed(nn.Module):
+class _Counted(nn.Module):
     """The network as the package takes it, images and logits in float32, its passes counted."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, work: Work) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hookflat.functional import seeds
+from hookflat.functional.broadcasting import per_image
 
 Start = Literal["uniform_norm", "uniform", "gaussian", "zero"]
 
@@ -75,7 +76,7 @@ class _Ball(ABC):
         return self.eps * seeds.uniform(keys, (), seeds.derive_seed(seed, "radius")) ** power
 
     def _over_norm(self, radius: Tensor, direction: Tensor) -> Tensor:
-        return _per_image(radius / self.norm(direction).clamp_min(1e-12), direction)
+        return per_image(radius / self.norm(direction).clamp_min(1e-12), direction)
 
     def _direction(self, keys: Tensor, seed: int) -> Tensor:
         """Of a point uniform on the sphere."""
@@ -126,7 +127,7 @@ class L2Ball(_Ball):
 
     def ascent(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         """The gradient over its norm (Madry et al. 2018)."""
-        return gradient / _per_image(self.norm(gradient).clamp_min(1e-12), gradient)
+        return gradient / per_image(self.norm(gradient).clamp_min(1e-12), gradient)
 
     def project(self, x_adv: Tensor) -> Tensor:
         """x + clip(t (x_adv - x)) for the largest t in [0, 1] that the ball allows."""
@@ -201,7 +202,3 @@ def _placed(x: Tensor, delta: Tensor, size: Tensor, eps: float, norm: Tensor) ->
     """x moved by `size` (n, D) in the direction of `delta`'s signs; rounding does not leave ball and cube."""
     size = size * (eps / norm.clamp_min(1e-300)).clamp_max(1)[:, None]
     return (x + delta.sign() * size.to(x).view_as(x)).clamp_(0, 1)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -7,7 +7,6 @@ found; results do not depend on batch size or processes beyond rounding.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Unpack, cast
@@ -23,6 +22,7 @@ from hookflat.functional.brackets import differentiable, measuring, twice_differ
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
+from hookflat.functional.robustness import standard_error
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
@@ -114,8 +114,7 @@ def hessian_trace(
                 return {"product": (v.double() * hessian.product(v).double()).sum()}
 
             products.append(work.once(f"probe {sample}", probe, together=points.set)["product"].item())
-    error = statistics.stdev(products) / math.sqrt(samples) if samples > 1 else math.nan
-    return Trace(math.fsum(products) / samples, error)
+    return Trace(math.fsum(products) / samples, standard_error(products))
 
 
 def sharpness(

@@ -7,7 +7,6 @@ network is left as found and results do not depend on batch size or processes be
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norm_of, scaled_to
-from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses
+from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses, standard_error
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.weight_gradients import WeightGradients
 from hookflat.functional.work import Values, Work
@@ -79,7 +78,7 @@ def average_flatness(
             with moved(weights, nu):
                 losses.append(mean(robust_losses(model, loader, attack, draw, part)))
     average = math.fsum(losses) / samples
-    return Flatness(average - reference, _standard_error(losses), losses, reference)
+    return Flatness(average - reference, standard_error(losses), losses, reference)
 
 
 def worst_flatness(
@@ -131,7 +130,7 @@ def worst_flatness(
                 return {"loss": climb.robust(examples, sweeps, attack, draw)}
 
             losses.append(work.once(f"attempt {attempt}", ascend, together=examples.set)["loss"].item())
-    return Flatness(max(losses) - reference, _standard_error(losses), losses, reference)
+    return Flatness(max(losses) - reference, standard_error(losses), losses, reference)
 
 
 def adversarial_direction(
@@ -323,7 +322,3 @@ def by_radius(name: str, xi: list[float] | float, found: Sequence[Flatness]) -> 
         if len(flatness.losses) > 1:
             values[f"{key}_stderr"] = flatness.standard_error
     return values
-
-
-def _standard_error(losses: list[float]) -> float:
-    return statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan

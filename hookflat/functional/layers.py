@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hookflat.functional.broadcasting import per_image
+
 
 class Normalized(nn.Module):
     """`net` behind a fixed per-channel normalisation, so that images, attacks and radii live in [0, 1].
@@ -151,7 +153,7 @@ class _Scaled(torch.autograd.Function):
         largest = gradient.abs().flatten(1).amax(dim=1)
         scale = torch.exp2(torch.floor(torch.log2(_LARGEST / largest.clamp_min(1e-30))))
         ctx.scale.copy_(scale)
-        return gradient * scale.view(-1, *[1] * (gradient.dim() - 1)), None
+        return gradient * per_image(scale, gradient), None
 
 
 class _Unscaled(torch.autograd.Function):
@@ -166,4 +168,4 @@ class _Unscaled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
-        return gradient / ctx.scale.view(-1, *[1] * (gradient.dim() - 1)), None
+        return gradient / per_image(ctx.scale, gradient), None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional.brackets import measuring
+from hookflat.functional.broadcasting import per_image
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.robustness import (
     PGD20X10,
@@ -136,7 +137,7 @@ class _Breaking:
             closed[index[wrong]] = True
             x_adv, steps = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv)), steps + 1
             circling = (x_adv == landmark).flatten(1).all(dim=1)
-            due = (steps & (steps - 1) == 0).view(-1, *[1] * (x_adv.dim() - 1))
+            due = per_image(steps & (steps - 1) == 0, x_adv)
             landmark = torch.where(due, x_adv, landmark)
 
     def starts(self, index: Tensor, restarts: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ results do not depend on the batch size or on the number of processes beyond rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -220,3 +222,8 @@ def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def mean(values: Tensor) -> float:
     """In double precision; NaN of nothing."""
     return values.double().mean().item()
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of their mean; NaN of fewer than two."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
