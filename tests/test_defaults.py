@@ -35,9 +35,9 @@ def test_what_an_older_recipe_lacks_is_no_difference_where_it_is_the_default(dat
     place = data.draw(st.sampled_from(places))
     older = without(tables, place)
     filled = dict(flat(with_defaults(older, catalogue_of())))
-    now = dict(flat(tables))[place]
+    then, now = filled.get(place, "nothing"), dict(flat(tables))[place]
     told = differences(older, tables, catalogue_of())
-    assert told == ([] if filled[place] == now else [f"{'.'.join(place)}: {filled[place]} in the folder, {now} now"])
+    assert told == ([] if then == now else [f"{'.'.join(place)}: {then} in the folder, {now} now"])
 
 
 def test_defaults_are_those_of_the_plugin():
