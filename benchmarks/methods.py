@@ -52,7 +52,6 @@ TAIL = """
   training digits ends at 2 and 13 % (`--set attack.steps=1 --set attack.start=zero --set attack.keep=last --set
   schedule.milestones=[]`, the step as long as the radius, one seed). On `scales/cifar10-mini` `fast_at` does not either
   at 16/255. What `n_fgsm` and `grad_align` are for is not to be seen on so few pixels.
-- `kd_swa` was trained with `at`'s drops of the rate; its recipe has the official ones now.
 - `vit`, a transformer of 257,000 parameters, learns nothing from scratch at 0.15, and is no row for that. At 0.05, its
   recipe's radius (seeds 0, 1 and 2, as above): clean error 11.3 ± 0.8 %, RErr (PGD) 26.4 ± 1.6 %, RLoss 1.32 ± 0.06
   (train 1.04 ± 0.07), flatness 0.55 ± 0.06.
