@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from hookflat import Attack, Norm, Number, Quantity, Subject, Threat, UserError, hookimpl, robust_error
+from hookflat import Attack, Data, Norm, Number, Quantity, Subject, Threat, UserError, hookimpl, robust_error
 
 Radius = Annotated[Number | None, Field(ge=0, description="radius in this norm; 0 leaves it out; none: see above")]
 FIELD: dict[Norm, float] = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
@@ -42,14 +42,16 @@ class MultiNormError:
         every = {norm: FIELD[norm] if eps is None else eps for norm, eps in said.items()}
         return {norm.lower(): Threat(eps, norm) for norm, eps in every.items() if eps}
 
-    @hookimpl
-    def measure(self, subject: Subject) -> dict[str, float]:
-        shape = subject.examples.images.shape
+    def check(self, data: Data) -> None:
+        shape = data.train.shape
         if None in (self.linf, self.l2, self.l1) and shape != (3, 32, 32):
             raise UserError(
                 "multi_norm: linf, l2 and l1 have defaults for 3x32x32 images alone, these are "
                 f"{'x'.join(map(str, shape))}: set all three (digits: 0.15, 0.35 and 1.2)"
             )
+
+    @hookimpl
+    def measure(self, subject: Subject) -> dict[str, float]:
         wrong = {}
         for name, threat in self.threats().items():
             attack = Attack(threat, self.alpha * threat.eps, self.steps, self.restarts, precision=subject.precision)

@@ -62,7 +62,7 @@ class RobustWeightPerturbation:
     def extra_loss(self) -> Generator[None, list[Tensor], list[Tensor]]:
         """No other term pulls, either."""
         terms = yield
-        return [0.0 * term for term in terms] if self._masking else terms
+        return [0.0 * term for term in terms] if self._masking else terms  # processes wait for every gradient
 
     @hookimpl(wrapper=True)
     def gradients(self, run: Run, batch: Batch, x_adv: Tensor) -> Generator[None, Tensor, Tensor]:

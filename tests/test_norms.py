@@ -184,6 +184,7 @@ def test_the_union_of_the_norms_is_what_any_of_them_breaks(tmp_path):
 def test_radii_for_other_images_than_the_field_s_are_asked_for(tmp_path):
     with pytest.raises(UserError, match="have defaults for 3x32x32 images alone, these are 1x6x6"):
         run_recipe({"eval": {"final": {"multi_norm": {"linf": 0.05, "l2": 0.3}}}}, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()  # before the training
 
 
 @dataclass(eq=False)

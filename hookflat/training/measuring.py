@@ -67,6 +67,8 @@ class Measurements:
 
     def __post_init__(self) -> None:
         self.precision = agreed(self.recipe.eval.precision, self.accelerator)
+        for measure in (plugin for measures in self.recipe.measures.values() for plugin in measures.values()):
+            getattr(measure, "check", lambda data: None)(self.data)  # before anything is trained
 
     def during(self) -> dict[str, Stage]:
         """The stages through the training."""

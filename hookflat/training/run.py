@@ -119,14 +119,10 @@ class Run:
         self.network = network.to(self.device, memory_format=torch.channels_last).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
         if self.device.type == "cpu":
-            torch.set_num_threads(self._threads())
-
-    def _threads(self) -> int:
-        """Those of the recipe; where it says nothing, those that the work is worth. At most this process's share."""
-        count = max(1, self.batch_size // self.processes)
-        x, _ = self.data.train.part(0, count).__getitems__(torch.arange(min(count, len(self.data.train))))
-        wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
-        return min(wanted, threads.limit())
+            share = self.data.train.part(0, max(1, self.batch_size // self.processes))
+            x, _ = share.__getitems__(torch.arange(len(share)))
+            wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
+            torch.set_num_threads(min(wanted, threads.limit()))
 
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
