@@ -1,6 +1,6 @@
 """hookflat beside torchattacks, pyautoattack and code written by hand: ratios of time at equal results.
 
-    python benchmarks/peers.py [--device cpu|cuda] [--width 32] [--batch 16] [--pairs 3] [--threads 2] [--only ROW ...]
+    python benchmarks/peers.py [--device cpu|cuda] [--width 32] [--batch 16] [--pairs 2] [--threads 2] [--only ROW ...]
     python benchmarks/peers.py --only methods --width 16 --threads 1 --csv docs/costs.csv
 
 ResNet-18 on 32x32 colour images, fp32; --precision bf16 lowers hookflat's searches and training passes. The two sides
@@ -9,9 +9,9 @@ times as fast hookflat is. What each side reached (robust loss, error, training 
 of the other side are in torch's default memory format, as in the official repositories. --torchattacks FOLDER adds
 that package, which pins old: `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna
 charset_normalizer certifi`. AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the
-embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images, in two turns a side at
-most and none to warm up. `methods` has no other side: it is what a whole training of each shipped recipe takes over
-AT's, on images of CIFAR-10's size.
+embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images, in half as many
+turns, one at least, and none to warm up. `methods` has no other side: it is what a whole training of each shipped
+recipe takes over AT's, on images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ import torch.nn.functional as F
 from methods import TAUGHT
 from pyautoattack import AutoAttack
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hookflat import Attack, Data, Images, Recipe, Run, Threat, hookimpl, load_recipe, network_of
+from hookflat.functional.brackets import full_float32
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.records.environment import environment
@@ -208,9 +210,9 @@ class Bench:
                         best = torch.maximum(best, F.cross_entropy(self.net(x_adv), y, reduction="none"))
                 return best.mean()
 
-            self.compare(f"RLoss x {restarts}, by hand", ours, plainly, pairs)
+            self.compare(f"RLoss x {restarts}, by hand", ours, in_float32(plainly), pairs)
             if package:
-                self.compare(f"RLoss x {restarts}, torchattacks", ours, packaged, pairs)
+                self.compare(f"RLoss x {restarts}, torchattacks", ours, in_float32(packaged), pairs)
 
     def rerr(self) -> None:
         """RErr alone, ten restarts, at a radius where about half of the examples break."""
@@ -229,7 +231,7 @@ class Bench:
                     wrong |= self.net(x_adv).argmax(dim=1) != y
             return wrong.float().mean().item()
 
-        self.compare("RErr x 10, by hand", ours, theirs, 2)
+        self.compare("RErr x 10, by hand", ours, in_float32(theirs), 2)
 
     def average(self) -> None:
         """Average-case flatness."""
@@ -245,7 +247,10 @@ class Bench:
             )
             return statistics.fmean(found.losses)
 
-        return ours, lambda: by_hand.average_flatness(self.net, self.x, self.y, budget, xi=xi, samples=samples)
+        def theirs() -> float:
+            return by_hand.average_flatness(self.net, self.x, self.y, budget, xi=xi, samples=samples)
+
+        return ours, in_float32(theirs)
 
     def worst(self) -> None:
         """Worst-case flatness, on a batch of the protocol's size."""
@@ -264,7 +269,7 @@ class Bench:
         def theirs() -> float:
             return by_hand.worst_flatness(self.net, x, y, self.budget, xi=0.003, sweeps=sweeps, batch_size=128)
 
-        return ours, theirs
+        return ours, in_float32(theirs)
 
     def steps(self) -> None:
         """A training step of every method, against the same by hand."""
@@ -379,6 +384,16 @@ class Bench:
             sides = self._autoattacks(self.net, x[:2], y[:2], EPS / 1000)
             for side, call in zip(("", ", pyautoattack"), sides, strict=True):
                 self._profile(f"a twentieth of AutoAttack standard on 2 robust images{side}", call)
+
+    def launches(self) -> None:
+        """How many operations torch is asked for, which a GPU waits for: no views, lists of tensors as one."""
+        sides = {f"a step of {name}": self._steps(name) for name in METHODS}
+        for what, calls in sides.items():
+            ours, theirs = (launched(call) for call in calls)
+            print(f"| {what} | {ours} | {theirs} |", flush=True)
+        one, two = self._worst(1), self._worst(2)
+        ours, theirs = (launched(b) - launched(a) for a, b in zip(one, two, strict=True))
+        print(f"| a step of worst-case flatness | {ours} | {theirs} |")
 
     def _profile(self, what: str, call: Callable[[], Any]) -> None:
         """The shares of each kind of operation, until they make 95 %, and the largest operation of each."""
@@ -528,7 +543,7 @@ class Bench:
 
     def ensemble(self) -> None:
         """A twentieth of AutoAttack standard at a radius where nothing breaks: what it costs on robust images."""
-        count = max(2, len(self.x) // 2)
+        count = max(2, len(self.x) // 4)
         with shorter_autoattack(20):
             name = f"a twentieth of AutoAttack standard on {count} robust images, pyautoattack"
             self._autoattack(name, self.net, self.x[:count], self.y[:count], EPS / 1000)
@@ -536,7 +551,7 @@ class Bench:
     def _autoattack(
         self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
     ) -> None:
-        self.compare(name, *self._autoattacks(net, x, y, eps, attacks), min(2, self.options.pairs), warm=0)
+        self.compare(name, *self._autoattacks(net, x, y, eps, attacks), max(1, self.options.pairs // 2), warm=0)
 
     def _autoattacks(
         self, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
@@ -556,6 +571,36 @@ class Bench:
             return (answers != y).float().mean().item()
 
         return ours, theirs
+
+
+def in_float32(call: Callable[[], Any]) -> Callable[[], Any]:
+    """As measures compute: without the TF32 that GPUs use for float32."""
+
+    def precisely() -> Any:
+        with full_float32():
+            return call()
+
+    return precisely
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations inside, backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "empty" in str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def launched(call: Callable[[], Any]) -> int:
+    """The operations of a call, once it is warm."""
+    call()
+    with Launches() as seen:
+        call()
+    return seen.count
 
 
 @contextmanager
@@ -611,7 +656,7 @@ ROWS = (
     *("pgd", "rloss", "rerr", "average", "worst", "steps", "awp", "autoattack", "ensemble"),
     *("peak", "pipeline", "linear", "memory", "processes"),
 )
-MORE = ("methods", "profile")
+MORE = ("methods", "profile", "launches")
 """Rows that are made only where they are asked for."""
 
 
@@ -620,7 +665,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=2, help="turns of each side; half as many of AutoAttack")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--examples", type=int, default=10, help="for AutoAttack")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar
@@ -90,25 +91,12 @@ def rand_augmented(x: Tensor, draws: Tensor, magnitude: float, mean: Tensor) -> 
     `draws` (n, N, 2) in [0, 1): for each of the N operations which one it is, and in which direction. `mean` as in
     `policy_on`.
     """
-    from torchvision.transforms import v2
-
-    bins, space = 31, v2.RandAugment._AUGMENTATION_SPACE
+    operations, numbers = _rand_augment(magnitude, *x.shape[2:], x.device)
     fill = _colour(tuple((255 * mean).round().int().tolist()), x.device)
     for which, sign in (operation.unbind(dim=1) for operation in draws.unbind(dim=1)):
-        chosen = (which * len(space)).long().clamp_max(len(space) - 1)
-        due: Due = {}
-        for i, (name, (sizes_of, signed)) in enumerate(space.items()):
-            sizes = sizes_of(bins, x.shape[2], x.shape[3])
-            size = 0.0 if sizes is None else float(sizes[round(magnitude * (bins - 1))])
-            for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
-                key = (name, factor * size)
-                due[key] = due.get(key, torch.zeros_like(side)) | ((chosen == i) & side)
-        x = _operated(x, due, fill)
+        chosen = (which * len(numbers)).long().clamp_max(len(numbers) - 1)
+        x = _operated(x, operations, numbers[chosen, (sign > 0.5).long()], fill)
     return x
-
-
-Due = dict[tuple[str, float], Tensor]
-"""Which images (n,) an operation of a size is due on."""
 
 
 def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
@@ -117,32 +105,65 @@ def policy_on(x: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
     `draws` (n, 5) in [0, 1): the sub-policy, and for each of its two operations whether it is applied and in which
     direction. `mean` (C,) in [0, 1] fills what comes from outside.
     """
-    policies, space = _torchvisions()._policies, _torchvisions()._AUGMENTATION_SPACE
-    chosen = (draws[:, 0] * len(policies)).long().clamp_max(len(policies) - 1)
     fill = _colour(tuple((255 * mean).round().int().tolist()), x.device)
     for number in range(2):
+        operations, numbers, probabilities = _policy(number, *x.shape[2:], x.device)
+        chosen = (draws[:, 0] * len(numbers)).long().clamp_max(len(numbers) - 1)
         applied, sign = draws[:, 1 + 2 * number], draws[:, 2 + 2 * number]
-        due: Due = {}
-        for i, policy in enumerate(policies):
-            name, probability, bin_of_ten = policy[number]
-            here = (chosen == i) & (applied <= probability)
-            bins, signed = space[name]
-            sizes = bins(10, x.shape[2], x.shape[3])
-            size = 0.0 if sizes is None else float(sizes[bin_of_ten])
-            for factor, side in ((1, sign > 0.5), (-1, sign <= 0.5)) if signed else ((1, sign >= 0),):
-                key = (name, factor * size)
-                due[key] = due.get(key, torch.zeros_like(here)) | (here & side)
-        x = _operated(x, due, fill)
+        which = numbers[chosen, (sign > 0.5).long()]
+        x = _operated(x, operations, torch.where(applied <= probabilities[chosen], which, -1), fill)
     return x
 
 
-def _operated(x: Tensor, due: Due, fill: Tensor) -> Tensor:
-    """Every operation on the images that it is due on: once for all of them.
+Operation = tuple[str, float]
+"""Name and size, of torchvision's."""
+
+
+@cache
+def _policy(number: int, height: int, width: int, device: torch.device) -> tuple[list[Operation], Tensor, Tensor]:
+    """The first or the second operations of the sub-policies, `_numbered`, and their probabilities (25,)."""
+    drawn, space = [policy[number] for policy in _torchvisions()._policies], _torchvisions()._AUGMENTATION_SPACE
+    sized = [(name, space[name][0](10, height, width), bin_of_ten) for name, _, bin_of_ten in drawn]
+    listed = [(name, _size(sizes, place), space[name][1]) for name, sizes, place in sized]
+    return *_numbered(listed, device), torch.tensor([probability for _, probability, _ in drawn], device=device)
+
+
+@cache
+def _rand_augment(magnitude: float, height: int, width: int, device: torch.device) -> tuple[list[Operation], Tensor]:
+    """RandAugment's operations, `_numbered`."""
+    from torchvision.transforms import v2
+
+    bins, space = 31, v2.RandAugment._AUGMENTATION_SPACE
+    place = round(magnitude * (bins - 1))
+    listed = [(name, _size(sizes(bins, height, width), place), signed) for name, (sizes, signed) in space.items()]
+    return _numbered(listed, device)
+
+
+def _size(sizes: Tensor | None, place: int) -> float:
+    return 0.0 if sizes is None else float(sizes[place])
+
+
+def _numbered(listed: Sequence[tuple[str, float, bool]], device: torch.device) -> tuple[list[Operation], Tensor]:
+    """The different ones of listed operations, and which of them each is, (n, 2): turned around, and as it stands.
+
+    Listed with each: whether it has two directions.
+    """
+    different: dict[Operation, int] = {}
+    numbers = [
+        [different.setdefault((name, way * size), len(different)) for way in ((-1, 1) if signed else (1, 1))]
+        for name, size, signed in listed
+    ]
+    return list(different), torch.tensor(numbers, device=device)
+
+
+def _operated(x: Tensor, operations: Sequence[Operation], which: Tensor, fill: Tensor) -> Tensor:
+    """To each image the operation of its number in `which` (n,), none where it is -1: each once for all of its images.
 
     On a GPU on all images, so that nobody has to wait and see which they are.
     """
     before = x
-    for (name, size), images in due.items():
+    for number, (name, size) in enumerate(operations):
+        images = which == number
         if x.is_cuda:
             x = torch.where(images.view(-1, 1, 1, 1), _operation(before, name, size, fill), x)
         elif len(index := images.nonzero().flatten()):

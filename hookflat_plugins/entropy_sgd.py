@@ -56,7 +56,10 @@ class EntropySgd:
 
 
 class EntropySGD(torch.optim.Optimizer):
-    """One inner Langevin step a call, and the outer step with the last of each `langevin_steps`."""
+    """One inner Langevin step a call, and the outer step with the last of each `langevin_steps`.
+
+    All parameters at once, by torch's operations on lists: a GPU would wait for one operation after another.
+    """
 
     def __init__(
         self, params: list[nn.Parameter], *, noise_from: Callable[[], torch.Generator], **options: Any
@@ -90,26 +93,40 @@ class EntropySGD(torch.optim.Optimizer):
             state.setdefault("momentum", torch.zeros_like(p))
 
     def _inner_step(self, group: dict[str, Any]) -> None:
-        generator = self.noise_from()
-        gamma = group["gamma"] * (1 + group["scoping"]) ** group["outer"]
+        params, gamma = group["params"], group["gamma"] * (1 + group["scoping"]) ** group["outer"]
         scale = group["noise"] / math.sqrt(0.5 * group["inner_lr"])
-        for p, noise in zip(group["params"], normals_like(group["params"], generator), strict=True):
-            state = self.state[p]
-            gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            change = _with_momentum(gradient, p, state["inner_momentum"], group)
-            change = change - gamma * (state["anchor"] - p) + scale * noise
-            p.sub_(group["inner_lr"] * change)
-            state["mean"].lerp_(p, 1 - group["averaging"])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        changes = _with_momentum(gradients, params, self._each(group, "inner_momentum"), group)
+        pulls = torch._foreach_sub(self._each(group, "anchor"), params)
+        torch._foreach_mul_(pulls, gamma)
+        torch._foreach_sub_(changes, pulls)
+        noises = normals_like(params, self.noise_from())
+        torch._foreach_mul_(noises, scale)
+        torch._foreach_add_(changes, noises)
+        torch._foreach_mul_(changes, group["inner_lr"])
+        torch._foreach_sub_(params, changes)
+        torch._foreach_lerp_(self._each(group, "mean"), params, 1 - group["averaging"])
 
     def _outer_step(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            state = self.state[p]
-            p.copy_(state["anchor"])
-            p.sub_(group["lr"] * _with_momentum(p - state["mean"], p, state["momentum"], group))
+        params = group["params"]
+        torch._foreach_copy_(params, self._each(group, "anchor"))
+        ways = list(torch._foreach_sub(params, self._each(group, "mean")))
+        changes = _with_momentum(ways, params, self._each(group, "momentum"), group)
+        torch._foreach_mul_(changes, group["lr"])
+        torch._foreach_sub_(params, changes)
+
+    def _each(self, group: dict[str, Any], name: str) -> list[Tensor]:
+        return [self.state[p][name] for p in group["params"]]
 
 
-def _with_momentum(gradient: Tensor, p: Tensor, buffer: Tensor, group: dict[str, Any]) -> Tensor:
-    """Weight decay and Nesterov momentum; moves `buffer`."""
-    gradient = gradient + group["weight_decay"] * p
-    buffer.mul_(group["momentum"]).add_(gradient)
-    return gradient + group["momentum"] * buffer
+def _with_momentum(
+    gradients: list[Tensor], params: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+) -> list[Tensor]:
+    """Weight decay and Nesterov momentum; moves `buffers`."""
+    decayed = torch._foreach_mul(params, group["weight_decay"])
+    torch._foreach_add_(decayed, gradients)
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, decayed)
+    changes = torch._foreach_mul(buffers, group["momentum"])
+    torch._foreach_add_(changes, decayed)
+    return list(changes)

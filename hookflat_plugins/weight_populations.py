@@ -64,8 +64,9 @@ class RandomWeights:
         for _ in range(self.population):
             with moved(weights, self.perturbation(run, batch, x_adv, weights)):
                 gradients = run.gradients_at(batch, x_adv, trained)
-            for total, gradient in zip(mean, gradients, strict=True):
-                total.add_(gradient.clamp_(-self.clip, self.clip), alpha=1 / self.population)
+            torch._foreach_clamp_min_(gradients, -self.clip)
+            torch._foreach_clamp_max_(gradients, self.clip)
+            torch._foreach_add_(mean, gradients, alpha=1 / self.population)
         for p, gradient in zip(trained, mean, strict=True):
             p.grad = gradient
 
@@ -107,5 +108,5 @@ class WeightAttack(RandomWeights):
                 with moved(weights, nu):
                     gradients = run.gradients_at(batch, x_adv, weights)
                 step = scaled_to(gradients, weights, self.step_size)
-                nu = project([n + s for n, s in zip(nu, step, strict=True)], weights, self.xi)
+                nu = project(torch._foreach_add(nu, step), weights, self.xi)
         return nu

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hookflat.functional import seeds
-from hookflat.functional.seeds import _normals, normals_like
+from hookflat.functional.seeds import each_normal_like, normals_like
 
 
 def test_uniform_and_normal_draws_follow_their_distributions():
@@ -50,10 +50,8 @@ def test_weights_are_drawn_in_place_alike_everywhere_and_normally():
     again = normals_like([s.double() for s in shapes], torch.Generator().manual_seed(3))
     assert all(torch.equal(a.float(), d) for a, d in zip(again, draws, strict=True))
     assert torch.equal(normals_like(shapes[:1], torch.Generator().manual_seed(3))[0], draws[0])
-    for size, drawn in ((3, draws), (1, draws[:1])):  # all at once, as on a GPU
-        seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))
-        together = _normals(shapes[:size], [seeds.derive_seed(seed, i) for i in range(size)])
-        assert all(torch.equal(a, b) for a, b in zip(together, drawn, strict=True))
+    one_by_one = each_normal_like(shapes, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(one_by_one, draws, strict=True))
     generator = torch.Generator().manual_seed(3)
     first, second = normals_like(shapes, generator), normals_like(shapes, generator)
     assert not torch.equal(first[2], second[2])

@@ -11,7 +11,7 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -74,8 +74,7 @@ class AttackView(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the folded convolutions from the current weights and statistics."""
-        for fold in self._folds:
-            fold.refresh()
+        _refresh(self._folds)
         self.forget()
 
     def forget(self) -> None:
@@ -213,18 +212,15 @@ def _shared_copy(model: nn.Module) -> nn.Module:
 
 @dataclass
 class _Fold:
-    """One convolution of the view with the batch norm behind it, both read from the live network."""
+    """One convolution of the view with the batch norm behind it, both read from the live network.
+
+    `factor` (C,): by which the batch norm multiplied each channel at the last refresh.
+    """
 
     view: nn.Conv2d
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
-
-    @property
-    def factor(self) -> Tensor:
-        """By which the batch norm multiplies each channel."""
-        assert self.norm.running_var is not None
-        scale = self.norm.scale if isinstance(self.norm, RecenteredBatchNorm2d) else self.norm.weight
-        return torch.rsqrt(self.norm.running_var + self.norm.eps) * (1 if scale is None else scale)
+    factor: Tensor
 
     def places(self, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Where a parameter of the network is in the folded convolution, with its factor."""
@@ -234,14 +230,34 @@ class _Fold:
             return [(self.view.bias, self.factor)]
         return []
 
-    def refresh(self) -> None:
-        norm, factor = self.norm, self.factor
-        assert norm.running_mean is not None
-        assert self.view.bias is not None
-        shift = -norm.running_mean if self.conv.bias is None else self.conv.bias - norm.running_mean
-        torch.mul(self.conv.weight, factor.view(-1, 1, 1, 1), out=self.view.weight)
-        bias = shift * factor if norm.bias is None else shift * factor + norm.bias
-        self.view.bias.copy_(bias)
+
+def _refresh(folds: Sequence[_Fold]) -> None:
+    """All folded convolutions from the network's, by lists: one by one they are launches that a GPU waits for."""
+    if not folds:
+        return
+    norms = [fold.norm for fold in folds]
+    factors = torch._foreach_add([cast(Tensor, norm.running_var) for norm in norms], [norm.eps for norm in norms])
+    torch._foreach_rsqrt_(factors)
+    if affine := [(factor, norm) for factor, norm in zip(factors, norms, strict=True) if norm.weight is not None]:
+        centres = [float(isinstance(norm, RecenteredBatchNorm2d)) for _, norm in affine]  # their scale is 1 + weight
+        scales = torch._foreach_add([norm.weight for _, norm in affine], centres)
+        torch._foreach_mul_([factor for factor, _ in affine], scales)
+    shifts = torch._foreach_neg([cast(Tensor, norm.running_mean) for norm in norms])
+    _where_there(torch._foreach_add_, shifts, [fold.conv.bias for fold in folds])
+    torch._foreach_mul_(shifts, factors)
+    _where_there(torch._foreach_add_, shifts, [norm.bias for norm in norms])
+    weights = [fold.view.weight for fold in folds]
+    torch._foreach_copy_(weights, [fold.conv.weight for fold in folds])
+    torch._foreach_mul_(weights, [factor.view(-1, 1, 1, 1) for factor in factors])
+    torch._foreach_copy_([cast(Tensor, fold.view.bias) for fold in folds], shifts)
+    for fold, factor in zip(folds, factors, strict=True):
+        fold.factor = factor
+
+
+def _where_there(operation: Callable[..., Any], into: Sequence[Tensor], others: Sequence[Tensor | None]) -> None:
+    """An operation on lists in place, on those that have another."""
+    if pairs := [(a, b) for a, b in zip(into, others, strict=True) if b is not None]:
+        operation(*map(list, zip(*pairs, strict=True)))
 
 
 class _Tracer(fx.Tracer):
@@ -306,5 +322,5 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
         own = plain.get_submodule(norm_name)
         rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))
         traced.set_submodule(norm_name, rest)
-        folds.append(_Fold(view, conv, norm))
+        folds.append(_Fold(view, conv, norm, torch.ones_like(view.bias)))
     return (traced, folds) if folds else (plain, [])

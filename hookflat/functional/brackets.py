@@ -16,13 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def restored(tensors: Iterable[Tensor]) -> Generator[None]:
     """Copy the values of `tensors` (parameters or buffers) and write them back on any exit."""
     tensors = list(tensors)
-    saved = [t.detach().clone() for t in tensors]
+    saved = [torch.empty_like(t) for t in tensors]
+    _copy(saved, tensors)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
+        _copy(tensors, saved)
+
+
+@torch.no_grad()
+def _copy(into: list[Tensor], values: list[Tensor]) -> None:
+    if into:
+        torch._foreach_copy_(into, values)
 
 
 @contextmanager

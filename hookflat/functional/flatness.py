@@ -21,7 +21,7 @@ from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norm_of, scaled_to
+from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, ratios, scaled_to
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses, standard_error
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.weight_gradients import WeightGradients
@@ -208,9 +208,10 @@ class _Climb:
         gradients: WeightGradients,
         work: Work,
     ) -> None:
-        self.model, self.weights, self.nu, self.work = model, weights, nu, work
+        self.model, self.nu, self.work = model, nu, work
+        self.weights: list[Tensor] = [*weights]
         self.xi, self.step_size, self.filters, self.gradients = xi, step_size, filters, gradients
-        self.sizes = [norm_of(w.detach(), filters=filters) for w in weights]
+        self.sizes = norms(self.weights, filters=filters)
 
     @contextmanager
     def under_way(self) -> Generator[None]:
@@ -220,15 +221,15 @@ class _Climb:
             self.place(self.nu)
             yield
         finally:
-            for w, centre in zip(self.weights, self.centre, strict=True):
-                w.data.copy_(centre)
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.centre)
 
     @torch.no_grad()
     def place(self, nu: list[Tensor]) -> None:
         """The network to w + nu."""
         self.nu = nu
-        for w, centre, n in zip(self.weights, self.centre, nu, strict=True):
-            torch.add(centre, n, out=w)
+        torch._foreach_copy_(self.weights, self.centre)
+        torch._foreach_add_(self.weights, nu)
         self.gradients.refresh()
 
     def robust(self, examples: Held, sweeps: int, attack: Attack, seed: int) -> Tensor:
@@ -285,10 +286,14 @@ class _Climb:
 
     def _move(self, gradients: list[Tensor]) -> None:
         """nu by `step_size` ||w_l|| along the gradient of every layer, and back into the ball."""
-        for nu, g, size in zip(self.nu, gradients, self.sizes, strict=True):
-            nu.add_(g * _ratio(self.step_size * size, norm_of(g, filters=self.filters)))
-            nu.mul_(_ratio(self.xi * size, norm_of(nu, filters=self.filters)).clamp_max(1))
+        torch._foreach_add_(self.nu, torch._foreach_mul(gradients, self._ratios(gradients, self.step_size)))
+        inwards = self._ratios(self.nu, self.xi)
+        torch._foreach_clamp_max_(inwards, 1)
+        torch._foreach_mul_(self.nu, inwards)
         self.place(self.nu)
+
+    def _ratios(self, tensors: list[Tensor], length: float) -> list[Tensor]:
+        return ratios(self.sizes, norms(tensors, filters=self.filters), length)
 
     def _loss(self, examples: Held, x: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -297,11 +302,6 @@ class _Climb:
                 total += cross_entropy(self.model(x[index]), examples.y[index]).double().sum()
                 self.work.passed(len(index))
         return examples.set.sum(total) / examples.total
-
-
-def _ratio(length: Tensor, norm: Tensor) -> Tensor:
-    """By what to stretch what is `norm` long to a length; zero stays zero."""
-    return torch.where(norm > 0, length / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
 
 
 def radii(xi: list[float] | float) -> list[float]:

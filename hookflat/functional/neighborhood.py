@@ -54,23 +54,23 @@ def scaled_to(
 
     `filters`: in convolutions each output filter to xi times its own norm.
     """
-    if filters:
-        return [_by_filter(d, w.detach(), xi) for d, w in zip(directions, weights, strict=True)]
-    norms = torch.stack([torch.linalg.vector_norm(d) for d in directions])
-    sizes = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights])
-    factors = torch.where(norms > 0, xi * sizes / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
-    return [f * d for f, d in zip(factors.unbind(), directions, strict=True)]
+    sizes = norms([w.detach() for w in weights], filters=filters)
+    return list(torch._foreach_mul([*directions], ratios(sizes, norms(directions, filters=filters), xi)))
 
 
-def _by_filter(direction: Tensor, weight: Tensor, xi: float) -> Tensor:
-    norm, size = norm_of(direction, filters=True), norm_of(weight, filters=True)
-    return torch.where(norm > 0, xi * size / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0) * direction
+def norms(tensors: Sequence[Tensor], *, filters: bool = False) -> list[Tensor]:
+    """The norm of each tensor, or of each filter of a convolution's, in a shape to multiply it by."""
+    if not filters:
+        return list(torch._foreach_norm([*tensors]))
+    dims = (tuple(range(1 if t.dim() > 2 else 0, t.dim())) for t in tensors)
+    return [torch.linalg.vector_norm(t, dim=dim, keepdim=True) for t, dim in zip(tensors, dims, strict=True)]
 
 
-def norm_of(tensor: Tensor, *, filters: bool = False) -> Tensor:
-    """The norm of a tensor, or of each filter of a convolution's, in a shape to multiply it by."""
-    dims = tuple(range(1 if filters and tensor.dim() > 2 else 0, tensor.dim()))
-    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+def ratios(lengths: Sequence[Tensor], norms: Sequence[Tensor], xi: float) -> list[Tensor]:
+    """By what to stretch what is of these `norms` to `xi` times these lengths; zero stays zero."""
+    length, norm = (torch.cat([n.flatten() for n in each]) for each in (lengths, norms))
+    found = torch.where(norm > 0, xi * length / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
+    return [r.view(n.shape) for r, n in zip(found.split([n.numel() for n in norms]), norms, strict=True)]
 
 
 def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:
@@ -117,7 +117,7 @@ def project(nu: Sequence[Tensor], weights: Sequence[Tensor], xi: float, *, filte
     `filters`: the same for each filter of a convolution.
     """
     on_sphere = scaled_to(nu, weights, xi, filters=filters)
-    sizes = ([norm_of(n, filters=filters) for n in each] for each in (nu, on_sphere))
+    sizes = (norms(each, filters=filters) for each in (nu, on_sphere))
     return [torch.where(b < a, s, n) for n, s, a, b in zip(nu, on_sphere, *sizes, strict=True)]
 
 

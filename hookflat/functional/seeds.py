@@ -91,15 +91,13 @@ def _polar(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Standard normal draws in the shape, type and place of each tensor; `generator` (CPU) only seeds them."""
-    if tensors and all(t.is_cuda and t.device == tensors[0].device for t in tensors):
-        return _normals(tensors, _each_seed(tensors, generator))  # a GPU has more to do at once
-    return list(each_normal_like(tensors, generator))
+    return _normals(tensors, _each_seed(tensors, generator)) if tensors else []
 
 
 def each_normal_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
     """The draws of `normals_like`, one after another: no more than one is held."""
     for t, s in zip(tensors, _each_seed(tensors, generator), strict=True):
-        yield _normals([t], [s], part=2**15)[0]  # on a CPU a part stays in its caches
+        yield _normals([t], [s])[0]
 
 
 def _each_seed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[int]:
@@ -107,13 +105,14 @@ def _each_seed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[in
     return [derive_seed(seed, number) for number in range(len(tensors))]
 
 
-def _normals(tensors: Sequence[Tensor], seeds: Sequence[int], part: int | None = None) -> list[Tensor]:
-    """Box-Muller, both of each pair, `part` pairs at once; the draws of a tensor depend on its own seed alone."""
+def _normals(tensors: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
+    """Box-Muller, both of each pair; the draws of a tensor depend on its own seed alone."""
     pairs = [t.numel() // 2 + 1 for t in tensors]
-    counters = [torch.arange(1, n + 1, device=t.device) for t, n in zip(tensors, pairs, strict=True)]
-    states = torch.cat([c.mul_(_GOLDEN).add_(seed) for c, seed in zip(counters, seeds, strict=True)])
+    counter = torch.arange(1, max(pairs) + 1, device=tensors[0].device).mul_(_GOLDEN)
+    states = torch.cat(torch._foreach_add([counter[:n] for n in pairs], seeds))
     cosines, sines = torch.empty(2, len(states), device=states.device)
-    for of_states, cosine, sine in zip(*(t.split(part or len(t)) for t in (states, cosines, sines)), strict=True):
+    part = len(states) if states.is_cuda else 2**15  # on a CPU a part stays in its caches
+    for of_states, cosine, sine in zip(*(t.split(part) for t in (states, cosines, sines)), strict=True):
         radius, angle = _polar(_mix(of_states))
         torch.mul(radius, torch.cos(angle), out=cosine)
         torch.mul(radius, angle.sin_(), out=sine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +42,13 @@ class WeightGradients:
     def __call__(self, x: Tensor, y: Tensor, *, inputs: bool) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The summed loss, its gradient by each of the weights, and by `x` where `inputs` are asked for."""
         x = x.requires_grad_(inputs)
-        leaves = [tensor for places in self.places for tensor, _ in places]
+        leaves, factors = zip(*(place for places in self.places for place in places), strict=True)
         with differentiable(leaves), torch.enable_grad():
             loss = cross_entropy(self.net(x), y).sum()
-            gradients = iter(torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True))
-        by_weights = []
-        for places in self.places:
-            parts = [g if factor is None else factor * g for (_, factor), g in zip(places, gradients, strict=False)]
-            by_weights.append(sum(parts[1:], start=parts[0]))
-        return loss.detach(), by_weights, next(gradients, None)
+            found = torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True)
+        by_place = found[: len(leaves)]
+        if folded := [(g, f) for g, f in zip(by_place, factors, strict=True) if f is not None]:
+            torch._foreach_mul_(*map(list, zip(*folded, strict=True)))
+        parts = iter(by_place)
+        by_weights = [reduce(torch.add, islice(parts, len(places))) for places in self.places]
+        return loss.detach(), by_weights, found[-1] if inputs else None
