@@ -10,8 +10,8 @@ of the other side are in torch's default memory format, as in the official repos
 that package, which pins old: `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna
 charset_normalizer certifi`. AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the
 embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images, in half as many
-turns, one at least, and none to warm up. `methods` has no other side: it is what a whole training of each shipped
-recipe takes over AT's, on images of CIFAR-10's size.
+turns (the two APGDs, which warm up standard, in two at least), and none to warm up. `methods` has no other side: it is
+what a whole training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -386,7 +386,10 @@ class Bench:
                 self._profile(f"a twentieth of AutoAttack standard on 2 robust images{side}", call)
 
     def launches(self) -> None:
-        """How many operations torch is asked for, which a GPU waits for: no views, lists of tensors as one."""
+        """How many operations torch is asked for, which takes Python's time: no views, one on a list of tensors as one.
+
+        A GPU may still launch one for each tensor of a list, where their shapes or strides differ.
+        """
         sides = {f"a step of {name}": self._steps(name) for name in METHODS}
         for what, calls in sides.items():
             ours, theirs = (launched(call) for call in calls)
@@ -538,7 +541,7 @@ class Bench:
     def autoattack(self) -> None:
         """RErr by AutoAttack: both APGDs, and standard."""
         net, x, y, eps = self._attacked()
-        self._autoattack(f"both APGDs, pyautoattack ({len(y)} images)", net, x, y, eps, ["apgd-ce", "apgd-t"])
+        self._autoattack(f"both APGDs, pyautoattack ({len(y)} images)", net, x, y, eps, ["apgd-ce", "apgd-t"], turns=2)
         self._autoattack(f"AutoAttack standard, pyautoattack ({len(y)} images)", net, x, y, eps)
 
     def ensemble(self) -> None:
@@ -549,9 +552,10 @@ class Bench:
             self._autoattack(name, self.net, self.x[:count], self.y[:count], EPS / 1000)
 
     def _autoattack(
-        self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None
+        self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None, turns: int = 1
     ) -> None:
-        self.compare(name, *self._autoattacks(net, x, y, eps, attacks), max(1, self.options.pairs // 2), warm=0)
+        turns = max(turns, self.options.pairs // 2)
+        self.compare(name, *self._autoattacks(net, x, y, eps, attacks), turns, warm=0)
 
     def _autoattacks(
         self, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None

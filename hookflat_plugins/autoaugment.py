@@ -122,10 +122,12 @@ Operation = tuple[str, float]
 @cache
 def _policy(number: int, height: int, width: int, device: torch.device) -> tuple[list[Operation], Tensor, Tensor]:
     """The first or the second operations of the sub-policies, `_numbered`, and their probabilities (25,)."""
-    drawn, space = [policy[number] for policy in _torchvisions()._policies], _torchvisions()._AUGMENTATION_SPACE
-    sized = [(name, space[name][0](10, height, width), bin_of_ten) for name, _, bin_of_ten in drawn]
-    listed = [(name, _size(sizes, place), space[name][1]) for name, sizes, place in sized]
-    return *_numbered(listed, device), torch.tensor([probability for _, probability, _ in drawn], device=device)
+    listed, probabilities = [], []
+    for name, probability, bin_of_ten in (policy[number] for policy in _torchvisions()._policies):
+        sizes, signed = _torchvisions()._AUGMENTATION_SPACE[name]
+        listed.append((name, _size(sizes(10, height, width), bin_of_ten), signed))
+        probabilities.append(probability)
+    return *_numbered(listed, device), torch.tensor(probabilities, device=device)
 
 
 @cache

@@ -76,6 +76,8 @@ class EntropySGD(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # ty: ignore[incompatible-method-override]
         """One inner step from the gradients there are, and the outer step when the cycle is full."""
         for group in self.param_groups:
+            if not group["params"]:
+                continue
             if group["inner"] == 0:
                 self._begin(group)
             self._inner_step(group)
@@ -100,6 +102,7 @@ class EntropySGD(torch.optim.Optimizer):
         pulls = torch._foreach_sub(self._each(group, "anchor"), params)
         torch._foreach_mul_(pulls, gamma)
         torch._foreach_sub_(changes, pulls)
+        del pulls  # room for the noise
         noises = normals_like(params, self.noise_from())
         torch._foreach_mul_(noises, scale)
         torch._foreach_add_(changes, noises)

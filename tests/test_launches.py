@@ -1,4 +1,7 @@
-"""How many operations torch is asked for: a GPU waits for each; they must not grow with the number of layers."""
+"""How many operations Python asks torch for: they must not grow with the number of layers.
+
+One on a list is one here; a GPU launches one for each tensor where shapes or strides differ, but from C++, faster.
+"""
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from hookflat_plugins.entropy_sgd import EntropySGD
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations but for views; one on a list of tensors counts once."""
+    """Counts operations but for views."""
 
     count = 0
 

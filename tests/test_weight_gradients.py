@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import hookflat
 from hookflat.functional import winograd
 from hookflat.functional.attack_view import AttackView, attack_view
 from hookflat.functional.brackets import frozen
@@ -97,3 +98,27 @@ def test_two_images_show_whether_the_folded_network_is_the_network():
     with frozen(net), counted() as passes:
         WeightGradients(net, weights, torch.rand(50, 3, 8, 8, dtype=torch.float64))
     assert passes.total == 2
+
+
+class Sum(nn.Linear):
+    """Its weight is the sum of two parameters, to which autograd gives one gradient."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.delta = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight + self.delta, self.bias)
+
+
+def test_parameters_with_one_gradient_have_tensors_of_their_own():
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Flatten(), Sum(12, 4)).eval(), torch.rand(8, 3, 2, 2), torch.arange(8) % 4
+    weights = [model[1].weight, model[1].delta]
+    _, gradients, _ = WeightGradients(model, weights, x)(x, y, inputs=False)
+    assert gradients[0] is not gradients[1]
+    assert torch.equal(*gradients)
+    asked = {"sweeps": 3, "attempts": 1, "reference": 0.0, "batch_size": 8, "xi": 0.1}
+    pieces = [[(x[i : i + size], y[i : i + size]) for i in range(0, 8, size)] for size in (8, 2)]
+    whole, split = (hookflat.worst_flatness(model, loader, **asked).losses[0] for loader in pieces)
+    assert split == pytest.approx(whole, rel=1e-6)

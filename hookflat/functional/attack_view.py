@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -220,7 +220,7 @@ class _Fold:
     view: nn.Conv2d
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
-    factor: Tensor
+    factor: Tensor = field(init=False)
 
     def places(self, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Where a parameter of the network is in the folded convolution, with its factor."""
@@ -232,7 +232,7 @@ class _Fold:
 
 
 def _refresh(folds: Sequence[_Fold]) -> None:
-    """All folded convolutions from the network's, by lists: one by one they are launches that a GPU waits for."""
+    """All folded convolutions from the network's, by lists: a GPU waits for what Python asks for one by one."""
     if not folds:
         return
     norms = [fold.norm for fold in folds]
@@ -243,9 +243,9 @@ def _refresh(folds: Sequence[_Fold]) -> None:
         scales = torch._foreach_add([norm.weight for _, norm in affine], centres)
         torch._foreach_mul_([factor for factor, _ in affine], scales)
     shifts = torch._foreach_neg([cast(Tensor, norm.running_mean) for norm in norms])
-    _where_there(torch._foreach_add_, shifts, [fold.conv.bias for fold in folds])
+    where_there(torch._foreach_add_, shifts, [fold.conv.bias for fold in folds])
     torch._foreach_mul_(shifts, factors)
-    _where_there(torch._foreach_add_, shifts, [norm.bias for norm in norms])
+    where_there(torch._foreach_add_, shifts, [norm.bias for norm in norms])
     weights = [fold.view.weight for fold in folds]
     torch._foreach_copy_(weights, [fold.conv.weight for fold in folds])
     torch._foreach_mul_(weights, [factor.view(-1, 1, 1, 1) for factor in factors])
@@ -254,7 +254,7 @@ def _refresh(folds: Sequence[_Fold]) -> None:
         fold.factor = factor
 
 
-def _where_there(operation: Callable[..., Any], into: Sequence[Tensor], others: Sequence[Tensor | None]) -> None:
+def where_there(operation: Callable[..., Any], into: Sequence[Tensor], others: Sequence[Tensor | None]) -> None:
     """An operation on lists in place, on those that have another."""
     if pairs := [(a, b) for a, b in zip(into, others, strict=True) if b is not None]:
         operation(*map(list, zip(*pairs, strict=True)))
@@ -322,5 +322,5 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
         own = plain.get_submodule(norm_name)
         rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))
         traced.set_submodule(norm_name, rest)
-        folds.append(_Fold(view, conv, norm, torch.ones_like(view.bias)))
+        folds.append(_Fold(view, conv, norm))
     return (traced, folds) if folds else (plain, [])

@@ -26,8 +26,9 @@ def restored(tensors: Iterable[Tensor]) -> Generator[None]:
 
 @torch.no_grad()
 def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    if into:
-        torch._foreach_copy_(into, values)
+    for dtype in {t.dtype for t in into}:  # a GPU takes lists of one type at once
+        these = [i for i, t in enumerate(into) if t.dtype == dtype]
+        torch._foreach_copy_([into[i] for i in these], [values[i] for i in these])
 
 
 @contextmanager

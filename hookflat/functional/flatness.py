@@ -21,7 +21,7 @@ from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, ratios, scaled_to
+from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, scaled_to, stretches
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses, standard_error
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.weight_gradients import WeightGradients
@@ -285,15 +285,16 @@ class _Climb:
         return total, by_inputs
 
     def _move(self, gradients: list[Tensor]) -> None:
-        """nu by `step_size` ||w_l|| along the gradient of every layer, and back into the ball."""
-        torch._foreach_add_(self.nu, torch._foreach_mul(gradients, self._ratios(gradients, self.step_size)))
-        inwards = self._ratios(self.nu, self.xi)
+        """nu by `step_size` ||w_l|| along the gradient of every layer, and back into the ball; uses up `gradients`."""
+        torch._foreach_mul_(gradients, self._stretches(gradients, self.step_size))
+        torch._foreach_add_(self.nu, gradients)
+        inwards = self._stretches(self.nu, self.xi)
         torch._foreach_clamp_max_(inwards, 1)
         torch._foreach_mul_(self.nu, inwards)
         self.place(self.nu)
 
-    def _ratios(self, tensors: list[Tensor], length: float) -> list[Tensor]:
-        return ratios(self.sizes, norms(tensors, filters=self.filters), length)
+    def _stretches(self, tensors: list[Tensor], xi: float) -> list[Tensor]:
+        return stretches(norms(tensors, filters=self.filters), self.sizes, xi)
 
     def _loss(self, examples: Held, x: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)

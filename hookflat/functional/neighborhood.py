@@ -55,7 +55,7 @@ def scaled_to(
     `filters`: in convolutions each output filter to xi times its own norm.
     """
     sizes = norms([w.detach() for w in weights], filters=filters)
-    return list(torch._foreach_mul([*directions], ratios(sizes, norms(directions, filters=filters), xi)))
+    return list(torch._foreach_mul([*directions], stretches(norms(directions, filters=filters), sizes, xi)))
 
 
 def norms(tensors: Sequence[Tensor], *, filters: bool = False) -> list[Tensor]:
@@ -66,11 +66,12 @@ def norms(tensors: Sequence[Tensor], *, filters: bool = False) -> list[Tensor]:
     return [torch.linalg.vector_norm(t, dim=dim, keepdim=True) for t, dim in zip(tensors, dims, strict=True)]
 
 
-def ratios(lengths: Sequence[Tensor], norms: Sequence[Tensor], xi: float) -> list[Tensor]:
-    """By what to stretch what is of these `norms` to `xi` times these lengths; zero stays zero."""
-    length, norm = (torch.cat([n.flatten() for n in each]) for each in (lengths, norms))
-    found = torch.where(norm > 0, xi * length / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
-    return [r.view(n.shape) for r, n in zip(found.split([n.numel() for n in norms]), norms, strict=True)]
+def stretches(lengths: Sequence[Tensor], sizes: Sequence[Tensor], xi: float) -> list[Tensor]:
+    """By what to multiply what is of these lengths (of `norms`) to reach `xi` times the sizes; zero stays."""
+    length, size = (torch.cat([n.flatten() for n in each]) for each in (lengths, sizes))
+    factors = torch.where(length > 0, xi * size / length.clamp_min(torch.finfo(length.dtype).tiny), 0)
+    each = zip(factors.split([n.numel() for n in lengths]), lengths, strict=True)
+    return [factor.view(n.shape).to(n.dtype) for factor, n in each]
 
 
 def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False) -> list[Tensor]:

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from hookflat.functional.attack_view import AttackView, attack_view
+from hookflat.functional.attack_view import AttackView, attack_view, where_there
 from hookflat.functional.brackets import differentiable
 from hookflat.functional.losses import cross_entropy
 
@@ -40,15 +40,19 @@ class WeightGradients:
             self.net.refresh()
 
     def __call__(self, x: Tensor, y: Tensor, *, inputs: bool) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """The summed loss, its gradient by each of the weights, and by `x` where `inputs` are asked for."""
+        """The summed loss, its gradient by each of the weights, and by `x` where `inputs` are asked for.
+
+        Each is a tensor of its own.
+        """
         x = x.requires_grad_(inputs)
         leaves, factors = zip(*(place for places in self.places for place in places), strict=True)
         with differentiable(leaves), torch.enable_grad():
             loss = cross_entropy(self.net(x), y).sum()
             found = torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True)
         by_place = found[: len(leaves)]
-        if folded := [(g, f) for g, f in zip(by_place, factors, strict=True) if f is not None]:
-            torch._foreach_mul_(*map(list, zip(*folded, strict=True)))
+        where_there(torch._foreach_mul_, by_place, factors)
         parts = iter(by_place)
         by_weights = [reduce(torch.add, islice(parts, len(places))) for places in self.places]
+        if len({id(g) for g in by_weights}) < len(by_weights):  # autograd gives the terms of a sum one tensor
+            by_weights = [g.clone() for g in by_weights]
         return loss.detach(), by_weights, found[-1] if inputs else None
