@@ -107,8 +107,51 @@ def test_measures_may_be_in_another_norm_and_what_is_said_for_no_norm_is_told():
         load_recipe("at", overrides={"attack.norm": "L2", "attack.eps": {"Linf": 0.2}})
     with pytest.raises(UserError, match=r"eps: should be at most 1 in the L-infinity norm"):
         load_recipe("at", overrides={"attack.eps": 8})
-    with pytest.raises(UserError, match=r"attack\.norm"):
-        load_recipe("at", overrides={"attack.norm": "L3"})
+    for table in ("attack", "eval"):
+        with pytest.raises(UserError) as told:
+            load_recipe("at", overrides={f"{table}.norm": "l2"})
+        assert str(told.value) == f"--set {table}.norm: {table}.norm: should be 'Linf', 'L2' or 'L1', not 'l2'"
+
+
+@pytest.mark.parametrize("name", ["apgd", "n_fgsm", "mi_fgsm", "free", "pgd_tau"])
+def test_another_attack_keeps_the_threat_and_nothing_else(name, tmp_path):
+    recipe = load_recipe("at", overlays=["scales/cifar10-mini"], overrides={"attack.name": name})
+    inner = recipe.slots["attack"]
+    assert (inner.norm, inner.eps, inner.step_size) == ("Linf", 4 / 255, 1 / 255)
+    assert (inner.eps, inner.step_size) == (recipe.eval.eps, recipe.eval.step_size)
+    assert recipe.origin(("attack", "eps")).partition(":")[0].endswith("cifar10-mini.toml")
+    one, other = (
+        load_recipe("at", overrides=overrides).slots["attack"]
+        for overrides in (["attack.norm=L2", f"attack.name={name}"], [f"attack.name={name}", "attack.norm=L2"])
+    )
+    assert vars(one) == vars(other)
+    assert (one.norm, one.eps, one.step_size) == ("L2", 0.35, 0.07)
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "at.toml"\n[attack]\nsteps = 3\n')
+    assert load_recipe(mine, overrides={"attack.name": name}).slots["attack"].steps == type(inner)().steps
+    mine.write_text(f'extends = "at.toml"\n[attack]\nname = "{name}"\neps = 0.1\n')
+    assert load_recipe(mine).slots["attack"].eps == 0.1
+    assert load_recipe(mine, overrides=["attack.name=pgd"]).slots["attack"].eps == 0.1
+
+
+def test_an_attack_without_a_radius_takes_no_threat():
+    @dataclass(eq=False)
+    class Blur:
+        width: int = 3
+
+        @hookimpl
+        def craft(self, batch):
+            return batch.x
+
+    recipe = load_recipe("at", overrides={"attack.name": "blur"}, catalogue=Catalogue([Blur]))
+    assert recipe.tables["attack"] == {"name": "blur", "width": 3}
+    with pytest.raises(UserError, match=r"attack.eps: unknown option of 'blur'"):
+        load_recipe("at", overrides={"attack.name": "blur", "attack.eps": 0.1}, catalogue=Catalogue([Blur]))
+
+
+def test_a_set_plugin_comes_before_its_options():
+    for overrides in (["loss.beta=3", "loss.name=trades"], ["loss.name=trades", "loss.beta=3"]):
+        assert load_recipe("at", overrides=overrides).slots["loss"].beta == 3
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])

@@ -65,7 +65,7 @@ class _Checker:
 
     def __init__(self, merged: Merged, catalogue: Catalogue, needs: Collection[str], loaded: Collection[str]) -> None:
         self.tables, self.origins, self.catalogue = merged.tables, merged.origins, catalogue
-        self.norms = merged.norms
+        self.norms, self.threat = merged.norms, merged.threat
         self.needs, self.loaded = needs, loaded
         self.faults: list[str] = []
 
@@ -103,6 +103,10 @@ class _Checker:
     def _take_norms(self) -> None:
         """Of every value that is written for each norm, the one of the threat's: `[attack] norm`, which measures take
         too, unless `[eval] norm` says otherwise. A radius that was written for another norm alone is none of it."""
+        asked = "eval" if "norm" in self._table("eval") else "attack"
+        if (named := self._table(asked).get("norm", NORMS[0])) not in NORMS:
+            self._fault((asked, "norm"), f"should be 'Linf', 'L2' or 'L1', not {shortened(named)}")
+            raise UserError("\n".join(self.faults))  # no radius can be looked up
         for place in RADII:
             self._of_its_norm(*place)
         norm = norm_of("attack", self.tables)
@@ -216,10 +220,15 @@ class _Checker:
         table, of_recipe = self._table(*path), "name" if path[0] in SLOTS else "enabled"
         if "torch" in sys.modules or table.get("enabled") is False or (declared := plugin.declared()) is None:
             return
+        table = self._own(path, table, declared)
         try:
             check_declared(declared, {key: value for key, value in table.items() if key != of_recipe})
         except InvalidOptions as error:
             self._invalid(path, error, plugin.name)
+
+    def _own(self, path: Place, table: dict[str, Any], options: Collection[str]) -> dict[str, Any]:
+        """A plugin's table without the threat of the plugin before it where this one has no such options."""
+        return {key: v for key, v in table.items() if key in options or (*path, key) not in self.threat}
 
     def _filled(self) -> list[str]:
         return [slot for slot in SLOTS if slot in self.needs or slot in self.tables]
@@ -231,6 +240,7 @@ class _Checker:
             table = dict(self._table(slot))
             name = table.pop("name")
             if cls := self._load((slot, "name"), name, slot):
+                table = self._own((slot,), table, getattr(cls, "__dataclass_fields__", {}))
                 slots[slot], names[slot] = self._options((slot,), cls, table, str(name)), str(name)
             if self.faults and slot == "model":  # timm's names are known without torch, which most of the others import
                 raise UserError("\n".join(self.faults))

@@ -11,7 +11,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped, is_file
-from hookflat.recipe.tables import RADII, Place, is_by_norm, norm_of
+from hookflat.recipe.tables import RADII, THREAT, Place, is_by_norm, norm_of
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
@@ -22,13 +22,15 @@ MOST_FILES = 100
 class Merged:
     """The tables so far, and the origin ("file:line" or "--set key") of every table and value.
 
-    `norms`: of a radius or a step, the norm that its file, or `--set` as a whole, left when it was written.
+    `norms`: of a radius or a step, the norm that its file, or `--set` as a whole, left when it was written. `threat`:
+    what `[attack]` has from the plugin before it, and nobody has said since.
     """
 
     def __init__(self) -> None:
         self.tables: dict[str, Any] = {}
         self.origins: dict[Place, str] = {}
         self.norms: dict[Place, str] = {}
+        self.threat: set[Place] = set()
         self.files = 0
 
     def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
@@ -66,8 +68,9 @@ class Merged:
         self._note_norms()
 
     def add_values(self, values: Iterable[tuple[str, Any]]) -> None:
-        """Values by their dotted keys, as `--set` gives them."""
-        for key, value in values:
+        """Values by their dotted keys, as `--set` gives them; a slot's plugin before its options, in any order."""
+        slots = [f"{slot}.name" for slot in SLOTS]
+        for key, value in sorted(values, key=lambda pair: pair[0] not in slots):
             table: Any = value
             for part in reversed(key.split(".")):
                 table = {part: table}
@@ -99,6 +102,7 @@ class Merged:
                 table[key] = value
                 self.origins[path] = origin(path)
                 self.norms.pop(path, None)
+                self.threat.discard(path)
 
     def _note_norms(self) -> None:
         for place in RADII:
@@ -107,14 +111,17 @@ class Merged:
                 self.norms.setdefault(place, norm_of(place[0], self.tables))
 
     def _enter(self, table: dict[str, Any], path: Place, new: dict[str, Any]) -> None:
-        """Make room for a table; a slot that changes its plugin drops the old plugin's options."""
+        """Make room for a table; a slot that changes its plugin drops the old plugin's options, but for the threat."""
         old = table.get(path[-1])
         renamed = path[0] in SLOTS and len(path) == 1 and isinstance(old, dict) and "name" in new
         if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
-            table[path[-1]] = {}
+            kept = {k: v for k, v in old.items() if path == ("attack",) and k in THREAT} if renamed else {}
+            table[path[-1]] = kept
+            self.threat |= {(*path, key) for key in kept}
             if old:
                 self.origins, self.norms = (
-                    {p: v for p, v in known.items() if p[: len(path)] != path} for known in (self.origins, self.norms)
+                    {p: v for p, v in known.items() if p[: len(path)] != path or p in self.threat}
+                    for known in (self.origins, self.norms)
                 )
 
 
