@@ -1,20 +1,23 @@
 """The figures of a report."""
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import drawn, landscape, network, records, write
+from made_runs import PROTOCOL, drawn, landscape, network, records, told, write
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from hookflat.reporting import drawings, style, through_training
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.labels import label
+from hookflat.reporting.table import table1
 
 PAGE_HTML = Path(drawings.__file__).with_name("page.html")
 
@@ -163,3 +166,42 @@ def test_curves_of_another_norm_are_in_no_mean(tmp_path):
     assert list(curve.get_ydata()) == [3.0, 3.0]
     assert "mean of 2 seeds" in fig2.caption
     assert "at-1 (norm is L2, Linf for the others) and at-2 (eps is 0.3, 0.15 for the others)" in fig2.caption
+
+
+L2 = PROTOCOL | {"norm": "L2", "eps": 0.35, "step_size": 0.07}
+
+
+def test_a_report_in_another_norm_has_that_norms_curves_and_landscapes_alone_and_no_numbers_of_the_paper(tmp_path):
+    """Trained and watched in L-infinity, measured in L2."""
+    for i, method in enumerate(("at", "mart", "gelu", "silu")):
+        run = write(
+            tmp_path / f"{method}-0",
+            method,
+            0,
+            last=network(0.3 + 0.1 * i, 1.5 + i, 0.4 + 0.1 * i),
+            protocol=L2,
+            shipped=True,
+        )
+        values = {"stage": "t", "average_flatness": 1.0, "rloss": 2.0}
+        records(run, [{"epoch": e, "split": split, **values} for e in (5, 10) for split in ("train", "test")])
+        own = json.loads((run / "eval.json").read_text())
+        (run / "eval.json").write_text(json.dumps(own | {"protocol": PROTOCOL | {"norm": "Linf"}}))
+        landscape(run, {"t": [-1.0, 0.0, 1.0], "rloss_0": [2.0, 1.0, 2.0], "rerr_0": [0.5, 0.4, 0.5]})
+    gathered, figures = gather([tmp_path]), drawn(tmp_path)
+    assert gathered.norm == "L2"
+    for name in ("fig2", "fig4", "fig5"):
+        assert figures[name].figure is None
+    assert "at-0, its landscape: not in the report's norm, L2" in [": ".join(out) for out in gathered.left_out]
+    assert not table1(gathered).with_paper
+    assert "paper" not in " ".join(told(tmp_path))
+
+
+def test_evaluations_in_another_norm_are_left_out_with_a_word(tmp_path):
+    for seed in range(2):
+        run = write(tmp_path / f"at-{seed}", "at", seed, last=network(0.4, 2.0, 1.0))
+        other = run / "eval" / "l2-last"
+        shutil.copytree(next((run / "eval").iterdir()), other)
+        results = json.loads((other / "eval.json").read_text())
+        (other / "eval.json").write_text(json.dumps(results | {"protocol": results["protocol"] | L2}))
+    left_out = [": ".join(out) for out in gather([tmp_path]).left_out]
+    assert left_out == [f"at-{seed}, l2-last: in the norm L2, the report is in Linf" for seed in range(2)]

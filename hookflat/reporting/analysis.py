@@ -20,7 +20,7 @@ from hookflat.reporting.statistics import (
     correlation,
     difference,
 )
-from hookflat.reporting.table import published
+from hookflat.reporting.table import THEIR_NORM, published
 
 WITHIN = 4
 """Networks of a method, from which on its own correlation is reported."""
@@ -76,7 +76,7 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
             within |= _within(models, measure, key, clean, resamples)
     best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
     claim = gathered.playing("average flatness")
-    theirs = _of_the_paper(error)
+    theirs = _of_the_paper(error) if gathered.norm == THEIR_NORM else {}
     paper = {k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()}
     against = {}
     for key in theirs:

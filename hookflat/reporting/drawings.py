@@ -37,9 +37,9 @@ def drawings(gathered: Gathered, table: Table1) -> list[Drawing]:
         _scatter(table, "fig1", average, loss, "Fig. 1: RLoss against average-case flatness", mean),
         _scatter(table, "fig1_worst", worst, loss, "RLoss against worst-case flatness", most),
         _scatter(table, "fig1_gap", average, f"{loss} gap", "Generalization gap against average-case flatness", mean),
-        mean_overfitting(table),
+        mean_overfitting(table, gathered.norm),
         _landscapes(gathered, table.numbers["RErr"]),
-        through_training(table),
+        through_training(table, gathered.norm),
         _trends(table),
         _kink(gathered, table, f"RErr ({table.attack})"),
     ]

@@ -84,6 +84,11 @@ class Gathered:
     classes: int | None
 
     @property
+    def norm(self) -> str:
+        """Of the threat that all of its numbers are under."""
+        return self.main.setup["norm"]
+
+    @property
     def runs(self) -> list[MeasuredRun]:
         """All of them, by configuration."""
         return [run for configuration in self.configurations for run in configuration.runs]
@@ -136,8 +141,8 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
         raise UserError(f"{', '.join(map(str, folders))}: no run that is trained and measured{reasons}")
     runs, twice = _once(runs)
     others = _take(runs, main)
-    landscapes, unlike = _landscapes(found, {out.name for out in twice})
-    left_out += [*twice, *unlike]
+    landscapes, unlike = _landscapes(found, {out.name for out in twice}, main.setup["norm"])
+    left_out += [*twice, *unlike, *_in_other_norms(runs, main.setup["norm"])]
     dropped = [(run, name) for run in runs for e in run.evaluations for name in e.dropped]
     left_out += [LeftOut(f"{run.name}, {name}", "not a finite number") for run, name in dropped]
     classes = {e.classes for run in runs for e in run.evaluations if e.classes}
@@ -310,14 +315,29 @@ def _with(network: Network, other: Network, names: set[str]) -> Network:
     return Network(network.label, network.epoch, *parts)
 
 
-def _landscapes(runs: Sequence[MeasuredRun], twice: set[str]) -> tuple[list[MeasuredRun], list[LeftOut]]:
-    """The runs whose landscapes were measured as most were."""
-    found = [run for run in runs if run.landscape and run.name not in twice]
+def _in_other_norms(runs: Sequence[MeasuredRun], norm: str) -> Iterator[LeftOut]:
+    """Evaluations of runs that have others in the report's norm."""
+    for run in runs:
+        for evaluation in run.evaluations:
+            if evaluation.measured and (other := evaluation.setup["norm"]) != norm:
+                measured = evaluation.name or "its recipe's measures"
+                yield LeftOut(f"{run.name}, {measured}", f"in the norm {other}, the report is in {norm}")
+
+
+def _landscapes(runs: Sequence[MeasuredRun], twice: set[str], norm: str) -> tuple[list[MeasuredRun], list[LeftOut]]:
+    """The runs whose landscapes were measured as most were, in the report's norm."""
+    every = [run for run in runs if run.landscape and run.name not in twice]
+    found = [run for run in every if run.landscape and run.landscape.norm == norm]
     keys = Counter(run.landscape.key for run in found if run.landscape)
     main = keys.most_common(1)[0][0] if keys else ""
-    unlike = [run for run in found if run.landscape and run.landscape.key != main]
+    alike = [run for run in found if run.landscape and run.landscape.key == main]
     reason = "measured otherwise than the other landscapes"
-    return [r for r in found if r not in unlike], [LeftOut(f"{r.name}, its landscape", reason) for r in unlike]
+    left_out = [
+        LeftOut(f"{r.name}, its landscape", reason if r in found else f"not in the report's norm, {norm}")
+        for r in every
+        if r not in alike
+    ]
+    return alike, left_out
 
 
 def _difference(run: MeasuredRun, main: Evaluation | None) -> str:

@@ -11,7 +11,7 @@ from hookflat.records.texts import sound_json
 
 
 class LandscapeCurve(NamedTuple):
-    """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0.
+    """RLoss (P,) at the points t (P,), the mean over random directions, and RErr at t = 0, under a threat of `norm`.
 
     `radius`: the relative length of a direction. `key`: how it was measured, equal where landscapes can be compared.
     """
@@ -21,6 +21,7 @@ class LandscapeCurve(NamedTuple):
     rerr: float
     directions: int
     radius: float
+    norm: str
     key: str
 
 
@@ -38,4 +39,6 @@ def read_landscape(file: Path, threat: dict[str, Any]) -> LandscapeCurve:
     t, middle = table["t"], min(range(len(table["t"])), key=lambda i: abs(table["t"][i]))
     errors = [values[middle] for name, values in table.items() if name.startswith("rerr_")]
     means = [fmean(at) for at in zip(*lines, strict=True)]
-    return LandscapeCurve(t, means, fmean(errors), len(lines), about["radius"], as_key(about | threat))
+    return LandscapeCurve(
+        t, means, fmean(errors), len(lines), about["radius"], threat.get("norm", "Linf"), as_key(about | threat)
+    )

@@ -26,13 +26,13 @@ PANELS = 24
 """How many methods Fig. 5 has at the most, to be read."""
 
 
-def mean_overfitting(table: Table1) -> Drawing:
+def mean_overfitting(table: Table1, norm: str) -> Drawing:
     """Of the paper's baseline where it is there, otherwise of the configuration whose RLoss rises most at the end."""
     name, heading = "fig2", "Fig. 2: robust overfitting"
-    alike = {row: _alike(row.configuration.runs) for row in table.rows}
+    alike = {row: _alike(row.configuration.runs, norm) for row in table.rows}
     with_curves = [row for row, runs in alike.items() if len(_mean_curve(runs, "test", "RLoss")[0]) > 1]
     if not with_curves:
-        return Drawing(name, heading, "No run has curves of RLoss through its training.", None)
+        return Drawing(name, heading, f"No run has curves of RLoss through its training, in the norm {norm}.", None)
 
     def rise(row: Row) -> float:
         values = _mean_curve(alike[row], "test", "RLoss")[1]
@@ -98,27 +98,29 @@ def _mean_curve(runs: Sequence[MeasuredRun], split: str, role: Role) -> tuple[li
     return shared, [fmean(curve[at] for curve in curves) for at in shared]
 
 
-def through_training(table: Table1) -> Drawing:
+def through_training(table: Table1, norm: str) -> Drawing:
     """A panel for each method: flatness and RLoss of its snapshots, from blue (early) to red (late)."""
     name, heading = "fig5", "Fig. 5: flatness through the training"
     chosen = representatives(table.rows)
     measured = [run for row in chosen for run in row.configuration.runs if _paths([run])]
-    alike = _alike(measured)
+    alike = _alike(measured, norm)
     found = [(row, _paths(runs)) for row in chosen if (runs := [r for r in row.configuration.runs if r in alike])]
     panels = found[:PANELS]
     if not panels:
-        return Drawing(name, heading, "No run measured average-case flatness through its training.", None)
+        return Drawing(
+            name, heading, f"No run measured average-case flatness through its training, in the norm {norm}.", None
+        )
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = new_figure(2.1 * columns + 0.9, 1.85 * lines + 0.5)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    norm = Normalize(0, 1)
+    shares = Normalize(0, 1)
     every = [point for _, paths in panels for path in paths for point in path]
     for axes, (row, paths) in zip(grid.flat, panels, strict=False):
         for path in paths:
             share, x, y = zip(*path, strict=True)
             axes.plot(x, y, color="0.5", lw=0.6, zorder=1)
-            axes.scatter(x, y, c=share, cmap="RdYlBu_r", norm=norm, s=15, edgecolor="0.5", lw=0.3, zorder=2)
+            axes.scatter(x, y, c=share, cmap="RdYlBu_r", norm=shares, s=15, edgecolor="0.5", lw=0.3, zorder=2)
         axes.set_title(short_title(row, [row]), fontsize=8.5)
         tidy(axes)
     for axes in list(grid.flat)[len(panels) :]:
@@ -128,7 +130,7 @@ def through_training(table: Table1) -> Drawing:
     outside = sum(not (xlim[0] <= x <= xlim[1] and ylim[0] <= y <= ylim[1]) for _, x, y in every)
     figure.supxlabel("average-case flatness in RLoss (lower is flatter)", fontsize=9)
     figure.supylabel("RLoss (test)", fontsize=9)
-    figure.colorbar(ScalarMappable(norm, "RdYlBu_r"), ax=grid, label="share of the training", aspect=40, pad=0.01)
+    figure.colorbar(ScalarMappable(shares, "RdYlBu_r"), ax=grid, label="share of the training", aspect=40, pad=0.01)
     caption = (
         "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run."
         + (f" {outside} of {len(every)} snapshots lie outside the axes." if outside else "")
@@ -139,8 +141,9 @@ def through_training(table: Table1) -> Drawing:
     return Drawing(name, heading, caption, figure)
 
 
-def _alike(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
-    """Those whose training was measured under the threat that most of the runs share, and with its steps."""
+def _alike(runs: Sequence[MeasuredRun], norm: str) -> list[MeasuredRun]:
+    """Those whose training was measured under the threat of this norm that most of them share, and with its steps."""
+    runs = [run for run in runs if _threat(run)["norm"] == norm]
     keys = Counter(as_key(_threat(run)) for run in runs)
     return [run for run in runs if as_key(_threat(run)) == keys.most_common(1)[0][0]]
 
