@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 
 from hookflat import (
@@ -41,7 +42,7 @@ class TrustMeasure:
     queries: Annotated[int, Field(ge=0, description="of Square; 0 leaves it out")] = 500
     sibling: Annotated[str, Field(description="folder of a run; none leaves transfer out")] = ""
     tolerance: Annotated[Share, Field(description="of examples that is no sign")] = 0.02
-    far: Annotated[Share, Field(description="what RErr at four times the radius should reach")] = 0.95
+    surviving: Annotated[Share, Field(description="of those right at eps, how many may be at 4 eps")] = 0.5
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
@@ -50,32 +51,40 @@ class TrustMeasure:
             subject.examples,
             attack=subject.attack(self.steps),
             queries=self.queries,
-            sibling=self._sibling(),
+            sibling=self._sibling(subject),
             tolerance=self.tolerance,
-            far=self.far,
+            surviving=self.surviving,
             seed=subject.seed,
             work=subject.work("trust"),
         )
         values = {f"trust_{name}": float(raised) for name, raised in found.raised.items()}
+        values["rerr_one_start"] = found.error
         values |= {"rerr_single_step": found.error_single_step, "rerr_four_times_the_steps": found.error_steps}
         values |= {"rerr_2eps": found.error_radius[0], "rerr_4eps": found.error_radius[1]}
         values |= {"zero_gradients": found.zero_gradients, "broken_by_square_alone": found.square}
         values["rerr_transfer"] = found.error_transfer
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
-    def _sibling(self) -> Any:
+    def _sibling(self, subject: Subject) -> Any:
         if not self.sibling:
             return None
         folder = Path(self.sibling)
         if not RunFolder(folder).is_run:
             raise UserError(f"trust.sibling: {folder} is not the folder of a run")
-        return network_of(load_recipe(RunFolder(folder).read_recipe()), folder)
+        sibling = network_of(load_recipe(RunFolder(folder).read_recipe()), folder)
+        own, other = (dict(net.named_parameters()) for net in (subject.model, sibling))
+        device = next((p.device for p in own.values()), torch.device("cpu"))
+        sibling = sibling.to(device)
+        if own.keys() == other.keys() and all(torch.equal(own[name], p.to(device)) for name, p in other.items()):
+            raise UserError(f"trust.sibling: {folder} has the weights that are measured: take the run of another seed")
+        return sibling
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are: a flag's label says what it means that it is raised."""
         both: dict[str, Any] = {"lower_is_better": True, "predictor": False}
         flags = {f"trust_{name}": Quantity(words, "flag", **both) for name, words in TRUST_FLAGS.items()}
         return flags | {
+            "rerr_one_start": Quantity("RErr (PGD, one start)", "share", **both),
             "rerr_single_step": Quantity("RErr (one step of eps)", "share", **both),
             "rerr_four_times_the_steps": Quantity("RErr (PGD, four times the steps)", "share", **both),
             "rerr_2eps": Quantity("RErr (PGD, 2 eps)", "share", **both),

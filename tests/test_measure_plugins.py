@@ -179,10 +179,11 @@ def weight_norm(net, data):
     }
 
 
-@case("trust", steps=2, queries=5, tolerance=0.01, far=0.5)
+@case("trust", steps=2, queries=5, tolerance=0.01, surviving=0.5)
 def trust(net, data):
-    found = hookflat.trust(net, data, queries=5, tolerance=0.01, far=0.5, **attack(2))
+    found = hookflat.trust(net, data, queries=5, tolerance=0.01, surviving=0.5, **attack(2))
     return {f"trust_{name}": float(flag) for name, flag in found.raised.items()} | {
+        "rerr_one_start": found.error,
         "rerr_single_step": found.error_single_step,
         "rerr_four_times_the_steps": found.error_steps,
         "rerr_2eps": found.error_radius[0],

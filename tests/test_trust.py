@@ -270,3 +270,19 @@ def test_a_sibling_is_a_run(tmp_path):
     tables = {"eval": {"final": {"trust": {"steps": 1, "queries": 2, "sibling": str(tmp_path / "nowhere")}}}}
     with pytest.raises(UserError, match="is not the folder of a run"):
         run_recipe(tables, tmp_path / "other")
+
+
+def test_another_seeds_run_is_a_sibling_and_the_run_itself_is_none(tmp_path):
+    tables = {"data": {"name": "digits", "train": 128, "test": 40}, "model": {"name": "resnet_small", "width": 8}}
+    tables |= {"run": {"epochs": 1}, "attack": {"name": "pgd", "eps": 0.1, "step_size": 0.05, "steps": 1}}
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_recipe(tables, first)
+    measured = {"trust": {"steps": 2, "queries": 0, "sibling": str(first)}}
+    tables["eval"] = {"eps": 0.1, "final": {"splits": ["test"], **measured}}
+    run_recipe(tables | {"run": {"epochs": 1, "seed": 1}}, second)
+    test = json.loads((second / "eval.json").read_text())["models"]["last"]["test"]
+    assert 0 <= test["rerr_one_start"] <= 1
+    assert 0 < test["rerr_transfer"] <= 1
+    assert test["trust_transfer"] == float(test["rerr_transfer"] > test["rerr_one_start"] + 0.02)
+    with pytest.raises(UserError, match=r"first has the weights that are measured: take the run of another seed"):
+        run_recipe(tables | {"run": {"epochs": 1, "seed": 0}}, tmp_path / "third")

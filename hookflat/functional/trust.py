@@ -72,7 +72,7 @@ def trust(
     queries: int = 500,
     sibling: nn.Module | None = None,
     tolerance: float = 0.02,
-    far: float = 0.95,
+    surviving: float = 0.5,
     seed: int = 0,
     work: Work | None = None,
     **options: Unpack[AttackOptions],
@@ -81,8 +81,8 @@ def trust(
 
     `queries`: of Square, 0 leaves it out. `sibling`: a network trained alike, whose adversarial examples should not
     break more than the network's own. `tolerance`: a share of examples that is no sign (the package's for Square is
-    0.002, of many examples). `far`: what RErr at four times the radius should reach. Randomised networks draw from the
-    global generators.
+    0.002, of many examples). `surviving`: of the examples that are right at eps, the share that may be at four
+    times the radius. Randomised networks draw from the global generators.
 
     Four times the steps go through the points of the fewer steps first: a network that they break less has changed its
     answers, by chance or by what it was asked before.
@@ -110,7 +110,8 @@ def trust(
     error, stepped = rate(plain), rate(wrong(attack.but(steps=4 * attack.steps), "steps"))
     single = rate(wrong(attack.but(steps=1, step_size=eps, start="zero", restarts=1), "single step"))
     radii = tuple(rate(wrong(attack.but(eps=k * eps, step_size=k * step), f"radius {k}")) for k in (2, 4))
-    raised |= {"zero_gradients": rate(zero) > tolerance, "radius": radii[1] < far or radii[0] < error - tolerance}
+    survive = 1 - radii[1] > surviving * (1 - error) + tolerance
+    raised |= {"zero_gradients": rate(zero) > tolerance, "radius": survive or radii[0] < error - tolerance}
     raised |= {"single_step": single > error + tolerance, "steps": stepped > error + tolerance}
     raised["inconsistent"] = stepped < error - tolerance
     more: dict[str, Any] = {}
