@@ -205,16 +205,19 @@ reference_restarts = 1
 def test_the_script_draws_what_was_measured(tmp_path):
     """Numbers of both networks of every run, each with its method, seed, group and place on the page."""
     for seed in range(2):
-        last = network(0.4, 2.0 + seed, 1.0, worst_flatness=0.01)
+        last = network(0.4, 2.0 + seed, 1.0, worst_flatness=0.01, train=0.1 + 0.1 * seed)
         write(tmp_path / f"at-{seed}", "at", seed, last=last, best=network(0.3, 1.5, 0.5 + seed))
     gathered = gather([tmp_path])
     data = explorer(gathered, table1(gathered))
     labels = [quantity["label"] for quantity in data["quantities"]]
-    assert labels == ["RLoss", "RErr (AutoAttack)", "average-case flatness", "gap of RLoss", "gap of RErr (AutoAttack)"]
+    shown = ["RLoss", "RErr (AutoAttack)"]
+    train, gaps = [f"{name}, training images" for name in shown], [f"gap of {name}" for name in shown]
+    assert labels == [*shown, "average-case flatness", *train, *gaps]
     assert (labels[data["x"]], labels[data["y"]]) == ("average-case flatness", "RLoss")
     found = {(p["seed"], p["network"]): p for p in data["points"]}
     assert found.keys() == {(0, "last"), (1, "last"), (0, "early-stopped"), (1, "early-stopped")}
     assert found[1, "early-stopped"]["values"][:3] == [1.5, 0.3, 1.5]
+    assert found[1, "last"]["values"][3] == 0.2
     assert found[1, "last"]["anchor"] == "run-at-1"
     assert data["methods"] == ["AT (baseline)"]
     write(tmp_path / "one" / "at-0", "at")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hookflat.records.quantities import is_error_of
 from hookflat.reporting.gathering import Gathered
-from hookflat.reporting.runs import distinct
+from hookflat.reporting.runs import distinct, parted
 from hookflat.reporting.table import Table1
 
 
@@ -19,8 +19,9 @@ def explorer(gathered: Gathered, table: Table1) -> dict[str, Any]:
     """
     networks = distinct(gathered.runs)
     numbers = dict.fromkeys(name for *_, n in networks for name in n.test if not is_error_of(name))
+    train = dict.fromkeys(f"{name} train" for *_, n in networks for name in n.train if not is_error_of(name))
     gaps = [table.numbers[role] for role in ("RLoss", "RErr") if table.numbers[role]]
-    keys = [*numbers, *(f"{name} gap" for name in gaps if any(name in n.gap for *_, n in networks))]
+    keys = [*numbers, *train, *(f"{name} gap" for name in gaps if any(name in n.gap for *_, n in networks))]
     keys = [key for key in keys if len({v for *_, n in networks if not math.isnan(v := n.value(key))}) > 1]
     if len(keys) < 2:
         return {}
@@ -48,7 +49,7 @@ def explorer(gathered: Gathered, table: Table1) -> dict[str, Any]:
 
 
 def _quantity(gathered: Gathered, key: str) -> dict[str, str]:
-    name, _, gap = key.partition(" ")
+    name, part = parted(key)
     declared = gathered.quantities.get(name)
-    label = gathered.name(name)
-    return {"label": f"gap of {label}" if gap else label, "unit": declared.unit if declared else "number"}
+    label = {"test": "{}", "train": "{}, training images", "gap": "gap of {}"}[part].format(gathered.name(name))
+    return {"label": label, "unit": declared.unit if declared else "number"}

@@ -43,9 +43,15 @@ class Network(NamedTuple):
     gap: Numbers
 
     def value(self, key: str) -> float:
-        """A number on test examples, or the gap of one ("NAME gap"); NaN where the network has none."""
-        name, _, gap = key.partition(" ")
-        return (self.gap if gap else self.test).get(name, math.nan)
+        """A number on test images, on training images ("NAME train") or the gap of one ("NAME gap"); NaN for none."""
+        name, part = parted(key)
+        return {"test": self.test, "train": self.train, "gap": self.gap}[part].get(name, math.nan)
+
+
+def parted(key: str) -> tuple[str, str]:
+    """Name and part, "test", "train" or "gap", of a key of `Network.value`."""
+    name, _, part = key.rpartition(" ")
+    return (name, part) if part in ("train", "gap") and name else (key, "test")
 
 
 class _Recipe(BaseModel):
