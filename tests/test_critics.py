@@ -356,6 +356,21 @@ def test_average_case_sharpness_that_is_not_adaptive_has_its_radius_in_units_of_
         assert (after == pytest.approx(found, rel=1e-4)) == (rho != there or adaptive)
 
 
+@pytest.mark.parametrize("robust", [False, True])
+def test_sharpness_of_one_step_has_its_radius_in_units_of_the_weights_unless_it_is_adaptive(
+    digits_net, digits_pair, robust
+):
+    """At the scale a it is that of radius rho / a; the adaptive one is that of radius rho."""
+    data = digits_pair[0].double(), digits_pair[1]
+    one, other = rescaled_throughout(digits_net, 3.0)
+    options = {"robust": robust, "eps": 0.1, "step_size": 0.05, "steps": 2, "start": "zero"}
+    for adaptive, rho, there in ((True, 0.3, 0.3), (False, 0.1, 0.3), (False, 0.3, 0.3)):
+        found = hookflat.sharpness(one, data, rho=rho, adaptive=adaptive, **options).sharpness
+        after = hookflat.sharpness(other, data, rho=there, adaptive=adaptive, **options).sharpness
+        assert found > 0.005
+        assert (after == pytest.approx(found, rel=1e-4)) == (rho != there or adaptive)
+
+
 def test_the_norm_of_the_weights_is_that_of_convolutions_and_linear_layers():
     net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 2))
     net[0].weight.data.fill_(3.0)
