@@ -29,9 +29,9 @@ Measured on the embedded digits: [digits.md](digits.md). "Protocol" and "quirk" 
 
 Three commands make the columns. Empty: not measured.
 
-- Cost, `python benchmarks/peers.py --only methods --csv docs/costs.csv --width 16 --threads 1 --pairs 3`: what a whole training
-  takes over that of `at`, on a ResNet-18 and images of CIFAR-10's size, without measures and without networks that
-  teach or label, on a core shared with others (`at` over itself came out at 1.06). `timm` and `vit` train other
+- Cost, `python benchmarks/peers.py --only methods --csv docs/costs.csv --width 16 --threads 1 --pairs 3`: what a whole
+  training takes over that of `at`, on a ResNet-18 and images of CIFAR-10's size, without measures and without networks
+  that teach or label, on a core shared with others (`at` over itself came out at 1.06). `timm` and `vit` train other
   networks, whose cost says nothing beside that of `at`.
 - Digits, `python benchmarks/methods.py`: RErr (PGD) in % and average-case flatness of the last network, over the seeds
   of [digits.md](digits.md), which has `vit` at another radius and in its text.
