@@ -391,6 +391,7 @@ class Bench:
 
         A GPU may still launch one for each tensor of a list, where their shapes or strides differ.
         """
+        print("\n| operations asked of torch | ours | by hand |\n|---|---|---|")
         sides = {f"a step of {name}": self._steps(name) for name in METHODS}
         for what, calls in sides.items():
             ours, theirs = (launched(call) for call in calls)

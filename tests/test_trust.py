@@ -115,6 +115,14 @@ def test_an_honest_network_raises_no_flag(found):
     assert found["honest"].error_steps >= error
 
 
+def test_a_network_that_is_robust_at_a_small_radius_need_not_break_altogether_at_four_times_it(net, digits_pair):
+    small = {"eps": 0.04, "step_size": 0.01, "steps": 10}
+    for surviving, raised in ((0.5, False), (0.0, True)):
+        found = trust(net, digits_pair, queries=0, tolerance=0.05, surviving=surviving, **small)
+        assert found.error < 0.5 < found.error_radius[1] < 0.95
+        assert found.raised["radius"] == raised
+
+
 @pytest.mark.parametrize("name", ["randomised", "probabilities", "dynamic"])
 def test_what_a_network_does_is_seen(found, name):
     assert name in flags(found[name])

@@ -11,7 +11,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped, is_file
-from hookflat.recipe.tables import RADII, THREAT, Place, is_by_norm, norm_of
+from hookflat.recipe.tables import RADII, THREAT_OPTIONS, Place, is_by_norm, norm_of
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
@@ -115,7 +115,7 @@ class Merged:
         old = table.get(path[-1])
         renamed = path[0] in SLOTS and len(path) == 1 and isinstance(old, dict) and "name" in new
         if not isinstance(old, dict) or (renamed and new["name"] != old.get("name")):
-            kept = {k: v for k, v in old.items() if path == ("attack",) and k in THREAT} if renamed else {}
+            kept = {k: v for k, v in old.items() if path == ("attack",) and k in THREAT_OPTIONS} if renamed else {}
             table[path[-1]] = kept
             self.threat |= {(*path, key) for key in kept}
             if old:

@@ -13,7 +13,7 @@ Place = tuple[str, ...]
 NORMS = ("Linf", "L2", "L1")
 """Of threats: a value may be written for each, `eps = { Linf = "8/255", L2 = 0.5 }`."""
 
-THREAT = ("norm", "eps", "eps_factor", "step_size")
+THREAT_OPTIONS = ("norm", "eps", "eps_factor", "step_size")
 """What `[attack]` keeps where its plugin changes: the same threat, attacked otherwise."""
 
 RADII: tuple[Place, ...] = tuple((table, key) for table in ("attack", "eval") for key in ("eps", "step_size"))
