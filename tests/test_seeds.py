@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hookflat.functional import seeds
-from hookflat.functional.seeds import each_normal_like, normals_like
+from hookflat.functional.seeds import groups_of_normals_like, normals_like
 
 
 def test_uniform_and_normal_draws_follow_their_distributions():
@@ -50,8 +50,10 @@ def test_weights_are_drawn_in_place_alike_everywhere_and_normally():
     again = normals_like([s.double() for s in shapes], torch.Generator().manual_seed(3))
     assert all(torch.equal(a.float(), d) for a, d in zip(again, draws, strict=True))
     assert torch.equal(normals_like(shapes[:1], torch.Generator().manual_seed(3))[0], draws[0])
-    one_by_one = each_normal_like(shapes, torch.Generator().manual_seed(3))
-    assert all(torch.equal(a, b) for a, b in zip(one_by_one, draws, strict=True))
+    groups = list(groups_of_normals_like([*shapes, *shapes], torch.Generator().manual_seed(3)))
+    assert [len(group) for group in groups] == [1, 2, 1, 2]  # as many numbers as the largest has, or fewer
+    whole = normals_like([*shapes, *shapes], torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip([d for group in groups for d in group], whole, strict=True))
     generator = torch.Generator().manual_seed(3)
     first, second = normals_like(shapes, generator), normals_like(shapes, generator)
     assert not torch.equal(first[2], second[2])

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from hookflat.functional.brackets import restored
 from hookflat.functional.layers import AuxiliaryHead
-from hookflat.functional.seeds import each_normal_like, normals_like
+from hookflat.functional.seeds import groups_of_normals_like, normals_like
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)
 
@@ -85,9 +85,11 @@ def sphere(weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, 
 def each_on_sphere(
     weights: Sequence[Tensor], xi: float, generator: torch.Generator, *, filters: bool = False
 ) -> Iterator[Tensor]:
-    """The perturbation that `sphere` draws, a layer at a time as it is asked for: `moved` holds no more than one."""
-    for w, direction in zip(weights, each_normal_like([w.detach() for w in weights], generator), strict=True):
-        yield scaled_to([direction], [w], xi, filters=filters)[0]
+    """The perturbation that `sphere` draws, some layers at a time as they are asked for: as much as the largest has."""
+    left = list(weights)
+    for directions in groups_of_normals_like([w.detach() for w in weights], generator):
+        here, left = left[: len(directions)], left[len(directions) :]
+        yield from scaled_to(directions, here, xi, filters=filters)
 
 
 @torch.no_grad()

@@ -94,10 +94,16 @@ def normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[
     return _normals(tensors, _each_seed(tensors, generator)) if tensors else []
 
 
-def each_normal_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
-    """The draws of `normals_like`, one after another: no more than one is held."""
-    for t, s in zip(tensors, _each_seed(tensors, generator), strict=True):
-        yield _normals([t], [s])[0]
+def groups_of_normals_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """The draws of `normals_like`, some tensors after the others: as many as the largest has numbers, or fewer."""
+    each, most = _each_seed(tensors, generator), max((t.numel() for t in tensors), default=0)
+    begin = 0
+    while begin < len(tensors):
+        end = begin + 1
+        while end < len(tensors) and sum(t.numel() for t in tensors[begin : end + 1]) <= most:
+            end += 1
+        yield _normals(tensors[begin:end], each[begin:end])
+        begin = end
 
 
 def _each_seed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[int]:
