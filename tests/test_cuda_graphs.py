@@ -8,7 +8,11 @@ import hookflat
 from hookflat.functional import cuda_graphs
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.attacks import gradient_at
+from hookflat.functional.brackets import statistics_kept
+from hookflat.functional.cuda_graphs import Replayed
 from hookflat.functional.layers import AuxiliaryHead
+from hookflat.testing import tiny_run
+from hookflat.training import loop
 
 
 class Replay:
@@ -17,7 +21,10 @@ class Replay:
     def __init__(self):
         self.captured, self.replayed = [], 0
 
-    def __call__(self, net, samples):
+    def __call__(self, net, samples, allow_unused_input=False):
+        if len(samples) > 1:
+            return self._to_weights(net, *samples)
+        assert torch.is_grad_enabled()  # a pass back is captured, too
         (static,) = samples
         static = static.detach().clone().requires_grad_()
         output, slope = net(static).detach(), torch.empty_like(static)
@@ -37,6 +44,33 @@ class Replay:
                 with torch.enable_grad():
                     slope.copy_(torch.autograd.grad(net(static), static, gradient)[0])
                 return slope.detach()
+
+        return Graph.apply
+
+    def _to_weights(self, net, x, *leaves):
+        for _ in range(3):  # as graphs are warmed up
+            output = net(x, *leaves).detach()
+        slopes, under_way = [torch.empty_like(leaf) for leaf in leaves], []
+        self.captured.append(tuple(x.shape))
+        outer = self
+
+        class Graph(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, here, *weights):
+                assert [w.data_ptr() for w in weights] == [leaf.data_ptr() for leaf in leaves]
+                outer.replayed += 1
+                x.copy_(here)
+                with torch.enable_grad():
+                    under_way[:] = [net(x, *leaves)]
+                output.copy_(under_way[0].detach())
+                return output.detach()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                found = torch.autograd.grad(under_way.pop(), leaves, gradient, allow_unused=True)
+                for slope, g in zip(slopes, found, strict=True):
+                    slope.zero_() if g is None else slope.copy_(g)
+                return None, *(None if g is None else slope.detach() for slope, g in zip(slopes, found, strict=True))
 
         return Graph.apply
 
@@ -91,6 +125,34 @@ def test_a_second_pass_of_an_objective_does_not_overwrite_the_first(replay):
     expected = objective(view, x)
     assert torch.equal(value, expected)
     assert torch.allclose(gradient, torch.autograd.grad(expected.sum(), x)[0], atol=1e-7)
+
+
+def test_passes_without_a_gradient_are_replayed_but_not_behind_one(replay):
+    view = attack_view(network())
+    for _ in range(cuda_graphs.AFTER + 1):
+        gradient_at(view, lambda model, x: model(x).sum(dim=1), X)
+    replay.replayed = 0
+    with torch.no_grad():
+        first = once(view)(X)
+        second = once(view)(1 - X)
+    assert replay.replayed == 2
+    assert torch.equal(first, view(X))
+    assert torch.equal(second, view(1 - X))
+
+    def objective(model, x):
+        with torch.no_grad():
+            before = model(1 - x)
+        value = (model(x) * before).sum(dim=1)
+        with torch.no_grad():  # the gradient of the pass above is still to come
+            behind = model(x.flip(3)).sum(dim=1)
+        return value + behind
+
+    found = gradient_at(view, objective, X)
+    assert replay.replayed == 4
+    x = X.clone().requires_grad_()
+    expected = objective(view, x)
+    assert torch.equal(found[1], expected)
+    assert torch.equal(found[2], torch.autograd.grad(expected.sum(), x)[0])
 
 
 def test_what_a_pass_gave_stays_when_the_next_one_comes(replay):
@@ -168,3 +230,164 @@ def test_only_on_a_gpu_and_by_a_process_that_is_alone(monkeypatch):
     monkeypatch.delenv(cuda_graphs.SWITCH)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert not cuda_graphs.possible(gpu)
+
+
+SMALL = {
+    "data": {"name": "digits", "train": 64, "test": 16},
+    "model": {"name": "resnet_small", "width": 8},
+    "attack": {"name": "pgd", "eps": 0.1, "step_size": 0.05, "steps": 2},
+    "run": {"batch_size": 16, "epochs": 2, "seed": 3},
+}
+METHODS = {
+    "at": {},
+    "trades": {"loss": {"name": "trades"}},
+    "mart": {"loss": {"name": "mart"}},
+    "averaging": {"plugins": {"averaging": {"decay": 0.9}}},
+    "awp": {"plugins": {"awp": {"xi": 0.01}}},
+    "sam": {"plugins": {"sam": {}}},
+    "random weights": {"plugins": {"random_weights": {"xi": 0.5}}},
+    "entropy-sgd": {"optimizer": {"name": "entropy_sgd", "langevin_steps": 3}},
+    "parts": {"run": SMALL["run"] | {"accumulation": 2}},
+    "bf16": {"run": SMALL["run"] | {"precision": "bf16"}},
+    "fp16": {"run": SMALL["run"] | {"precision": "fp16"}},
+}
+
+
+def _trained(tables):
+    with tiny_run(SMALL | tables) as run:
+        for _ in range(2):
+            for batch in run.batches():
+                loop.step(run, batch)
+            run.epoch += 1
+        return [t.clone() for t in run.network.state_dict().values()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_training_is_the_same(method, replay, monkeypatch):
+    replayed = _trained(METHODS[method])
+    assert replay.captured
+    monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
+    plain = _trained(METHODS[method])
+    assert all(torch.equal(a, b) for a, b in zip(replayed, plain, strict=True))
+
+
+@pytest.fixture
+def training(replay):
+    net = network().train()
+    model = Replayed(net)
+    for _ in range(cuda_graphs.AFTER + 1):
+        model(X).sum().backward()
+    assert replay.replayed
+    replay.replayed = 0
+    net.zero_grad()
+    return net, model
+
+
+def _gradients(model, x):
+    return torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+
+
+def test_passes_under_way_do_not_touch_each_other(training, replay):
+    net, model = training
+    with statistics_kept(net.modules()):  # what is compared must not depend on the order
+        expected = [_gradients(net, x) for x in (X, 1 - X)]
+    losses = [model(x).square().sum() for x in (X, 1 - X)]
+    found = [torch.autograd.grad(loss, [*net.parameters()]) for loss in losses]
+    assert len(replay.captured) == 2
+    for a, b in zip(found, expected, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(a, b, strict=True))
+    later = [g.clone() for g in found[0]]
+    _gradients(model, X.flip(3))
+    assert all(torch.equal(*pair) for pair in zip(found[0], later, strict=True))
+    assert len(replay.captured) == 2  # both are free again
+
+
+def test_a_capture_does_not_touch_a_plain_pass_under_way(replay):
+    net = network().train()
+    model = Replayed(net)
+    for _ in range(cuda_graphs.AFTER):
+        model(X).sum().backward()
+    net.zero_grad()
+    plain = model(X[:4]).square().sum()
+    before = [b.clone() for b in net.buffers()]
+    captured = model(X).sum()
+    assert len(replay.captured) == 1
+    found = torch.autograd.grad(plain, [*net.parameters()])
+    captured.backward()
+    other = network().train()
+    other.load_state_dict(net.state_dict())
+    expected = torch.autograd.grad(other(X[:4]).square().sum(), [*other.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert [int(b) - int(a) for a, b in zip(before, net.buffers(), strict=True) if not b.dim()] == [1]
+
+
+def test_the_latest_training_passes_are_kept(training, replay):
+    _, model = training
+    for size in (4, 3, 2, 5):
+        for _ in range(cuda_graphs.AFTER + 1):
+            model(X[:size]).sum().backward()
+    assert [shape[0] for shape in replay.captured] == [5, 4, 3, 2]
+    for size in (4, 3, 2, 5):
+        model(X[:size]).sum().backward()
+    assert len(replay.captured) == 4
+
+
+def test_a_pass_that_nobody_goes_back_through_is_free_again(training, replay):
+    _, model = training
+    for _ in range(5):
+        model(X)
+    assert replay.replayed == 5
+    assert len(replay.captured) == 1
+
+
+def test_a_gradient_is_asked_for_once(training):
+    loss = training[1](X).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="gradient of a training pass once; HOOKFLAT_CUDA_GRAPHS=0"):
+        loss.backward()
+
+
+def test_what_a_graph_does_not_know_is_not_replayed(training, replay):
+    net, model = training
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()  # through the gradient by images
+    with torch.no_grad():
+        model(X)
+    before = net[1].running_mean.clone()
+    with statistics_kept(net.modules()):
+        model(X).sum().backward()
+    assert torch.equal(net[1].running_mean, before)
+    handle = net[0].register_forward_hook(lambda *a: None)
+    model(X)
+    handle.remove()
+    net[0].weight.requires_grad_(False)
+    model(X).sum().backward()
+    net[0].weight.requires_grad_()
+    net.eval()
+    model(X).sum().backward()
+    net.train()
+    assert not replay.replayed
+    model(X)
+    assert replay.replayed
+
+
+def test_networks_that_draw_or_have_two_heads_are_not_replayed(replay):
+    for last in (nn.Dropout(0.5), AuxiliaryHead(nn.Linear(3, 3), nn.Linear(3, 4))):
+        model = Replayed(nn.Sequential(network(), last).train())
+        for _ in range(cuda_graphs.AFTER + 2):
+            model(X).sum().backward()
+    assert not replay.captured
+
+
+def test_training_that_cannot_be_captured_goes_on(replay, monkeypatch):
+    def refuses(net, samples, allow_unused_input=False):
+        net(*samples)  # the statistics have moved by then
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
+    attacked = SMALL | {"attack": SMALL["attack"] | {"steps": 0}}
+    with pytest.warns(UserWarning, match="no CUDA graph of the network in training, it runs as it is: operation not"):
+        found = _trained(attacked)
+    monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
+    assert all(torch.equal(*pair) for pair in zip(found, _trained(attacked), strict=True))

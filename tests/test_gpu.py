@@ -70,6 +70,29 @@ def test_no_step_waits_for_the_device(name):
         run.check()
 
 
+@pytest.mark.parametrize("name", ["at", "trades", "mart", "awp", "entropy-sgd", "bf16"])
+def test_training_by_graphs_is_training(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+    def trained():
+        with tiny_run(SMALL | METHODS[name]) as run:
+            batches = [b for _ in range(2) for b in run.batches()]
+            losses = [loop.step(run, batch) for batch in batches]
+            passes = len(run.model._passes) if isinstance(run.model, cuda_graphs.Replayed) else 0
+            return torch.stack(losses), [p.clone() for p in run.network.state_dict().values()], passes
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no CUDA graph")
+        losses, weights, passes = trained()
+    assert passes
+    monkeypatch.setenv(cuda_graphs.SWITCH, "0")
+    plain, other, none = trained()
+    assert not none
+    assert torch.allclose(losses, plain, rtol=1e-3)
+    for a, b in zip(weights, other, strict=True):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3)
+
+
 def test_images_that_live_elsewhere_arrive_without_a_wait_and_are_the_same(monkeypatch):
     with tiny_run(SMALL) as run:
         there = list(run.batches())

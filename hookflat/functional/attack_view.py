@@ -1,8 +1,8 @@
 """The attack view: the same network, made cheap to attack.
 
-Evaluation mode, parameters frozen, batch norm folded into the convolution before it, channels-last, and on CPUs wide
-3x3 convolutions by Winograd's algorithm. It shares the tensors of the network it shows, except for the folded
-convolutions and the transforms, which `refresh` recomputes.
+Evaluation mode, parameters frozen, batch norm folded into the convolution before it, images in the memory layout that
+is fast where it runs, and on CPUs wide 3x3 convolutions by Winograd's algorithm. It shares the tensors of the network
+it shows, except for the folded convolutions and the transforms, which `refresh` recomputes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
@@ -44,14 +44,15 @@ class AttackView(nn.Module):
     def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
         plain = _shared_copy(model)
-        fast, self._folds = _fold(plain, model)
+        self._device = _device_of(model)
+        self._precision = _decided(precision, self._device)
+        self._layout = _layout(self._precision, self._device)
+        fast, self._folds = _fold(plain, model, self._layout)
         if not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
             fast = _shared_copy(model) if fast is plain else fast
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
         self._plain = plain if fast is not plain else None
-        self._device = _device_of(model)
-        self._precision = _decided(precision, self._device)
         self._compile = compile
         self._graphs = cuda_graphs.Graphs()
         self._use(fast)
@@ -61,6 +62,8 @@ class AttackView(nn.Module):
         self.view = self._wrapped(net)
         self._run = torch.compile(self.view) if self._compile else self.view
         super().train(False)
+        self._parts = [*self.modules()]  # to walk through them takes longer than to launch a pass
+        self._two_heads = any(isinstance(m, AuxiliaryHead) for m in self._parts)
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
         if self._precision == "fp16":
@@ -68,8 +71,8 @@ class AttackView(nn.Module):
         return Autocast(net) if self._precision == "bf16" else net
 
     def train(self, mode: bool = True) -> AttackView:
-        """Always in evaluation mode."""
-        return super().train(False)
+        """Always in evaluation mode, as it was made."""
+        return self
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -79,14 +82,13 @@ class AttackView(nn.Module):
 
     def forget(self) -> None:
         """Let go of what is made anew when it is needed: Winograd's transforms of the weights."""
-        for module in self.view.modules():
+        for module in self._parts:
             if isinstance(module, WinogradConv2d):
                 module.refresh()
 
     def once(self) -> nn.Module:
-        """The same for one pass forward and back to the images, replayed on GPUs (`cuda_graphs`)."""
-        watched = hooked(self) or any(isinstance(m, AuxiliaryHead) for m in self.view.modules())
-        if self._compile or watched or not cuda_graphs.possible(self._device):
+        """The same for one pass, forward and back to the images or forward alone, replayed on GPUs (`cuda_graphs`)."""
+        if self._compile or self._two_heads or not cuda_graphs.possible(self._device) or _hooked(self._parts):
             return self
         return cuda_graphs.Once(self, self._graphs)
 
@@ -99,7 +101,7 @@ class AttackView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        x = x.contiguous(memory_format=self._layout) if x.dim() == 4 else x
         if self._plain is not None:
             self._check(x.detach())
         if self._compile and self._run is not self.view:
@@ -128,13 +130,13 @@ class AttackView(nn.Module):
 
 
 def once(model: nn.Module) -> nn.Module:
-    """What to ask for one gradient at the images: a view's `once`, or the network itself."""
+    """What to ask for one pass, with a gradient at the images or without: a view's `once`, or the network itself."""
     return model.once() if isinstance(model, AttackView) else model
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
-_views: WeakKeyDictionary[nn.Module, dict[Precision, tuple[Hashable, AttackView]]] = WeakKeyDictionary()
+_views: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, AttackView]]] = WeakKeyDictionary()
 
 
 def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
@@ -145,12 +147,14 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     """
     if isinstance(model, AttackView) or hooked(model):
         return model
-    precision = _decided(precision, _device_of(model))
+    device = _device_of(model)
+    precision = _decided(precision, device)
+    kind = precision, _layout(precision, device)
     now, views = _identity(model), _views.setdefault(model, {})
-    then, view = views.get(precision, (None, None))
+    then, view = views.get(kind, (None, None))
     if view is None or then != now:
         view = AttackView(model, precision=precision)
-        views[precision] = now, view
+        views[kind] = now, view
     else:
         view.refresh()
     return view
@@ -165,6 +169,13 @@ def _decided(precision: Precision, device: torch.device) -> Precision:
     if precision != "auto":
         return precision
     return "bf16" if bf16_pays(device) else "fp32"
+
+
+def _layout(precision: Precision, device: torch.device) -> torch.memory_format:
+    """Of images: channels last, but where a GPU computes in full float32, whose kernels are slower on that."""
+    tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # ty: ignore[missing-attribute]
+    full = device.type == "cuda" and precision == "fp32" and not tf32
+    return torch.contiguous_format if full else torch.channels_last
 
 
 @cache
@@ -198,7 +209,11 @@ def _identity(model: nn.Module) -> Hashable:
 
 def hooked(model: nn.Module) -> bool:
     """Whether hooks of its user see what goes through: a copy's would be others'."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    return _hooked(model.modules())
+
+
+def _hooked(modules: Iterable[nn.Module]) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -306,7 +321,7 @@ def _pairs(graph: fx.Graph, net: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
-def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
+def _fold(plain: nn.Module, live: nn.Module, layout: torch.memory_format) -> tuple[nn.Module, list[_Fold]]:
     """Trace `plain` and fold every batch norm that directly follows a convolution used once."""
     graph = _traced(plain)
     if graph is None:
@@ -317,7 +332,7 @@ def _fold(plain: nn.Module, live: nn.Module) -> tuple[nn.Module, list[_Fold]]:
         conv, norm = (cast(Any, live.get_submodule(name)) for name in (conv_name, norm_name))
         view = copy.deepcopy(conv)
         view.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-        view = view.requires_grad_(False).to(memory_format=torch.channels_last)
+        view = view.requires_grad_(False).to(memory_format=layout)
         traced.set_submodule(conv_name, view)
         own = plain.get_submodule(norm_name)
         rest = nn.Sequential(*(m for n, m in own.named_children() if n in ("drop", "act")))

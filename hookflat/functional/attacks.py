@@ -115,7 +115,7 @@ def ascent(
             gradient = velocity = momentum * velocity + F.normalize(gradient.flatten(1), p=1).view_as(gradient)
         x_adv = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv))
     with torch.no_grad():
-        yield x_adv, objective(model, x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
+        yield x_adv, objective(once(model), x_adv) if score_last else x_adv.new_full((len(x_adv),), torch.nan)
 
 
 def ascent_until_cycle(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hookflat.functional import cuda_graphs
 from hookflat.functional.brackets import restored
+from hookflat.functional.cuda_graphs import Replayed
 from hookflat.functional.layers import Autocast
 from hookflat.functional.winograd import WinogradConvolutions, pays
 from hookflat.recipe.recipe import RunOptions
@@ -62,7 +64,10 @@ def in_precision(network: nn.Module, options: RunOptions) -> nn.Module:
     if options.precision not in low and not options.compile and any(pays(module) for module in network.modules()):
         return WinogradConvolutions(network)
     model = Autocast(network, low[options.precision]) if options.precision in low else network
-    return Compiled(model) if options.compile else model
+    if options.compile:
+        return Compiled(model)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    return Replayed(model) if cuda_graphs.possible(device) else model
 
 
 class LossScale:

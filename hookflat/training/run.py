@@ -116,9 +116,10 @@ class Run:
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
         self.measurements.start = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
-        self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        self.network = network.to(self.device).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
         if self.device.type == "cpu":
+            self.network.to(memory_format=torch.channels_last)
             share = self.data.train.part(0, max(1, self.batch_size // self.processes))
             x, _ = share.__getitems__(torch.arange(len(share)))
             wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
@@ -135,6 +136,7 @@ class Run:
                 "process(es) has less than two examples for each part"
             )
         self.build_network()
+        self.network.to(memory_format=torch.channels_last)
         self._batches = Batches(self.data.train, self.batch_size, options.seed, self.rank, self.processes, self.device)
         self.batch_sizes = self._batches.sizes()
         self.steps_per_epoch = len(self._batches)
