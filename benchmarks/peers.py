@@ -111,6 +111,7 @@ class Bench:
         self.options, self.device = options, torch.device(options.device)
         alone = options.device == "cpu" and options.threads == 1
         self.clock = time.process_time if alone else time.perf_counter  # the first does not count what others do
+        self.warm = 1 if options.device == "cpu" else 8  # steps, until CUDA graphs are captured
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
         with self.run() as run:
@@ -257,7 +258,8 @@ class Bench:
         """Worst-case flatness, on a batch of the protocol's size."""
         self.compare("worst flatness, 128 images, deep copies", *self._worst(), 2)
 
-    def _worst(self, sweeps: int = 4) -> tuple[Callable[[], float], Callable[[], float]]:
+    def _worst(self, sweeps: int | None = None) -> tuple[Callable[[], float], Callable[[], float]]:
+        sweeps = sweeps or (4 if self.device.type == "cpu" else 20)
         repeats = -(-128 // len(self.x))
         x, y = self.x.repeat(repeats, 1, 1, 1)[:128], self.y.repeat(repeats)[:128]
 
@@ -275,7 +277,7 @@ class Bench:
     def steps(self) -> None:
         """A training step of every method, against the same by hand."""
         for name in METHODS:
-            self.compare(f"step of {name}, by hand", *self._steps(name))
+            self.compare(f"step of {name}, by hand", *self._steps(name), warm=self.warm)
 
     def _steps(self, name: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         """A training step of a method, and the same by hand, from the same weights."""
@@ -299,7 +301,7 @@ class Bench:
                 for run in (plain, perturbed):
                     batches = endless(run)
                     sides.append(lambda run=run, batches=batches: loop.step(run, next(batches)))
-                self.compare(f"time of {name}-AWP over {name}", *sides)
+                self.compare(f"time of {name}-AWP over {name}", *sides, warm=self.warm)
 
     def methods(self) -> None:
         """A whole training of every shipped recipe of one network, over AT's."""
@@ -409,6 +411,8 @@ class Bench:
         gpu = self.device.type == "cuda"
         times: dict[str, dict[str, float]] = {}
         for event in profiler.key_averages():
+            if gpu != (event.device_type == torch.autograd.DeviceType.CUDA) or "#" in event.key:
+                continue  # on a GPU the kernels alone: not who launched them
             seconds = event.self_device_time_total if gpu else event.self_cpu_time_total
             times.setdefault(kind_of_operation(event.key), {})[event.key.removeprefix("aten::")] = seconds
         shares = {kind: sum(found.values()) for kind, found in times.items()}
