@@ -229,6 +229,40 @@ def test_an_option_younger_than_a_recipe_makes_no_configuration(tmp_path):
     assert [len(c.runs) for c in gather([tmp_path]).configurations] == [2, 1]
 
 
+def test_a_plugin_that_some_runs_lack_is_one_difference(tmp_path):
+    write(tmp_path / "at-0", "at")
+    write(tmp_path / "at-1", "at", plugins__awp={"xi": 0.01})
+    write(tmp_path / "at-2", "at", plugins__awp={"xi": 0.02})
+    write(tmp_path / "mart-0", "mart", optimizer__weight_decay=0.01)
+    write(tmp_path / "mart-1", "mart", optimizer__weight_decay=0.02, plugins__figures={})
+    write(tmp_path / "trades-0", "trades")
+    write(tmp_path / "trades-1", "trades", plugins__augment={"flip": True})
+    keys = [c.key for c in gather([tmp_path]).configurations]
+    assert keys[:3] == ["at without awp", "at xi=0.01", "at xi=0.02"]
+    assert keys[3:5] == ["mart weight_decay=0.01", "mart weight_decay=0.02"]
+    assert keys[5:] == ["trades without augment", "trades with augment"]
+    table = table1(gather([tmp_path]))
+    assert {"AT (baseline), without awp", "AT (baseline), xi 0.01", "MART, weight_decay 0.01"} <= {
+        row.title for row in table.rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        ([{}, {"every": 2}], [2]),  # the same training
+        ([{"every": 2}, {"every": 2}, {}], [3]),
+        ([{"every": 2}, {"every": 5}, {}], [1, 1, 1]),  # other networks are picked
+        ([{"source": "train"}, {}], [1, 1]),  # fewer images to train on
+    ],
+)
+def test_early_stopping_on_test_images_makes_no_configuration(options, runs, tmp_path):
+    for seed, table in enumerate(options):
+        tables = {"plugins__early_stopping": {"holdout": 500} | table} if table else {}
+        write(tmp_path / f"at-{seed}", "at", seed, **tables)
+    assert [len(c.runs) for c in gather([tmp_path]).configurations] == runs
+
+
 def test_trouble_in_one_folder_is_that_folder_s(tmp_path):
     write(tmp_path / "at-0", "at")
     write(tmp_path / "text-0", "text")

@@ -205,7 +205,8 @@ def _order(value: Any) -> Any:
 def _range(rows: Sequence[Row]) -> str:
     """ "TRADES, beta 1 to 9"."""
     first, last = rows[0].configuration.setting, rows[-1].configuration.setting
-    spans = [f"{k.split('.')[-1]} {plain(a)} to {plain(b)}" for (k, a), (_, b) in zip(first, last, strict=True)]
+    ends = [(k.split(".")[-1], a, b) for (k, a), (_, b) in zip(first, last, strict=True) if a != b]
+    spans = [f"{name} {plain(a)} to {plain(b)}" for name, a, b in ends if None not in (a, b)]
     return ", ".join([rows[0].title.split(", ")[0], *spans])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of
+from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of, without_alike_stopping
 from hookflat.reporting.prediction import Granulated, Prediction, behind, granulated, out_of_sample, single_changes
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
 from hookflat.reporting.statistics import Estimate, partial_spearman, spearman
@@ -74,8 +74,12 @@ def rank(
     trained = [
         row for row in distinct([run for c in models for run in c.runs if run.trained_here]) if _has(row[2], measures)
     ]
+    tables = without_alike_stopping([options_of(run.recipe) for run, _, _ in trained])
     changes = single_changes(
-        [options_of(r.recipe) | {"run.seed": r.seed, "early stopping": label == "best"} for r, label, _ in trained]
+        [
+            table | {"run.seed": run.seed, "early stopping": label == "best"}
+            for table, (run, label, _) in zip(tables, trained, strict=True)
+        ]
     )
     found = []
     for outcome in outcomes:
