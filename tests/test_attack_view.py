@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import hookflat
-from hookflat.functional.attack_view import AttackView, _views, attack_view, bf16_pays
+from hookflat.functional.attack_view import AttackView, _layout, _views, attack_view, bf16_pays
+from hookflat.functional.brackets import full_float32
 from hookflat.functional.flatness import adversarial_direction
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import small_image_resnet
@@ -232,3 +233,11 @@ def test_trying_bfloat16_draws_nothing():
     before = torch.random.get_rng_state()
     bf16_pays(torch.device("cpu"))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_only_a_gpu_in_full_float32_takes_images_channel_by_channel():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    with full_float32():
+        assert _layout("fp32", gpu) == torch.contiguous_format
+        assert _layout("bf16", gpu) == _layout("fp32", cpu) == torch.channels_last
+    assert _layout("fp32", gpu) == torch.channels_last  # TF32, torch's default

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hookflat import threads
+from hookflat import Images, threads
 from hookflat.testing import tiny_run
 from hookflat.training.fitting import WORK_OF_A_THREAD, fitting_threads
 
@@ -48,13 +48,13 @@ def test_where_torch_was_first_it_is_said_once():
 def test_threads_follow_the_work_and_keep_to_the_share(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    net, x = nn.Conv2d(3, 64, 3, padding=1), torch.rand(32, 3, 32, 32)
+    net, many = nn.Conv2d(3, 64, 3, padding=1), Images(torch.zeros(3200, 3, 32, 32).byte(), torch.zeros(3200).long())
     forward = 2 * 3 * 9 * 64 * 32 * 32 * 32  # multiplications and additions
-    assert fitting_threads(net, x) == round(forward / WORK_OF_A_THREAD) == 2
-    assert fitting_threads(net, x[:1]) == 1
-    assert fitting_threads(net, x.repeat(100, 1, 1, 1)) == 16
+    assert fitting_threads(net, many.part(0, 32)) == round(forward / WORK_OF_A_THREAD) == 2
+    assert fitting_threads(net, many.part(0, 1)) == 1
+    assert fitting_threads(net, many) == 16
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert fitting_threads(net, x.repeat(100, 1, 1, 1)) == threads.limit() == 3
+    assert fitting_threads(net, many) == threads.limit() == 3
     assert net.training
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from hookflat.functional.canvas import new_figure, tidy
-from hookflat.reporting.gathering import Configuration, Gathered, plain
+from hookflat.reporting.gathering import Configuration, Gathered
 from hookflat.reporting.labels import label
 from hookflat.reporting.phrases import counted
 from hookflat.reporting.runs import MeasuredRun, distinct
+from hookflat.reporting.settings import plain
 from hookflat.reporting.statistics import line
 from hookflat.reporting.style import PAGE, TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title, title

@@ -24,14 +24,8 @@ from hookflat.reporting.runs import (
     last_line,
     read_run,
 )
+from hookflat.reporting.settings import Setting, options_of, settings, spelled
 from hookflat.studies.jobs import CLUSTER
-
-Setting = tuple[tuple[str, Any], ...]
-
-_BOOKKEEPING = ("run.seed", "run.threads", "run.folder", "run.checkpoint_steps", "eval.", "track.", "plugins.figures")
-"""What does not make a run another configuration."""
-
-_STOPPING = "plugins.early_stopping."
 
 
 class LeftOut(NamedTuple):
@@ -57,19 +51,7 @@ class Configuration:
     def key(self) -> str:
         """Its name: the recipe's, and what makes it another than its other configurations."""
         scale = [f"x{self.rescaled:g}"] if self.rescaled else []
-        return " ".join([self.method, *scale, *self.options("=")])
-
-    def options(self, sign: str) -> list[str]:
-        """Its setting in words, "xi=0.01" by the sign "="; a plugin that others lack is named where nothing else is."""
-        shown = {k.rpartition(".")[0] for k, v in self.setting if v is not None}
-        words = []
-        for key, value in self.setting:
-            name = key.split(".")[-1]
-            if isinstance(value, bool) and key.count(".") == 1 and key.startswith("plugins."):
-                words += [] if value and key in shown else [f"with{'' if value else 'out'} {name}"]
-            elif value is not None:
-                words.append(f"{name}{sign}{plain(value)}")
-        return words
+        return " ".join([self.method, *scale, *spelled(self.setting, "=")])
 
     @property
     def checkpoint(self) -> str:
@@ -175,66 +157,15 @@ def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
         for run in every:
             if run.label:
                 found[method, run.rescaled, (("checkpoint", run.label.name),)].append(run)
-        for run, setting in zip(same, _settings([options_of(run.recipe) for run in same]), strict=True):
+        for run, setting in zip(same, settings([options_of(run.recipe) for run in same]), strict=True):
             found[method, run.rescaled, setting].append(run)
     return [Configuration(*key, same) for key, same in found.items()]
-
-
-def _settings(tables: Sequence[dict[str, Any]]) -> list[Setting]:
-    """The options in which recipes differ; of a plugin that some lack, whether it is there and how those differ."""
-    tables = without_alike_stopping(tables)
-    plugins = [{_plugin(name) for name in table} for table in tables]
-    differing: list[str] = []
-    for name in dict.fromkeys(name for table in tables for name in table):
-        having = [table for table, there in zip(tables, plugins, strict=True) if _plugin(name) in there]
-        if not _plugin(name):
-            having = tables
-        elif len(having) < len(tables) and _plugin(name) not in differing:
-            differing.append(_plugin(name))
-        if len({table.get(name) for table in having}) > 1:
-            differing.append(name)
-    return [
-        tuple((name, name in there if name == _plugin(f"{name}.") else table.get(name)) for name in differing)
-        for table, there in zip(tables, plugins, strict=True)
-    ]
-
-
-def _plugin(name: str) -> str:
-    """The table "plugins.NAME" that an option belongs to; "" for another's."""
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "plugins" and len(parts) > 2 else ""
-
-
-def without_alike_stopping(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Options without those of early stopping, where all that stop early do it alike, and on test images.
-
-    It picks networks of a training that would be the same without it.
-    """
-    stops = {tuple((k, v) for k, v in table.items() if k.startswith(_STOPPING)) for table in tables} - {()}
-    if len(stops) != 1 or (f"{_STOPPING}source", "train") in next(iter(stops)):
-        return list(tables)
-    return [{k: v for k, v in table.items() if not k.startswith(_STOPPING)} for table in tables]
 
 
 def evidence(configurations: Sequence[Configuration]) -> list[int]:
     """Of each configuration the number of what is independent evidence: itself, or of checkpoints the method."""
     names = [c.method if c.checkpoint else c.key for c in configurations]
     return [names.index(name) for name in names]
-
-
-def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The options of a recipe that make a configuration, by dotted name."""
-    options = {".".join(path): _hashable(value) for path, value in flat(recipe)}
-    return {name: value for name, value in options.items() if not name.startswith(_BOOKKEEPING)}
-
-
-def plain(value: Any) -> str:
-    """A value of an option, as a name shows it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else str(value) if isinstance(value, dict) else value
 
 
 def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path]:

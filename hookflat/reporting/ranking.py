@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hookflat.reporting.gathering import Configuration, Gathered, evidence, options_of, without_alike_stopping
+from hookflat.reporting.gathering import Configuration, Gathered, evidence
 from hookflat.reporting.prediction import Granulated, Prediction, behind, granulated, out_of_sample, single_changes
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
+from hookflat.reporting.settings import options_of, without_alike_stopping
 from hookflat.reporting.statistics import Estimate, partial_spearman, spearman
 
 Control = Callable[[MeasuredRun, Network], float]

@@ -21,8 +21,9 @@ from hookflat.recipe.shipped import recipes_folder
 from hookflat.records.quantities import Role
 from hookflat.reporting.external import External, external
 from hookflat.reporting.formats import csv_text
-from hookflat.reporting.gathering import Configuration, Gathered, options_of
+from hookflat.reporting.gathering import Configuration, Gathered
 from hookflat.reporting.runs import MeasuredRun, Network
+from hookflat.reporting.settings import options_of, spelled
 from hookflat.reporting.trust import flags_of
 from hookflat.terminal import printable
 
@@ -160,7 +161,7 @@ def title(configuration: Configuration) -> str:
         return printable(configuration.checkpoint)
     ours = all(run.trained_here for run in configuration.runs)
     name = in_words(configuration.method) if ours else configuration.method
-    options = configuration.options(" ")
+    options = spelled(configuration.setting, " ")
     return printable(", ".join([f"{name} × {configuration.rescaled:g}" if configuration.rescaled else name, *options]))
 
 

@@ -15,9 +15,9 @@ from matplotlib.colors import Normalize
 from hookflat.functional.canvas import new_figure, tidy
 from hookflat.recipe.tables import as_key
 from hookflat.records.quantities import Role, of_role
-from hookflat.reporting.gathering import plain
 from hookflat.reporting.phrases import listed
 from hookflat.reporting.runs import MeasuredRun
+from hookflat.reporting.settings import plain
 from hookflat.reporting.style import TREND, Drawing
 from hookflat.reporting.table import Row, Table1, representatives, short_title
 

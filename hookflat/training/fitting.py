@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hookflat import threads
 from hookflat.errors import UserError
 from hookflat.functional.brackets import frozen, global_generators_restored
-from hookflat.functional.data import Data
+from hookflat.functional.data import Data, Images
 
 WORK_OF_A_THREAD = 60e6
 """Floating-point operations of a forward pass on a batch that are worth another thread."""
@@ -49,7 +49,7 @@ def forward_flops(network: nn.Module, images: Tensor) -> int:
     return counted.get_total_flops()
 
 
-def fitting_threads(network: nn.Module, images: Tensor) -> int:
-    """The threads that passes of `network` over a batch of `images` (n, C, H, W) are worth."""
-    work = len(images) * forward_flops(network, images)
+def fitting_threads(network: nn.Module, images: Images) -> int:
+    """The threads that passes of `network` over a batch of `images` are worth."""
+    work = len(images) * forward_flops(network, images.__getitems__(torch.arange(1))[0])
     return max(1, min(threads.limit(), round(work / WORK_OF_A_THREAD)))

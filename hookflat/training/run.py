@@ -121,8 +121,7 @@ class Run:
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
             share = self.data.train.part(0, max(1, self.batch_size // self.processes))
-            x, _ = share.__getitems__(torch.arange(len(share)))
-            wanted = self.recipe.run.threads or fitting_threads(self.network, x.to(memory_format=torch.channels_last))
+            wanted = self.recipe.run.threads or fitting_threads(self.network, share)
             torch.set_num_threads(min(wanted, threads.limit()))
 
     def build(self) -> None:
