@@ -317,6 +317,51 @@ def test_the_script_in_a_browser(tmp_path):
     assert said["axes"] == "RErr (AutoAttack) against average-case flatness"
 
 
+CONTRASTS = """<body><script>
+function luminance(color) {
+  const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3)
+    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+function behind(element) {
+  while (element.parentElement && getComputedStyle(element).backgroundColor === "rgba(0, 0, 0, 0)")
+    element = element.parentElement;
+  return getComputedStyle(element.parentElement ? element : document.body).backgroundColor;
+}
+const frame = document.createElement("iframe");
+frame.src = "PAGE";
+frame.onload = () => {
+  const page = frame.contentDocument, least = {};
+  for (const element of page.querySelectorAll("body *")) {
+    const says = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (!says || !element.getClientRects().length) continue;
+    const kind = element instanceof frame.contentWindow.SVGElement ? "figure" : "page";
+    const ink = getComputedStyle(element)[kind === "figure" ? "fill" : "color"];
+    const [low, high] = [ink, behind(element)].map(luminance).sort((a, b) => a - b);
+    least[kind] = Math.min(least[kind] ?? 21, (high + 0.05) / (low + 0.05));
+  }
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  document.body.dataset.found = JSON.stringify({dark, page: behind(page.body), least});
+};
+document.body.append(frame);
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_all_text_can_be_read_on_a_light_and_on_a_dark_page(tmp_path, scheme):
+    """Contrast at least 4.5 to 1, WCAG's AA: of the page's text and of that in its figures."""
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    page = report(tmp_path, resamples=20).page
+    frame = tmp_path / "frame.html"
+    frame.write_text(CONTRASTS.replace("PAGE", page.as_uri()))
+    found = in_chromium(frame, f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}")
+    assert found["dark"] == (scheme == "dark")
+    assert found["page"] == ("rgb(18, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert min(found["least"].values()) >= 4.5
+    assert set(found["least"]) == {"page", "figure"}
+
+
 WIDTHS = """<body><script>
 const widths = [1280, 390], found = {};
 function next() {
@@ -344,12 +389,17 @@ def test_a_page_of_many_measures_fits_a_screen_and_a_phone_without_scrolling_sid
     (tmp_path / "page.html").write_text(example.replace(style_of(example), style_of(today)))
     frames = tmp_path / "frames.html"
     frames.write_text(WIDTHS.replace("PAGE", "page.html"))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
-    command = ["chromium", *options, "--window-size=1400,900", "--virtual-time-budget=5000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frames.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done)[1]))
+    found = in_chromium(frames, "--hide-scrollbars", "--window-size=1400,900")
     assert found == {"1280": [1280, 0], "390": [390, 0]}
+
+
+def in_chromium(page, *options):
+    """What the script of `page` found in the pages it framed: its body's `data-found`."""
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={page.with_name('profile')}", "--virtual-time-budget=5000"]
+    command += [*options, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done)[1]))
 
 
 def style_of(text):
