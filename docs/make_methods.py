@@ -37,8 +37,7 @@ Three commands make the columns. Empty: not measured.
   of [digits.md](digits.md), which has `vit` at another radius and in its text.
 - CIFAR-10, `hookflat study methods --with scales/cifar10-mini --protocol mini`, its rows of Table 1 by `table1`: RErr
   (APGDs) in %, RLoss and average-case flatness of the last network on 1000 images of 16 pixels
-  ([examples](examples/README.md)). `hat` and `kd_swa` learn from other runs, which a study does not put in order, and
-  `timm` is another network: each is a `hookflat run` and a `hookflat eval`.
+  ([examples](examples/README.md)).
 
 A plugin's name leads to its formula, options and source.
 

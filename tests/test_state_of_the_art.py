@@ -1,7 +1,6 @@
 """Wang et al. 2023 as a recipe and an overlay: what it says, and that it trains small."""
 
 import json
-import tomllib
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from sklearn.datasets import load_digits
 
 import hookflat
 from hookflat import load_recipe
-from hookflat.recipe.shipped import recipes_folder
 
 
 def test_the_recipe_at_scale_is_the_setting_of_the_paper():
@@ -52,10 +50,3 @@ def test_its_small_form_trains_on_generated_images(tmp_path):
     losses = [line["loss"] for line in lines if line["stage"] == "training"]
     assert losses[-1] < 0.95 * losses[0]
     assert 0 <= result.results.models["last"].test["rerr_pgd"] <= 1
-
-
-def test_the_study_of_methods_has_every_recipe_but_those_of_other_networks_and_with_teachers():
-    shipped = {path.stem for path in recipes_folder().glob("*.toml")}
-    study = tomllib.loads((recipes_folder() / "studies" / "methods.toml").read_text())["study"]
-    assert set(study["runs"]) == shipped - {"timm", "vit", "hat", "kd_swa"}
-    assert study["seeds"] == [0, 1, 2]

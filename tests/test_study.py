@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from hookflat import UserError, run
 from hookflat.recipe.shipped import recipes_folder
 from hookflat.reporting.comparing import compare
+from hookflat.studies.costing import costs_of
 from hookflat.studies.execution import Plan, make, run_job, share, submit
 from hookflat.studies.study import read_study
 
@@ -221,6 +223,35 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
     assert json.loads(found.jobs[0].results.read_text())["protocol"]["stages"]["quick"]["examples"] == {"test": 12}
 
 
+def test_a_run_learns_from_another_of_the_study(study, here, tmp_path, monkeypatch):
+    """It is made after it, from the network of the first seed; a cluster and an estimate leave it out until then."""
+    standard, hat = tmp_path / "tiny.toml", tmp_path / "hat.toml"
+    hat.write_text('extends = "tiny.toml"\n[loss]\nname = "hat"\n')
+    study.write_text(
+        f'[study]\nfolder = "{tmp_path / "runs"}"\nseeds = [3, 4]\n[[study.grid]]\nrecipe = "{hat}"\n'
+        f'learns_from = {{ "loss.helper" = "{standard}" }}\n[[study.grid]]\nrecipe = "{standard}"\n'
+    )
+    found, said = read_study(study), []
+    assert [job.name for job in found.jobs] == ["hat-3", "tiny-3", "hat-4", "tiny-4"]
+    assert {job.resolved()["loss"]["helper"] for job in found.jobs[::2]} == {str(tmp_path / "runs" / "tiny-3")}
+    assert [cost.name for cost in costs_of(Plan.of(found))] == ["tiny-3"]
+    monkeypatch.setattr("submitit.AutoExecutor.submit", lambda self, family, jobs, *_: jobs[0].name)
+    assert submit(found, cluster="local", timeout_min=5) == ["tiny-3", "tiny-4"]
+    assert set(make(found, say=said.append).values()) == {"done"}, said
+    done = [line.split()[1] for line in said if line.startswith("done")]
+    assert done == ["tiny-3:", "tiny-4:", "hat-3:", "hat-4:"]
+    (found.folder / "hat-3" / "model.safetensors").unlink()
+    (found.folder / "hat-3" / "eval.json").unlink()
+    assert submit(found, cluster="local", timeout_min=5) == ["hat-3"]
+
+    for wrong in ("at", hat):
+        study.write_text(re.sub('"loss.helper" = ".*"', f'"loss.helper" = "{wrong}"', study.read_text()))
+        with pytest.raises(
+            UserError, match=rf"hat-3 learns from {Path(wrong).stem}-3, which is none of the study's runs"
+        ):
+            read_study(study)
+
+
 def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
     """Its local executor, as it would on a cluster, and accelerate launch, whose run has the weights of one process."""
     study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
@@ -257,7 +288,7 @@ def test_workers_share_cores_and_gpus(monkeypatch):
     assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
 
 
-@pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling"])
+@pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling", "methods"])
 @pytest.mark.parametrize("overlays", [[], ["scales/cifar10"]])
 def test_shipped_studies_are_whole_at_any_scale(name, overlays):
     found = read_study(name, overlays=overlays)
@@ -267,6 +298,8 @@ def test_shipped_studies_are_whole_at_any_scale(name, overlays):
         assert len(found.jobs) == 20 * 3
         titled = {p.stem for p in recipes_folder().glob("*.toml") if "of Table 1" in p.read_text().splitlines()[0]}
         assert {job.recipe for job in found.jobs} == titled | {"at_awp"}
+    if name == "methods":
+        assert {job.recipe for job in found.jobs} == {p.stem for p in recipes_folder().glob("*.toml")}
 
 
 def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):

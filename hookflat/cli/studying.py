@@ -62,6 +62,8 @@ def study(
     say_plan(planned, jobs=jobs, redo=redo, every=plan, say=say)
     if cost:
         _say_costs(costs, jobs)
+        if waiting := [job.name for job in found.jobs if job.waits_for()]:
+            say(f"not counted, since what they learn from is not made yet: {', '.join(waiting)}")
         return
     if not plan:
         carry_out(

@@ -55,6 +55,7 @@ class CheckpointJob:
 
     seed: ClassVar[int] = 0
     rescaled: ClassVar[None] = None
+    learns_from: ClassVar[tuple[Path, ...]] = ()
 
     @property
     def recipe(self) -> str:
@@ -105,6 +106,10 @@ class CheckpointJob:
         if self.changes():
             return "changed"
         return "done" if measured(self.folder) else "begun" if there.unfinished.exists() else "todo"
+
+    def waits_for(self) -> list[str]:
+        """Nothing."""
+        return []
 
     def note(self) -> None:
         """Write its label beside its numbers: another one needs no measuring."""

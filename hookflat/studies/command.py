@@ -33,6 +33,9 @@ def carry_out(study: Study, *, jobs: int, processes: int, redo: bool, slurm: Ite
     if slurm is not None:
         submitted = submit(study, processes=processes, redo=redo, **dict(assignment(s) for s in slurm))
         say(f"{len(submitted)} jobs submitted; --plan shows how far they are")
+        for job in study.jobs:
+            if sources := job.waits_for():
+                say(f"waits    {job.name}: for {' and '.join(sources)}; the same command submits it once they are made")
         return
     ended = make(study, workers=jobs, processes=processes, redo=redo, say=say)
     for name in (name for name, state in ended.items() if state == "elsewhere"):

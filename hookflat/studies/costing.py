@@ -30,11 +30,12 @@ class JobCost:
 def costs_of(plan: Plan, told: Callable[[str], None] = lambda name: None) -> list[JobCost]:
     """Of the runs that are to be made; those that were begun are counted whole, rescaled networks and checkpoints not.
 
-    `told`: given the name of each before it is tried.
+    Nor are those that learn from runs without a network yet. `told`: given the name of each before it is tried.
     """
     groups: dict[Any, list[Job]] = {}
     for job in plan.study.jobs:
-        if plan.states[job.name] in ("todo", "begun") and isinstance(job, Job) and not job.rescaled:
+        counted = isinstance(job, Job) and not job.rescaled and not job.waits_for()
+        if counted and plan.states[job.name] in ("todo", "begun"):
             same = tuple(f"{key}={value}" for key, value in job.overrides if key != "run.seed")
             groups.setdefault((job.recipe, same), []).append(job)
     found = []

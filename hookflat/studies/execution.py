@@ -71,7 +71,8 @@ def make(
             free.put(worker)
 
     waves: tuple[Callable[[AnyJob], bool], ...] = (
-        lambda job: not job.rescaled,
+        lambda job: not job.rescaled and not job.learns_from,
+        lambda job: not job.rescaled and bool(job.learns_from),  # after the runs that they learn from
         lambda job: bool(job.rescaled),  # after the runs that they are made from
         lambda job: states[job.name] == "elsewhere",
     )
@@ -254,6 +255,7 @@ def submit(
 ) -> list[Any]:
     """One cluster job for each run that is missing, with its rescaled networks, through `submitit`.
 
+    A run that learns from others is left out until these have a network.
     `cluster`: Slurm where nothing is said; "local" runs them here. `slurm`: parameters of `submitit.AutoExecutor`, as
     timeout_min, gpus_per_node, slurm_partition. Raises UserError without submitit, Slurm, or a time limit.
     """
@@ -273,7 +275,7 @@ def submit(
     for source in (job for job in study.jobs if not job.rescaled):
         family = [source, *(job for job in study.jobs if job.rescaled and job.rescaled[0] == source.folder)]
         leave = {"done", "elsewhere"} if redo else {"done", "elsewhere", "changed"}
-        if any(job.state() not in leave for job in family):
+        if not source.waits_for() and any(job.state() not in leave for job in family):
             submitted.append(executor.submit(Family(), family, processes, redo))
     return submitted
 

@@ -37,6 +37,7 @@ class Job:
     measure: tuple[tuple[str, Any], ...] = ()
     plugins: tuple[str, ...] = ()
     rescaled: tuple[Path, float] | None = None
+    learns_from: tuple[Path, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -98,6 +99,10 @@ class Job:
 
     def _begun(self) -> bool:
         return RunFolder(self.folder).last_checkpoint() is not None
+
+    def waits_for(self) -> list[str]:
+        """The runs that it learns from and that have no network yet."""
+        return [source.name for source in self.learns_from if RunFolder(source).network("last") is None]
 
     def note(self) -> None:
         """Its folder says what it is."""

@@ -71,6 +71,10 @@ class Grid:
     rescale: Annotated[list[float], Field(description="factors of functionally equal networks")] = field(
         default_factory=list
     )
+    learns_from: Annotated[
+        dict[str, str],
+        Field(description="options that name a run's folder to recipes of the study, whose first seed is made before"),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def read_study(
     options, grids, checkpoints = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
     given = _flat(dict(assignment(o) for o in overrides))
-    fixed = {"run.seed", *(key for grid in grids for key in grid.values)}
+    fixed = {"run.seed", *(key for grid in grids for key in [*grid.values, *grid.learns_from])}
     if clash := sorted(given.keys() & fixed):
         raise UserError(f"--set {clash[0]}: the study itself sets it (seeds, or a grid)")
     values = _flat(options.set) | given
@@ -135,7 +139,7 @@ def read_study(
     for seed in options.seeds:  # every row once before any row twice
         for grid in [*(Grid(recipe) for recipe in options.runs), *grids]:
             for point in _points(grid.values):
-                jobs += _jobs(base, place, grid, values | point, point, seed)
+                jobs += _jobs(base, place, grid, values | point, point, seed, options.seeds[0])
     if checkpoints and not jobs and base.overlays:
         raise UserError(f"--with {base.overlays[0]}: a study of checkpoints trains nothing; --set sets values of each")
     for i, table in enumerate(checkpoints):
@@ -169,7 +173,12 @@ def _check(path: Path, options: StudyOptions, jobs: Sequence[AnyJob]) -> None:
         raise UserError(f"{path}: names {min(twice)!r} twice")
     if not jobs:
         raise UserError(f"{path}: a study needs runs = [...], [[study.grid]] or [[study.checkpoints]]")
+    alone = {job.folder for job in jobs if isinstance(job, Job) and not job.learns_from}
     for job in jobs:
+        if isinstance(job, Job) and (missing := [source.name for source in job.learns_from if source not in alone]):
+            raise UserError(
+                f"{path}: {job.name} learns from {missing[0]}, which is none of the study's runs, or learns itself"
+            )
         if isinstance(job, CheckpointJob):
             try:
                 job.resolved()
@@ -185,13 +194,15 @@ def _check(path: Path, options: StudyOptions, jobs: Sequence[AnyJob]) -> None:
 
 
 def _jobs(
-    base: Job, place: Path, grid: Grid, values: dict[str, Any], point: dict[str, Any], seed: int
+    base: Job, place: Path, grid: Grid, values: dict[str, Any], point: dict[str, Any], seed: int, first: int
 ) -> Iterator[Job]:
-    """A run of a grid, and its rescaled networks."""
+    """A run of a grid, and its rescaled networks. `first`: the seed of the runs that it learns from."""
     short = [f"{key.split('.')[-1]}={plain(value)}" for key, value in point.items()]
     name = "-".join([Path(grid.recipe).stem, *short, str(seed)])
-    chosen = tuple((values | {"run.seed": seed}).items())
+    sources = {option: place / f"{Path(recipe).stem}-{first}" for option, recipe in grid.learns_from.items()}
+    chosen = tuple((values | {option: str(source) for option, source in sources.items()} | {"run.seed": seed}).items())
     job = replace(base, name=name, recipe=grid.recipe, seed=seed, folder=place / name, overrides=chosen)
+    job = replace(job, learns_from=tuple(sources.values()))
     yield job
     for factor in grid.rescale:
         scaled = f"{name}-x{factor:g}"
