@@ -1,7 +1,8 @@
 """Copy a run's records as docs/examples keeps them: `python docs/keep_records.py RUN FOLDER`.
 
 Recipe, metrics of every epoch, results, data and versions, and those of each evaluation; no weights, no checkpoints, no
-figures. Of the environment the program's path, the platform and the end of the revision are left out.
+figures. Of the environment the program's path, the platform and the end of the revision are left out, and paths in this
+checkout begin at its root.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import shutil
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("data.json", "environment.json", "eval.json", "metrics.jsonl", "recipe.toml")
 
 
@@ -24,11 +26,11 @@ def keep(run: Path, folder: Path) -> None:
             found["command"][0] = "hookflat"
             found["platform"] = found["platform"].partition("-")[0]
             found["git_revision"] = (found["git_revision"] or "")[:7]
-            place.write_text(json.dumps(found, indent=2), encoding="utf-8")
+            place.write_text(json.dumps(found, indent=2).replace(f"{ROOT}/", ""), encoding="utf-8")
         else:
             shutil.copy(file, place)
         text = place.read_text(encoding="utf-8")
-        if any(str(here) in text for here in (Path.home(), run.resolve().parent)):
+        if any(str(here) in text for here in (Path.home(), run.resolve().parent, ROOT)):
             raise SystemExit(f"{place} names a folder of this machine")
 
 

@@ -302,6 +302,28 @@ def test_shipped_studies_are_whole_at_any_scale(name, overlays):
         assert {job.recipe for job in found.jobs} == {p.stem for p in recipes_folder().glob("*.toml")}
 
 
+def test_the_example_of_single_steps(monkeypatch):
+    """FGSM from the image and three cures, alike in everything else, at the radius of the paper's Fig. 11."""
+    monkeypatch.chdir(recipes_folder().parent)
+    folder = Path("examples", "catastrophic_overfitting")
+    found = read_study(folder / "study.toml", plugins=[folder / "one_convolution.py"])
+    attacks = {}
+    for job in found.jobs:
+        table = job.resolved()
+        assert table["attack"]["eps"] == table["eval"]["eps"] == pytest.approx(10 / 255)
+        assert (table["run"]["epochs"], table["run"]["epochs_factor"]) == (15, 1)
+        assert table["model"]["name"] == "one_convolution"
+        assert (table["optimizer"]["name"], table["schedule"]["peak"]) == ("adam", 0.003)
+        keys = ("alpha", "noise") if table["attack"]["name"] == "n_fgsm" else ("alpha", "steps", "start")
+        attacks[job.name] = *(table["attack"][key] for key in keys), "grad_align" in table["plugins"]
+    assert attacks == {
+        "n_fgsm-0": (1.0, 2.0, False),
+        "grad_align-0": (1.0, 1, "zero", True),
+        "fast_at-0": (1.25, 1, "uniform", False),
+        "grad_align-enabled=False-0": (1.0, 1, "zero", False),
+    }
+
+
 def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):
     def wrong(text, match):
         study.write_text(text)
