@@ -39,6 +39,8 @@ Three commands make the columns. Empty: not measured.
   (APGDs) in %, RLoss and average-case flatness of the last network on 1000 images of 16 pixels
   ([examples](examples/README.md)).
 
+`state_of_the_art` is without generated images in both.
+
 A plugin's name leads to its formula, options and source.
 
 | recipe | what it is | plugins | Table 1 | cost | digits: RErr | flatness | CIFAR-10: RErr | RLoss | flatness | seeds |

@@ -124,6 +124,19 @@ def test_n_fgsm_adds_the_step_to_the_noise_and_clips_to_the_cube_alone(noise, al
     assert (x_adv - batch.x).abs().max() > 0.1 * max(noise, alpha)
 
 
+def test_n_fgsm_in_l2_steps_along_the_gradient():
+    attack = {"name": "n_fgsm", "norm": "L2", "eps": 0.4, "noise": 2.0, "alpha": 0.5}
+    with tiny_run({"attack": attack, "eval": {"eps": 0.4}}) as run:
+        batch = next(run.batches())
+        noisy = Threat(0.8, "L2").ball(batch.x).start("uniform", batch.row, run.seed("attack")).requires_grad_()
+        assert (noisy - batch.x).flatten(1).norm(dim=1).max() <= 0.8 + 1e-6
+        objective = run.hook.attack_objective(run=run, batch=batch)
+        (gradient,) = torch.autograd.grad(objective(run.attack_model, noisy).sum(), noisy)
+        x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
+    unit = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(x_adv, (noisy.detach() + 0.2 * unit).clamp(0, 1), atol=1e-6)
+
+
 def test_n_fgsm_steps_in_l1_as_sparsely_as_the_ball_of_eps_asks():
     with tiny_run({"attack": {"name": "n_fgsm", "norm": "L1", "eps": 1.0, "noise": 4.0}, "eval": {"eps": 1.0}}) as run:
         batch = next(run.batches())

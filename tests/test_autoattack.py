@@ -51,14 +51,22 @@ def directly(net, x, y, batch_size, **options):
 
 
 @pytest.mark.parametrize(
-    ("version", "attacks"),
-    [("standard", None), ("custom", ["apgd-ce", "apgd-dlr"]), ("custom", ["square"]), ("rand", None)],
+    ("version", "attacks", "norm", "eps"),
+    [
+        ("standard", None, "Linf", 0.15),
+        ("custom", ["apgd-ce", "apgd-dlr"], "Linf", 0.15),
+        ("custom", ["square"], "Linf", 0.15),
+        ("rand", None, "Linf", 0.15),
+        ("standard", None, "L2", 0.5),
+        ("standard", None, "L1", 2.0),
+    ],
 )
-def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks):
+def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks, norm, eps):
     x, y = (t[:20] for t in digits_pair)
     listed = {} if attacks is None else {"attacks": attacks}
-    expected = directly(net, x, y, 8, eps=0.15, seed=3, version=version, **listed)
-    found = hookflat.autoattack(net, (x, y), eps=0.15, seed=3, version=version, attacks=attacks, batch_size=8)
+    expected = directly(net, x, y, 8, norm=norm, eps=eps, seed=3, version=version, **listed)
+    options = {"norm": norm, "eps": eps, "version": version, "attacks": attacks}
+    found = hookflat.autoattack(net, (x, y), seed=3, batch_size=8, **options)
     assert torch.equal(found.broken_by >= 0, expected)
     assert found.error == expected.double().mean().item()
     assert 0 < found.clean_error < found.error < 1

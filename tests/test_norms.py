@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -222,6 +223,23 @@ def test_the_union_of_the_norms_is_what_any_of_them_breaks(tmp_path):
     test = results.models["last"].test
     assert test["rerr_any_norm"] >= max(test["rerr_linf"], test["rerr_l2"]) >= test["clean_error"]
     assert "rerr_l1" not in test
+
+
+def test_each_norm_counts_where_it_breaks_what_the_others_do_not(monkeypatch):
+    """Three norms, each with its own radius, step and one example out of five: three fifths in all."""
+    asked = []
+
+    def breaks_one(model, examples, *, attack, **_):
+        asked.append((attack.threat.norm, attack.threat.eps, attack.step_size, attack.steps, attack.restarts))
+        return SimpleNamespace(wrong=torch.arange(5) == len(asked))
+
+    monkeypatch.setattr("hookflat_plugins.multi_norm.robust_error", breaks_one)
+    options = {"linf": 0.05, "l2": 0.3, "l1": 1.2, "alpha": 0.5, "steps": 3, "restarts": 2}
+    with tiny_run({"eval": {"final": {"multi_norm": options}}}) as run:
+        measured = run.measures["final"].call.measure(subject=run.subject("test"))
+    assert asked == [("Linf", 0.05, 0.025, 3, 2), ("L2", 0.3, 0.15, 3, 2), ("L1", 1.2, 0.6, 3, 2)]
+    expected = {"rerr_linf": 0.2, "rerr_l2": 0.2, "rerr_l1": 0.2, "rerr_any_norm": 0.6}
+    assert [found for found in measured if "rerr_any_norm" in found] == [pytest.approx(expected)]
 
 
 def test_radii_for_other_images_than_the_field_s_are_asked_for(tmp_path):
