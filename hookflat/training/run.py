@@ -121,8 +121,7 @@ class Run:
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
             share = self.data.train.part(0, max(1, self.batch_size // self.processes))
-            wanted = self.recipe.run.threads or fitting_threads(self.network, share)
-            torch.set_num_threads(min(wanted, threads.limit()))
+            torch.set_num_threads(min(self.recipe.run.threads or fitting_threads(self.network, share), threads.limit()))
 
     def build(self) -> None:
         """Load the data and make network, optimizer and schedule, each by its plugin."""
