@@ -118,6 +118,22 @@ def test_the_protocol_of_most_runs_is_used_and_another_can_be_named(tmp_path):
         gather([tmp_path], protocol="dig")
 
 
+def test_numbers_on_training_images_alone_are_taken_too(tmp_path):
+    """Of another protocol, beside test numbers of the same measure; a gap only with the test numbers it is from."""
+    stage = {"training": {"examples": {"train": 50}, "measures": {"robust_loss": {}, "average_flatness": {}}}}
+    for i in range(2):
+        run = write(tmp_path / f"at-{i}", "at", i, last=network(0.4, 2.0, 1.0))
+        alone = {"train": {"average_flatness": 0.25 + i, "rloss": 9.0}, "gap": {"average_flatness": 7.0}}
+        measured(run, {"last": alone}, "training-last", staged(**stage))
+    gathered = gather([tmp_path])
+    last = [run.networks["last"] for run in gathered.runs]
+    assert [n.value("average_flatness train") for n in last] == [0.25, 1.25]
+    assert [n.value("average_flatness") for n in last] == [1.0] * 2
+    assert math.isnan(last[0].value("average_flatness gap"))
+    assert last[0].value("rloss train") != 9.0  # the main protocol's
+    assert [(e.name, names) for e, names in gathered.others] == [("training-last", ["average_flatness"])]
+
+
 def test_measures_of_another_norm_radius_or_other_options_are_not_mixed(tmp_path):
     others = ({"xi": 0.005}, {"eps": 0.3}, {"norm": "L2"}, {"step_size": 0.01})
     for i, other in enumerate(({}, {}, *others)):

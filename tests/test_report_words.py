@@ -84,7 +84,29 @@ def test_within_methods_every_outcome_is_told(tmp_path):
             write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
     (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
     assert "flatness and RLoss go together in 8 of 8" in said
-    assert said.endswith("So within methods the flatter networks have the higher RErr and gap of RErr.")
+    assert "So within methods the flatter networks have the higher RErr and gap of RErr. Between seeds" in said
+
+
+def test_two_networks_of_a_method_are_enough_to_be_pooled_and_seeds_are_told_apart(tmp_path):
+    """Early stopping makes networks flatter and lowers their loss; between seeds the flatter one has the higher."""
+    for i in range(8):
+        for seed in range(2):
+            last = network(0.4, 3.0 + i - 0.1 * seed, 2.0 + i + 0.1 * seed)
+            write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=network(0.4, 1.0 + i, 1.0 + i))
+    write(tmp_path / "one-0", "one", last=network(0.4, 3.0, 2.0))  # has no other seed
+    found = analyse(gather([tmp_path]), 50)
+    key = "average_flatness", "rloss"
+    assert (found.seeds[key].models, found.seeds[key].clusters) == (16, 8)
+    assert found.seeds[key].spearman == pytest.approx((-1, -1, -1))
+    assert found.within["", *key].spearman.low > 0
+    (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
+    assert (
+        "Between seeds alone (last networks, as differences from their configuration's mean), Spearman −1.00 "
+        "[−1.00, −1.00] with RLoss, "
+    ) in said
+    pairs = analyse(gather([*tmp_path.glob("m*-0")]), 50).within  # a last and an early-stopped network each
+    assert pairs.keys() == {("", *key), *((m, f, k) for m, f, k in pairs if not m)}
+    assert pairs["", *key].models == 16
 
 
 def test_the_same_weights_count_once(tmp_path):

@@ -123,6 +123,20 @@ def test_a_network_that_is_robust_at_a_small_radius_need_not_break_altogether_at
         assert found.raised["radius"] == raised
 
 
+def test_a_radius_that_breaks_less_than_a_smaller_one_is_seen(net, digits_pair):
+    """Far from the images it has no gradients; at twice the radius nearly all of it is broken already."""
+    images = digits_pair[0].flatten(1)
+
+    def near(net, x):
+        far = torch.cdist(x.flatten(1), images, p=torch.inf).amin(dim=1) > 2.5 * ATTACK["eps"]
+        return net(torch.where(far[:, None, None, None], x.detach() + 0 * x, x))
+
+    found = trust(Around(net, near), digits_pair, queries=0, tolerance=0.05, surviving=1.0, **ATTACK)
+    assert found.error <= found.error_radius[0]
+    assert found.error_radius[1] < found.error_radius[0] - 0.05
+    assert found.raised["radius"]
+
+
 @pytest.mark.parametrize("name", ["randomised", "probabilities", "dynamic"])
 def test_what_a_network_does_is_seen(found, name):
     assert name in flags(found[name])
@@ -209,7 +223,7 @@ def test_networks_with_the_same_flags_share_a_sentence(tmp_path):
         file.write_text(json.dumps(results))
     done = report(tmp_path, resamples=10)
     told = [line for line in done.verdict if "too low" in line]
-    assert told[0].startswith("RErr of n0-0, n1-0, n2-0, n3-0 and 2 more (last) may be too low: stays robust at four")
+    assert told[0].startswith("RErr of n0-0, n1-0, n2-0, n3-0 and 2 more (last) may be too low: larger radii break")
     assert told[1].startswith("RErr of n6-0 (last) may be too low:")
     assert len(told) == 2
     listed = (done.folder / "report.md").read_text().split("### Signs that RErr is too low")[1].split("## Figures")[0]
@@ -226,8 +240,11 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     masked["test"] |= {"trust_radius": 1.0, "trust_square": 0.0}
     honest = network(0.5, 2.5, 1.2)
     honest["test"] |= {"trust_radius": 0.0, "trust_square": 0.0}
-    for name, numbers in (("masked", masked), ("honest", honest), ("unknown", network(0.6, 3.0, 1.4))):
-        folder = write(tmp_path / f"{name}-0", name, last=numbers)
+    stopped = network(0.5, 2.2, 1.1)
+    stopped["test"] |= {"trust_radius": 0.0, "trust_square": 1.0}
+    four = (("masked", masked), ("honest", honest), ("stopped", honest), ("unknown", network(0.6, 3.0, 1.4)))
+    for name, numbers in four:
+        folder = write(tmp_path / f"{name}-0", name, last=numbers, best=stopped if name == "stopped" else None)
         file = folder / "eval" / "digits-last-best" / "eval.json"
         results = json.loads(file.read_text())
         results["numbers"] |= {key: asdict(quantity) for key, quantity in more.items()}
@@ -235,13 +252,14 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     (tmp_path / "external.csv").write_text("run,rerr,source\nmasked-0,45,RobustBench\nhonest-0,49.5,a paper\n")
     done = report(tmp_path, resamples=10)
     said = " ".join(done.verdict)
-    assert "RErr of masked-0 (last) may be too low: stays robust at four times the radius." in said
+    assert "RErr of masked-0 (last) may be too low: larger radii break too little." in said
     assert "RErr of honest-0 (last)" not in said
     assert "RErr of masked-0: 45.0 % (RobustBench), ours 40.0 %: the external attack breaks more." in said
     assert "RErr of honest-0: 49.5 % (a paper), ours 50.0 %." in said
     heads, rows = done.table.texts()
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
-    assert [cells[n]["trust"] for n in ("masked", "honest", "unknown")] == ["1 flag", "ok", ""]
+    found = {name: cells[name]["trust"] for name, _ in four}
+    assert found == {"masked": "1 flag", "honest": "ok", "stopped": "1 flag", "unknown": ""}
     assert cells["masked"]["external RErr"] == "45.0"
     page = done.page.read_text()
     assert '<td class="minor"><a href="#trust">1 flag</a></td>' in page

@@ -38,6 +38,8 @@ class Contest:
 class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
+    `seeds`: between the last networks of each configuration, as differences from its mean.
+
     `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
     `outcomes`: key to heading; `percent`: those that are shares. `within`: by (method, measure, outcome); method "" is
     all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1; `against`: the Spearman
@@ -52,6 +54,7 @@ class Analysis:
     percent: frozenset[str]
     overall: dict[tuple[str, str], Correlation]
     within: dict[tuple[str, str, str], Correlation]
+    seeds: dict[tuple[str, str], Correlation]
     best: dict[str, Contest]
     paper: dict[str, Correlation]
     against: dict[str, Estimate]
@@ -67,13 +70,16 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     measures = flatness_measures((network for network, _ in last), gathered.quantities)
     outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
     outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(n.value(k)) for n, _ in last) > 2}
-    overall, within = {}, {}
+    overall, within, seeds = {}, {}, {}
     for measure in measures:
         for key in outcomes:
             points = _points(last, measure, key, clean)
             if len(points) > 2:
                 overall[measure, key] = _correlation(points, resamples)
             within |= _within(models, measure, key, clean, resamples)
+            alike = [_points(((n, i) for n, i in last if i == j), measure, key, clean) for j in {i for _, i in last}]
+            if found := _pooled(alike, resamples):
+                seeds[measure, key] = found
     best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
     claim = gathered.playing("average flatness")
     theirs = _of_the_paper(error) if gathered.norm == THEIR_NORM else {}
@@ -89,7 +95,9 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
         models, measures, outcomes, fixed=controls(gathered, clean), confidences=confidences, resamples=resamples
     )
     percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
-    return Analysis(claim, loss, measures, names, outcomes, percent, overall, within, best, paper, against, ranking)
+    return Analysis(
+        claim, loss, measures, names, outcomes, percent, overall, within, seeds, best, paper, against, ranking
+    )
 
 
 def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
@@ -120,7 +128,7 @@ def _correlation(points: list[_Point], resamples: int) -> Correlation:
 def _within(
     models: Sequence[Configuration], measure: str, key: str, clean: str, resamples: int
 ) -> dict[tuple[str, str, str], Correlation]:
-    """Of each method with enough networks, last and early stopped; of all, as differences from their method's mean.
+    """Of each method with enough networks, last and early stopped; of all that have two, pooled.
 
     Resampled are a method's configurations, or its seeds where it has one configuration; of all, the methods. The same
     weights count once in a method.
@@ -133,12 +141,19 @@ def _within(
         by_method[method] = _points(networks, measure, key, clean)
     enough = {method: points for method, points in by_method.items() if len(points) >= WITHIN}
     found = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
-    if len(enough) > 1:
-        methods = [i for i, points in enumerate(enough.values()) for _ in points]
-        pooled = [p for points in enough.values() for p in points]
-        x, y = (centred([p[axis] for p in pooled], methods) for axis in (0, 1))
-        found["", measure, key] = correlation(x, y, clusters=methods, resamples=resamples)
+    if pooled := _pooled(by_method.values(), resamples):
+        found["", measure, key] = pooled
     return found
+
+
+def _pooled(groups: Iterable[list[_Point]], resamples: int) -> Correlation | None:
+    """Of all networks, as differences from their group's mean; None for less than two groups of two."""
+    several = [points for points in groups if len(points) > 1]
+    if len(several) < 2:
+        return None
+    numbers = [i for i, points in enumerate(several) for _ in points]
+    x, y = (centred([p[axis] for points in several for p in points], numbers) for axis in (0, 1))
+    return correlation(x, y, clusters=numbers, resamples=resamples)
 
 
 def _contest(last: Sequence[tuple[Network, int]], measures: Sequence[str], key: str, resamples: int) -> Contest | None:

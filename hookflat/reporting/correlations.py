@@ -59,6 +59,10 @@ ABOUT_RANKING = (
 )
 
 
+SEEDS = "between seeds"
+"""The scope of correlations between networks that differ in nothing else."""
+
+
 def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: which measure predicts which outcome, the best first."""
     fixed = next((ranked.fixed for ranked in analysis.ranking if ranked.fixed), ())
@@ -111,28 +115,31 @@ def ranking_csv(analysis: Analysis) -> str:
 
 
 def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the correlations within methods; one line a method and measure."""
+    """Headings and cells of the correlations within methods and between seeds; one line a method and measure."""
     heads = ["method", "measure", "networks", *(f"Spearman, {heading}" for heading in analysis.outcomes.values())]
-    pairs = dict.fromkeys((measure, method) for method, measure, _ in analysis.within)
+    within = analysis.within | {(SEEDS, measure, key): c for (measure, key), c in analysis.seeds.items()}
+    titles = titles | {"": "all, minus their method's mean", SEEDS: "seeds alone, minus their configuration's mean"}
+    pairs = dict.fromkeys((measure, method) for method, measure, _ in within)
     lines = []
     for measure, method in sorted(
-        pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] != "", titles.get(p[1], p[1]))
+        pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] not in ("", SEEDS), titles.get(p[1], p[1]))
     ):
-        found = [analysis.within.get((method, measure, key)) for key in analysis.outcomes]
+        found = [within.get((method, measure, key)) for key in analysis.outcomes]
         count = max(c.models for c in found if c)
-        name = titles.get(method, method) if method else "all, minus their method's mean"
+        name = titles.get(method, method)
         cells = [estimate(c.spearman) + (f" of {c.models}" if c.models < count else "") if c else "" for c in found]
         lines.append([name, analysis.names[measure], str(count), *cells])
     return heads, lines
 
 
 def statistics_csv(analysis: Analysis) -> str:
-    """Every coefficient and interval: over all networks, within methods, and of the paper's Table 1."""
+    """Every coefficient and interval: over all networks, within methods, between seeds, of the paper's Table 1."""
     kinds = ("pearson", "spearman", "kendall", "partial_pearson", "partial_spearman")
     heads = ["scope", "measure", "outcome", "models", "clusters"]
     heads += [f"{kind}{part}" for kind in kinds for part in ("", "_low", "_high")] + ["strongest"]
     rows = [("all", m, k, c, _shares(analysis, k).get(m)) for (m, k), c in analysis.overall.items()]
     rows += [(scope or "within methods", m, k, c, None) for (scope, m, k), c in analysis.within.items()]
+    rows += [(SEEDS, m, k, c, None) for (m, k), c in analysis.seeds.items()]
     rows += [
         ("the paper's Table 1", analysis.claim or "average flatness", k, c, None) for k, c in analysis.paper.items()
     ]

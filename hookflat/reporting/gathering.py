@@ -15,6 +15,7 @@ from hookflat.recipe.tables import as_key, flat
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, Role, of_role, quantity
 from hookflat.reporting.runs import (
+    PARTS,
     THREAT,
     Evaluation,
     MeasuredRun,
@@ -259,19 +260,20 @@ def _take(runs: Sequence[MeasuredRun], main: Evaluation) -> list[tuple[Evaluatio
     merged = [_by_key(run) for run in runs]
     for run, mine in zip(runs, merged, strict=True):
         run.networks = {label: network for label, network in mine[main.key].items() if network.test}
-    known = {name for run in runs for n in run.networks.values() for name in (*n.test, *n.train)}
+    known = {named for run in runs for n in run.networks.values() for named in n.named}
     threat = [main.setup[name] for name in THREAT]
     first = {e.key: e for run in runs for e in run.evaluations if [e.setup[n] for n in THREAT] == threat}
     shared = Counter(key for mine in merged for key in mine if key in first and key != main.key)
     others = []
     for key, _ in shared.most_common():
-        new = {name for mine in merged for n in mine.get(key, {}).values() for name in (*n.test, *n.train)} - known
+        new = {named for mine in merged for n in mine.get(key, {}).values() for named in n.named} - known
+        new -= {("gap", name) for _, name in new if ("test", name) not in new}
         for run, mine in zip(runs, merged, strict=True):
             for label, other in mine.get(key, {}).items():
                 if new and label in run.networks:
                     run.networks[label] = _with(run.networks[label], other, new)
         known |= new
-        others += [(first[key], sorted(new))] if new else []
+        others += [(first[key], sorted({name for _, name in new}))] if new else []
     return others
 
 
@@ -280,17 +282,17 @@ def _by_key(run: MeasuredRun) -> dict[str, dict[str, Network]]:
     found: dict[str, dict[str, Network]] = defaultdict(dict)
     for evaluation in run.evaluations:
         for label, network in evaluation.networks.items():
-            if network.test:
+            if network.named:
                 found[evaluation.key].setdefault(label, network)
     return found
 
 
-def _with(network: Network, other: Network, names: set[str]) -> Network:
-    parts = [
-        here | {name: value for name, value in there.items() if name in names}
-        for here, there in zip(network[2:], other[2:], strict=True)
-    ]
-    return Network(network.label, network.epoch, *parts)
+def _with(network: Network, other: Network, new: set[tuple[str, str]]) -> Network:
+    parts = {
+        part: getattr(network, part) | {n: value for n, value in getattr(other, part).items() if (part, n) in new}
+        for part in PARTS
+    }
+    return network._replace(**parts)
 
 
 def _in_other_norms(runs: Sequence[MeasuredRun], norm: str) -> Iterator[LeftOut]:

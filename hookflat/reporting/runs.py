@@ -33,6 +33,9 @@ class UnusableError(Exception):
     """Why a folder is left out."""
 
 
+PARTS = ("test", "train", "gap")
+
+
 class Network(NamedTuple):
     """Measured weights of a run: "last", "best" (early stopped) or an epoch. Numbers by split, gap test minus train."""
 
@@ -41,6 +44,11 @@ class Network(NamedTuple):
     test: Numbers
     train: Numbers
     gap: Numbers
+
+    @property
+    def named(self) -> set[tuple[str, str]]:
+        """(part, name) of every number."""
+        return {(part, name) for part in PARTS for name in getattr(self, part)}
 
     def value(self, key: str) -> float:
         """A number on test images, on training images ("NAME train") or the gap of one ("NAME gap"); NaN for none."""

@@ -112,7 +112,6 @@ def _partial(analysis: Analysis) -> str:
 def _within(analysis: Analysis) -> str:
     """Of single methods, whose networks differ in seed, hyper-parameters and early stopping."""
     each = {k[0]: c for k, c in analysis.within.items() if k[0] and k[1:] == (analysis.claim, analysis.loss)}
-    pooled = analysis.within.get(("", analysis.claim, analysis.loss))
     if not each:
         return "No method has enough networks of its own to look within methods."
     positive = sum(c.spearman.value > 0 for c in each.values())
@@ -124,17 +123,20 @@ def _within(analysis: Analysis) -> str:
         text += (
             f", clearly so in {sum(c.spearman.sign > 0 for c in judged)} of the {len(judged)} with enough runs to tell"
         )
-    if pooled is None:
-        return f"{text}."
-    all_of = {
-        analysis.outcomes[k]: c.spearman for (m, f, k), c in analysis.within.items() if (m, f) == ("", analysis.claim)
-    }
-    listed = ", ".join(f"{estimate(found)} with {heading}" for heading, found in all_of.items())
-    text += f"; as differences from each method's mean, Spearman {listed}."
-    contrary = [heading for heading, found in all_of.items() if found.sign < 0]
-    if contrary:
+    pooled = {k: c for (method, m, k), c in analysis.within.items() if (method, m) == ("", analysis.claim)}
+    text += "".join(f"; as differences from each method's mean, {told}" for told in _pooled(analysis, pooled)) + "."
+    if contrary := [analysis.outcomes[k] for k, found in pooled.items() if found.spearman.sign < 0]:
         text += f" So within methods the flatter networks have the higher {' and '.join(contrary)}."
+    seeds = {k: c for (m, k), c in analysis.seeds.items() if m == analysis.claim}
+    for told in _pooled(analysis, seeds):
+        text += f" Between seeds alone (last networks, as differences from their configuration's mean), {told}."
     return text
+
+
+def _pooled(analysis: Analysis, found: dict[str, Correlation]) -> list[str]:
+    """Its coefficients with every outcome, or nothing."""
+    told = [f"{estimate(c.spearman)} with {analysis.outcomes[k]}" for k, c in found.items()]
+    return [f"Spearman {', '.join(told)}"] if told else []
 
 
 def _best(analysis: Analysis) -> str:
