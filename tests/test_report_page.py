@@ -362,6 +362,37 @@ def test_all_text_can_be_read_on_a_light_and_on_a_dark_page(tmp_path, scheme):
     assert set(found["least"]) == {"page", "figure"}
 
 
+WITHOUT_SCRIPT = """<body><script>
+const frame = document.createElement("iframe");
+frame.sandbox = "allow-same-origin";
+frame.src = "PAGE";
+frame.onload = () => {
+  const page = frame.contentDocument, of = selector => [...page.querySelectorAll(selector)];
+  const seen = selector => of(selector).filter(element => element.getClientRects().length).length;
+  document.body.dataset.found = JSON.stringify({
+    explorer: seen("#explore"), buttons: of("th button").length,
+    figures: [seen("figure svg"), of("figure svg").length],
+    rows: [seen("#table1 ~ .table tbody tr"), of("#table1 ~ .table tbody tr").length],
+  });
+};
+document.body.append(frame);
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_a_browser_without_script_shows_figures_and_tables_and_no_control(tmp_path):
+    a_study(tmp_path, lambda f: f, methods=7, seeds=1)
+    page = report(tmp_path, resamples=20).page
+    frame = tmp_path / "frame.html"
+    frame.write_text(WITHOUT_SCRIPT.replace("PAGE", page.as_uri()))
+    found = in_chromium(frame)
+    assert (found["explorer"], found["buttons"]) == (0, 0)
+    assert found["figures"][0] == found["figures"][1] >= 3
+    assert found["rows"][0] == found["rows"][1] >= 7
+    frame.write_text(WITHOUT_SCRIPT.replace("PAGE", page.as_uri()).replace("-origin", "-origin allow-scripts"))
+    assert in_chromium(frame)["explorer"] == 1  # what switches it off is the missing permission
+
+
 WIDTHS = """<body><script>
 const widths = [1280, 390], found = {};
 function next() {

@@ -1,8 +1,10 @@
 """Networks of RobustBench: a small package with the released one's imports, and (slow) the released one."""
 
+import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from hookflat import UserError, evaluate
 from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint, recipe_of
 from hookflat.recipe.shipped import recipes_folder
+from hookflat.studies.execution import make
 from hookflat.studies.study import read_study
+from hookflat_plugins.digits import Digits
 
 LIKE_THE_RELEASED = {
     "__init__.py": "from . import loaders, evaluation",
@@ -46,12 +50,14 @@ def package(tmp_path, monkeypatch):
     """A package with the names that the released one imports; what it needs is there, empty where it is not."""
     for folder, files in (
         ("package/robustbench", LIKE_THE_RELEASED),
-        ("needs", dict.fromkeys((f"{name}.py" for name in robustbench.NEEDS[1:]), "")),
+        ("needs", dict.fromkeys((f"{name}.py" for name in robustbench.NEEDS[1:] if not find_spec(name)), "")),
     ):
         (tmp_path / folder).mkdir(parents=True)
         for name, text in files.items():
             (tmp_path / folder / name).write_text(text)
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "package"), *sys.path, str(tmp_path / "needs")])
+    places = [str(tmp_path / name) for name in ("package", "needs")]
+    monkeypatch.setattr(sys, "path", [*places, *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*places, os.environ.get("PYTHONPATH")])))
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -79,8 +85,6 @@ def test_a_network_is_measured_through_stand_ins_that_are_gone_afterwards(packag
     net = weights(package / "models/cifar10/L2/C2021.pt")
     there = {name: sys.modules.get(name) for name in ("autoattack", "autoattack.state", "pkg_resources")}
     found = evaluate("robustbench:cifar10/L2/C2021", folder=package / "out", **MEASURED).results
-    from hookflat_plugins.digits import Digits
-
     x, y = Digits(train=40, test=30).build_data().test.part(0, 20).__getitems__(torch.arange(20))
     assert found.models["last"].test["clean_loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
     assert (found.protocol.norm, found.protocol.eps, found.protocol.step_size) == ("L2", 0.5, 0.1)
@@ -184,6 +188,28 @@ def test_leaderboards_of_a_study(package):
     for spec, match in (("cifar100/*", "no leaderboard cifar100/Linf"), ("X*", "is called so")):
         with pytest.raises(UserError, match=match):
             robustbench.matching(f"robustbench:{spec}")
+
+
+A_ROW = """[study]
+protocol = "few.toml"
+[[study.checkpoints]]
+models = ["robustbench:cifar100/L2/D"]
+data = "digits"
+set = { "data.train" = 40, "data.test" = 30 }
+"""
+
+
+def test_a_study_measures_a_network_of_robustbench(package):
+    net = weights(package / "models/cifar100/L2/D.pt")
+    (package / "few.toml").write_text("[eval.few]\nexamples = 20\n[eval.few.clean_error]")
+    (package / "row.toml").write_text(A_ROW)
+    said = []
+    assert make(read_study(package / "row.toml"), say=said.append) == {"cifar100-L2-D": "done"}, said
+    results = json.loads((package / "runs/row/cifar100-L2-D/eval.json").read_text())
+    x, y = Digits(train=40, test=30).build_data().test.part(0, 20).__getitems__(torch.arange(20))
+    loss = nn.functional.cross_entropy(net(x), y).item()
+    assert results["models"]["last"]["test"]["clean_loss"] == pytest.approx(loss)
+    assert results["protocol"]["norm"] == "L2"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from dataclasses import asdict
+from shutil import copy, copytree
 
 import pytest
 import torch
@@ -184,6 +185,20 @@ def test_the_report_is_a_leaderboard(zoo, measured, tmp_path):
     assert 'id="leaderboard"' in page
     assert "Triangles: early-stopped networks." in page
     assert "5 networks" in written.verdict[0]
+
+
+def test_weights_beside_runs_are_not_passed_over(zoo, tmp_path):
+    """Nor taken for a run: nothing says what network they are of. Logs and tables are no networks."""
+    place, _ = zoo
+    copytree(place / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "external.csv").write_text("run,rerr,source\n")
+    (tmp_path / "zoo.toml").write_text(
+        f'[study]\nprotocol = "quick"\ncheckpoints = [{{ models = ["{tmp_path}/runs/*"] }}]'
+    )
+    assert [job.name for job in read_study(tmp_path / "zoo.toml").jobs] == ["mine-0"]
+    copy(place / "files" / "rice.pth", tmp_path / "runs")
+    with pytest.raises(UserError, match=r"checkpoint rice: .*--arch"):
+        read_study(tmp_path / "zoo.toml")
 
 
 def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):

@@ -22,6 +22,10 @@ from hookflat.records.folder import Label, RunFolder
 from hookflat.studies.jobs import State, as_options, measured, toml, written
 
 
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
+"""What files of weights are called."""
+
+
 @dataclass(eq=False)
 class Checkpoints:
     """One table `[[study.checkpoints]]`: networks that are given alike."""
@@ -163,7 +167,7 @@ def checkpoint_jobs(
 
 
 def _each(given: str, where: str) -> list[str]:
-    """What a pattern stands for."""
+    """What a pattern stands for: run folders and files; beside run folders, where logs lie, files of weights only."""
     if given.startswith(robustbench.PREFIX):
         return robustbench.matching(given) if has_magic(given) else [given]
     if not has_magic(given):
@@ -173,7 +177,7 @@ def _each(given: str, where: str) -> list[str]:
     files = [path for path in found if Path(path).is_file()]
     if not runs and not files:
         raise UserError(f"{where}.models: there is no run folder and no file {given}")
-    return runs or files  # beside runs lie logs
+    return sorted(runs + [path for path in files if not runs or path.endswith(WEIGHTS)])
 
 
 def _method_of(folder: Path) -> str:
