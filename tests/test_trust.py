@@ -185,15 +185,21 @@ def test_the_checks_agree_with_the_package_s(net, digits_pair, recwarn):
     from pyautoattack import checks
 
     x, y = digits_pair
-    for name in ("honest", "randomised", "probabilities"):
+    for name in ("honest", "randomised", "probabilities", "dynamic"):
         planted = Around(net, PLANTED[name]).eval()
-        ours = randomised(planted, x, y), probabilities(planted, x)
-        recwarn.clear()
-        checks.check_randomized(planted, x, y)
-        theirs = [bool(recwarn.list)]
-        recwarn.clear()
-        checks.check_range_output(planted, x)
-        assert ours == (*theirs, bool(recwarn.list)), name
+        ours = [randomised(planted, x, y), probabilities(planted, x), dynamic(planted, x)]
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it counts on
+        theirs = []
+        for check, images in (
+            (checks.check_randomized, (x, y)),
+            (checks.check_range_output, (x,)),
+            (checks.check_dynamic, (x,)),
+        ):
+            recwarn.clear()
+            check(planted, *images)
+            theirs.append(bool(recwarn.list))
+        assert ours == theirs, name
+        assert sum(ours) == (name != "honest"), name
 
 
 def test_a_network_is_dynamic_only_while_it_asks_for_gradients(net, digits_pair):
