@@ -55,6 +55,7 @@ from .functional.threats import Threat as Threat
 from .functional.apgd import apgd as apgd
 from .functional.attacks import clean_logits as clean_logits
 from .functional.attacks import divergence_from_clean as divergence_from_clean
+from .functional.attacks import gradient_at as gradient_at
 from .functional.attacks import pgd as pgd
 from .functional.attacks import pgd_tau as pgd_tau
 from .functional.autoattack import autoattack as autoattack

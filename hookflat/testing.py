@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hookflat.errors import TrainingFailed
 from hookflat.functional import seeds
+from hookflat.functional.brackets import draws_undone
 from hookflat.functional.data import Data, Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.layers import Normalized
@@ -125,7 +126,7 @@ def tiny_run(
     tables: dict[str, Any] | None = None, plugins: Iterable[type] = (), folder: Path | None = None
 ) -> Generator[Run]:
     """A built `Run` of `recipe(tables)` in a folder, a temporary one if None, before its first step."""
-    with tempfile.TemporaryDirectory() as temporary, torch.random.fork_rng():
+    with tempfile.TemporaryDirectory() as temporary, draws_undone():
         catalogue = Catalogue([TinyData, TinyModel, *plugins])
         built = Run(load_recipe(recipe(tables), catalogue=catalogue), folder or Path(temporary, "run"))
         built.folder.prepare(built.recipe)

@@ -56,7 +56,8 @@ class ImprovedKl:
         self._classes, self._sums = self._classes.to(logits), self._sums.to(logits)
         predictions = (logits / self.temperature).softmax(dim=1)
         predictions = predictions.nan_to_num(0.0)  # of a pass that float16 cannot hold, none
-        self._sums += run.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, y, predictions), "sum")
+        of_class = F.one_hot(y, count).double().T @ predictions.double()  # a GPU's index_add_ has no fixed order
+        self._sums += run.accelerator.reduce(of_class.to(self._sums), "sum")
         return self._classes[y]
 
     @hookimpl

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, InnerAttack, Number, Objective, Run, frozen, hookimpl
+from hookflat import Batch, InnerAttack, Number, Objective, Run, frozen, gradient_at, hookimpl
 
 
 @dataclass(eq=False)
@@ -30,9 +29,8 @@ class NoisyFgsm(InnerAttack):
     def craft(self, run: Run, batch: Batch, objective: Objective) -> Tensor:
         attack = self.attack()
         wide = replace(attack.threat, eps=self.noise * attack.threat.eps).ball(batch.x)
-        x_noisy = wide.start("uniform", batch.row, run.seed("attack")).requires_grad_()
+        x_noisy = wide.start("uniform", batch.row, run.seed("attack"))
         model = self.attacked(run)
-        with frozen(model, train=self.mode == "train"), torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(model, x_noisy).sum(), x_noisy)
-        x_noisy = x_noisy.detach()
+        with frozen(model, train=self.mode == "train"):
+            x_noisy, _, gradient = gradient_at(model, objective, x_noisy)
         return (x_noisy + attack.step_size * attack.threat.ball(batch.x).ascent(gradient, x_noisy)).clamp_(0, 1)

@@ -94,7 +94,7 @@ class Unlabeled:
                 raise UserError("plugins.unlabeled: the pool is empty: set path, or share above 0")
             trial = torch.zeros(len(self._pool), dtype=torch.int64)
             labels = trial if run.trial else self._pseudo_labels(run, self._pool)
-            self._images = Images(self._pool.to(run.device), labels.to(run.device))
+            self._images = Images(self._pool, labels).on(run.device)
         return (yield)
 
     @hookimpl(tryfirst=True)
@@ -103,7 +103,8 @@ class Unlabeled:
             return
         drawn = (run.uniform("unlabeled", batch) * len(self._images)).long()
         taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
-        batch.replace(taken, *self._images.__getitems__(drawn))
+        x, y = self._images.__getitems__(drawn.to(self._images.y.device))
+        batch.replace(taken, x.to(batch.x.device), y.to(batch.y.device))
 
     # --- the pool and its labels --------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class Replay:
         assert torch.is_grad_enabled()  # a pass back is captured, too
         (static,) = samples
         static = static.detach().clone().requires_grad_()
-        output, slope = net(static).detach(), torch.empty_like(static)
+        output, slope, under_way = net(static).detach(), torch.empty_like(static), []
         self.captured.append(tuple(static.shape))
         outer = self
 
@@ -36,13 +36,16 @@ class Replay:
             def forward(ctx, x):
                 outer.replayed += 1
                 static.data.copy_(x)
-                output.copy_(net(static).detach())
+                with torch.enable_grad():
+                    under_way[:] = [net(static)]
+                output.copy_(under_way[0].detach())
                 return output.detach()
 
             @staticmethod
             def backward(ctx, gradient):
-                with torch.enable_grad():
-                    slope.copy_(torch.autograd.grad(net(static), static, gradient)[0])
+                slope.zero_()  # a second time its activations are gone
+                if under_way:
+                    slope.copy_(torch.autograd.grad(under_way.pop(), static, gradient)[0])
                 return slope.detach()
 
         return Graph.apply
@@ -90,6 +93,11 @@ def network():
 
 X, Y = torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1])
 
+
+def two_passes(model, x):
+    return (model(x) * model(x.flip(3))).sum(dim=1)
+
+
 ATTACKS = {
     "best": lambda net: hookflat.pgd(net, X, Y, eps=0.1, step_size=0.02, steps=9),
     "last": lambda net: hookflat.pgd(net, X, Y, eps=0.1, step_size=0.02, steps=9, keep="last"),
@@ -98,6 +106,10 @@ ATTACKS = {
     "loss": lambda net: (
         hookflat.robust_loss(net, (X, Y), eps=0.1, step_size=0.02, steps=9, restarts=3).per_example.loss
     ),
+    "until a cycle": lambda net: hookflat.pgd(
+        net, X, Y, eps=0.1, step_size=0.02, steps=9, cycle_detection=True, objective=two_passes
+    ),
+    "friendly": lambda net: hookflat.pgd_tau(net, X, Y, tau=2, eps=0.1, step_size=0.02, steps=9),
     "autoattack": lambda net: torch.tensor(
         hookflat.autoattack(net, (X, Y), eps=0.1, version="custom", attacks=["apgd-ce", "fab-t"]).error
     ),
@@ -113,16 +125,23 @@ def test_replayed_attacks_find_what_others_find(name, replay, monkeypatch, short
     assert torch.equal(replayed, ATTACKS[name](net))
 
 
+def test_fab_goes_back_through_a_pass_for_every_class(replay, monkeypatch, short_autoattack):
+    x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    found = []
+    for possible in (True, False):
+        monkeypatch.setattr(cuda_graphs, "possible", lambda device, possible=possible: possible)
+        net = network()
+        y = net(x).argmax(dim=1)
+        found.append(hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["fab"]).error)
+    assert found[0] == found[1] > 0.1
+
+
 def test_a_second_pass_of_an_objective_does_not_overwrite_the_first(replay):
     view = attack_view(network())
-
-    def objective(model, x):
-        return (model(x) * model(x.flip(3))).sum(dim=1)
-
     for _ in range(cuda_graphs.AFTER + 2):
-        _, value, gradient = gradient_at(view, objective, X)
+        _, value, gradient = gradient_at(view, two_passes, X)
     x = X.clone().requires_grad_()
-    expected = objective(view, x)
+    expected = two_passes(view, x)
     assert torch.equal(value, expected)
     assert torch.allclose(gradient, torch.autograd.grad(expected.sum(), x)[0], atol=1e-7)
 
@@ -229,7 +248,9 @@ def test_only_on_a_gpu_and_by_a_process_that_is_alone(monkeypatch):
     assert not cuda_graphs.possible(gpu)
     monkeypatch.delenv(cuda_graphs.SWITCH)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    assert not cuda_graphs.possible(gpu)
+    for processes in (1, 2):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda n=processes: n)
+        assert cuda_graphs.possible(gpu) == (processes == 1)
 
 
 SMALL = {
@@ -321,7 +342,8 @@ def test_a_capture_does_not_touch_a_plain_pass_under_way(replay):
     assert [int(b) - int(a) for a, b in zip(before, net.buffers(), strict=True) if not b.dim()] == [1]
 
 
-def test_the_latest_training_passes_are_kept(training, replay):
+def test_the_latest_training_passes_are_kept(training, replay, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "PASSES", 4)
     _, model = training
     for size in (4, 3, 2, 5):
         for _ in range(cuda_graphs.AFTER + 1):
@@ -345,6 +367,12 @@ def test_a_gradient_is_asked_for_once(training):
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gradient of a training pass once; HOOKFLAT_CUDA_GRAPHS=0"):
         loss.backward()
+    view, x = attack_view(training[0].eval()), X.clone().requires_grad_()
+    for _ in range(cuda_graphs.AFTER + 1):
+        logits = once(view)(x)
+        torch.autograd.grad(logits.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="gradient of a pass once; HOOKFLAT_CUDA_GRAPHS=0"):
+        torch.autograd.grad(logits.sum(), x)
 
 
 class Shut(nn.ReLU):
@@ -386,6 +414,10 @@ def test_networks_that_draw_or_have_two_heads_are_not_replayed(replay):
         for _ in range(cuda_graphs.AFTER + 2):
             model(X).sum().backward()
     assert not replay.captured
+    model = Replayed(nn.Sequential(network(), nn.Dropout(0.0)).train())  # draws nothing
+    for _ in range(cuda_graphs.AFTER + 2):
+        model(X).sum().backward()
+    assert replay.captured
 
 
 def test_training_that_cannot_be_captured_goes_on(replay, monkeypatch):

@@ -129,6 +129,7 @@ def ascent_until_cycle(
     going = torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)
     packed, landmark = _Packed(model, going), x_adv
     for step in range(attack.steps):
+        packed.whole = once(model)
         x_adv, value, gradient = gradient_at(packed, objective, x_adv)
         yield x_adv, value.where(going, -torch.inf)
         moved = ball.project(x_adv + attack.step_size * ball.ascent(gradient, x_adv))
@@ -147,14 +148,14 @@ class _Packed(nn.Module):
 
     def __init__(self, model: nn.Module, going: Tensor) -> None:
         super().__init__()
-        self.model, self.going = model, going
+        self.model, self.whole, self.going = model, model, going
         self._alone = not any(isinstance(m, AuxiliaryHead) for m in model.modules())  # others hear of every row
         self._last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
         if self._last is None or not self._alone or len(x) != len(self.going) or self.going.all():
-            logits = once(self.model)(x) if x.requires_grad else self.model(x)
+            logits = self.whole(x) if x.requires_grad else self.model(x)
         else:
             logits = self._last.index_put((self.going,), self.model(x[self.going]))
         self._last = logits.detach()
@@ -162,7 +163,11 @@ class _Packed(nn.Module):
 
 
 def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The point, its objective (n,) and the gradient for it, all detached; `model` is frozen already."""
+    """One pass forward and back, for attacks of one's own: a step is `x_adv + ball.ascent(gradient, x_adv)`, projected.
+
+    The point (n, C, H, W), its objective (n,) and the gradient for the point (n, C, H, W), all detached; `model` is
+    `frozen` already.
+    """
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
         value = objective(once(model), x_adv)
@@ -203,8 +208,9 @@ def pgd_tau(
     left = torch.full((len(x),), tau, device=x.device)
     moving = torch.ones_like(y, dtype=torch.bool)
     with frozen(model, train=mode == "train"), torch.enable_grad():
-        observed = _Observed(model if mode == "train" else attack_view(model, attack.precision))
+        attacked = model if mode == "train" else attack_view(model, attack.precision)
         for step in range(attack.steps):
+            observed = _Observed(once(attacked))
             x_adv.requires_grad_()
             value = objective(observed, x_adv)
             (gradient,) = torch.autograd.grad(value.sum(), x_adv)

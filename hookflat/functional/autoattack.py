@@ -154,6 +154,7 @@ class _Package:
         listed: dict[str, Any] = {"attacks": [attack]} if self.version == "custom" else {}
         package = AutoAttack(model, version=self.version, device=x.device, **self.options, **listed)
         package.attacks_to_run = [attack]
+        model.replayed = attack != "fab"  # which goes back through a pass for every class
         for apgd in (package.apgd, package.apgd_targeted):
             if apgd.eot_iter == 1 and not apgd.use_largereps:  # one pass decides, at the radius that counts
                 apgd.attack_single_run = partial(model.climbed, apgd.attack_single_run)
@@ -176,6 +177,7 @@ class _Counted(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype, work: Work) -> None:
         super().__init__()
         self.model, self.dtype, self.work = model, dtype, work
+        self.replayed = True
         self._climb: _Climb | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +194,8 @@ class _Counted(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         self.work.passed(len(x))
-        return once(self.model)(x.to(self.dtype)).float()
+        network = once(self.model) if self.replayed else self.model
+        return network(x.to(self.dtype)).float()
 
 
 class _Climb:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from hookflat.functional.brackets import restored
+from hookflat.functional.brackets import draws_undone, restored
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.layers import AuxiliaryHead
@@ -69,6 +69,6 @@ def recalibrated(model: nn.Module, images: Images, *, batch_size: int, device: t
     examples = Examples(images, batch_size=batch_size, device=device)
     batches = ((x, y) for x, y, _ in examples if 4 * len(x) >= min(examples.batch_size, len(examples)))
     heads = [m.head for m in copied.modules() if isinstance(m, AuxiliaryHead)]
-    with torch.random.fork_rng(), restored(b for head in heads for b in head.buffers()):
+    with draws_undone(), restored(b for head in heads for b in head.buffers()):
         update_bn(batches, copied)
     return copied

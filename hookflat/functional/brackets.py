@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -117,12 +117,17 @@ def measuring(model: nn.Module) -> Generator[None]:
         yield
 
 
+def draws_undone() -> AbstractContextManager[None]:
+    """torch's generators, of CPU and this process's GPU, are outside as they were."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+
+
 @contextmanager
 def global_generators_restored() -> Generator[None]:
     """The generators of random, numpy and torch are outside as they were."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with draws_undone():
             yield
     finally:
         random.setstate(states[0])

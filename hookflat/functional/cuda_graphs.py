@@ -6,6 +6,7 @@ kernels on the same memory: weights that changed in place since are seen.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 import weakref
@@ -24,12 +25,16 @@ AFTER = 3
 """Passes over a shape of images before it is captured: what comes once is not worth it."""
 
 MOST = 4
-"""Shapes, or training passes, that are kept captured, those used last: each holds the activations of a pass."""
+"""Shapes that are kept captured, those used last: each holds the activations of a pass."""
+
+PASSES = 8
+"""The same of training passes: what one loss has under way at once, for its full batches and its last one."""
 
 
 def possible(device: torch.device) -> bool:
     """Whether graphs can be captured: on a GPU, by a process that is alone (others' messages would break captures)."""
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    alone = not together or torch.distributed.get_world_size() == 1
     return device.type == "cuda" and alone and os.environ.get(SWITCH, "1") != "0"
 
 
@@ -59,6 +64,7 @@ class Graphs:
         while len(self._captured) >= MOST:
             del self._captured[next(iter(self._captured))]
         try:
+            _free()
             sample = x.detach().clone().requires_grad_()
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # of streams: the sample's is not the capture's
@@ -66,6 +72,7 @@ class Graphs:
         except Exception as error:  # a network that asks the device for something, or no memory left for its graph
             self._broken = True
             self._captured.clear()
+            _free()
             _warn("attacked network", error)
             return None
         self._captured[kind] = graph = cast(Callable[[Tensor], Tensor], graphed)
@@ -76,6 +83,13 @@ def _kernels() -> tuple[Hashable, ...]:
     """What decides which kernels run: a graph keeps those that it was captured with."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # ty: ignore[missing-attribute]
     return *(b.fp32_precision for b in backends), torch.are_deterministic_algorithms_enabled()
+
+
+def _free() -> None:
+    """Give the memory of graphs that were dropped back: each is in a circle of references."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _warn(what: str, error: Exception) -> None:
@@ -106,14 +120,18 @@ class Once(nn.Module):
 
 
 class _Own(torch.autograd.Function):
-    """The identity, with a gradient in memory of its own: graphs overwrite theirs."""
+    """The identity, with a gradient in memory of its own, asked for once: graphs overwrite theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.done = False
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Tensor:
+        if ctx.done:
+            raise RuntimeError(f"a CUDA graph gives the gradient of a pass once; {SWITCH}=0: no graphs")
+        ctx.done = True
         return gradients[0].clone()
 
 
@@ -151,12 +169,14 @@ class Replayed(nn.Module):
         self._seen[kind] = self._seen.get(kind, 0) + 1
         if self._seen[kind] <= AFTER:
             return None
-        del self._passes[: max(0, len(self._passes) - MOST + 1)]
+        del self._passes[: max(0, len(self._passes) - PASSES + 1)]
         try:
+            _free()
             self._passes.append(made := _Pass(self.net, x, kind))
         except Exception as error:  # a network that asks the device for something, or no memory left for its graph
             self._broken = True
             self._passes.clear()
+            _free()
             _warn("network in training", error)
             return None
         return made
@@ -166,7 +186,8 @@ class Replayed(nn.Module):
         tensors, settings = [], []
         for module in self.net.modules():
             watched = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-            draws = isinstance(module, nn.modules.dropout._DropoutNd) or getattr(module, "drop_prob", None)
+            dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p
+            draws = dropout or getattr(module, "drop_prob", None)
             if watched or draws or isinstance(module, AuxiliaryHead):
                 return None
             tensors += [(t.data_ptr(), t.requires_grad) for t in module._parameters.values() if t is not None]

@@ -21,7 +21,6 @@ from hookflat.recipe.tables import flat
 from hookflat.records.folder import Label, RunFolder
 from hookflat.studies.jobs import State, as_options, measured, toml, written
 
-
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 """What files of weights are called."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hookflat.functional.brackets import draws_undone
 from hookflat.training.run import Run
 
 
@@ -21,7 +22,7 @@ class Companion:
     def __init__(self, run: Run, name: str) -> None:
         """`name` seeds the weights, the same on every process."""
         self._run, slots = run, run.recipe.slots
-        with torch.random.fork_rng():
+        with draws_undone():
             torch.manual_seed(run.seed(name))
             self.network = run.hooks.only("build_model", slots["model"])(run=run).to(run.device).train()
         parameters = list(self.network.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,9 +54,14 @@ def check_launch(options: RunOptions) -> None:
             )
 
 
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: one may decode images, or attack a batch that is harder than the others'."""
+
+
 def accelerator() -> Accelerator:
     """Raises UserError when fewer processes run than the launcher was asked for."""
     from accelerate import Accelerator  # with its own dependencies, 0.2 s that looking at plugins does without
+    from accelerate.utils import InitProcessGroupKwargs
 
     environment = os.environ
     wanted = environment.get("WORLD_SIZE", "1")
@@ -64,7 +70,10 @@ def accelerator() -> Accelerator:
         wanted = "several"  # accelerate launch sets the address for several processes, and then starts one
     if not alone or wanted == "1":
         found = Accelerator(
-            mixed_precision="no", step_scheduler_with_optimizer=False, cpu=not torch.cuda.is_available()
+            mixed_precision="no",
+            step_scheduler_with_optimizer=False,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if found.num_processes == int(wanted):
             return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import cuda_graphs
-from hookflat.functional.brackets import restored
+from hookflat.functional.brackets import draws_undone, restored
 from hookflat.functional.cuda_graphs import Replayed
 from hookflat.functional.layers import Autocast
 from hookflat.functional.winograd import WinogradConvolutions, pays
@@ -42,7 +42,7 @@ class Compiled(nn.Module):
         """
         failed = None
         try:
-            with restored(self.net.buffers()), torch.random.fork_rng(), warnings.catch_warnings():
+            with restored(self.net.buffers()), draws_undone(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self(x).sum().backward()
         except Exception as error:  # no compiler, or a network that it cannot take
