@@ -1,5 +1,6 @@
 """What only a GPU can show: `ACCELERATE_USE_CPU=false python -m pytest tests/test_gpu.py`."""
 
+import copy
 import os
 import warnings
 from dataclasses import dataclass
@@ -7,14 +8,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_device import RECIPES
 
 import hookflat
 from hookflat import Data, Images, hookimpl
 from hookflat.functional import cuda_graphs, data, seeds
 from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder
 from hookflat.testing import TinyData, TinyModel, recipe, run_recipe, tiny_run
 from hookflat.training import entry, loop
+from hookflat.training.run import Run
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "false",
@@ -35,6 +39,8 @@ METHODS = {
     "averaging": {"plugins": {"averaging": {"decay": 0.9}}},
     "self-supervision": {"plugins": {"self_supervision": {}}},
     "bf16": {"run": {"precision": "bf16"}, "attack": {"precision": "bf16"}},
+    "sam": {"plugins": {"sam": {}}},
+    "parts": {"run": {"accumulation": 2}},
 }
 
 
@@ -70,7 +76,29 @@ def test_no_step_waits_for_the_device(name):
         run.check()
 
 
-@pytest.mark.parametrize("name", ["at", "trades", "mart", "awp", "entropy-sgd", "bf16"])
+@pytest.mark.parametrize(
+    "name", sorted({*RECIPES, "adr", "swa", "timm", "vit", "weight_averaging"} - {"hat", "kd_swa"})
+)
+def test_no_step_of_a_recipe_waits_for_the_device(name, tmp_path):
+    """Two recipes learn from a run that is not here: tests/test_device.py has them, with a stand-in for a device."""
+    sets = ["data.train=256", "data.test=400", "run.batch_size=32", "attack.steps=2"]
+    run = Run(load_recipe(name, overrides=sets), tmp_path / "run", trial=True)
+    run.folder.prepare(run.recipe)
+    run.build()
+    run.epoch, run.step = run.epochs // 2, run.total_steps // 2
+    batches = [b for _ in range(2) for b in run.batches()]
+    for batch in batches[:8]:
+        loop.step(run, batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[8:10]:
+            loop.step(run, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "mart", "awp", "entropy-sgd", "bf16", "sam", "parts"])
 def test_training_by_graphs_is_training(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
@@ -139,6 +167,23 @@ def test_graphs_find_what_passes_find(trained, monkeypatch):
         assert (a != b).float().mean() < 0.01  # signs of gradients that round to zero
 
 
+def test_fab_finds_the_same_with_graphs(trained, monkeypatch):
+    net, x, y = trained
+    options = {"eps": 0.1, "version": "custom", "attacks": ["fab"]}
+    with_graphs = hookflat.autoattack(net, (x, y), **options).error
+    monkeypatch.setenv(cuda_graphs.SWITCH, "0")
+    assert with_graphs == pytest.approx(hookflat.autoattack(net, (x, y), **options).error, abs=1 / 64 + 1e-9)
+
+
+def test_views_of_networks_that_are_gone_give_their_memory_back(trained):
+    net, x, y = trained
+    attack, reserved = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10), []
+    for _ in range(6):
+        hookflat.pgd(copy.deepcopy(net), x, y, attack=attack)
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= 1.1 * reserved[1]
+
+
 def _points(net, x, y, attack):
     return hookflat.pgd(net, x, y, attack=attack, momentum=0.9), hookflat.apgd(net, x, y, eps=0.15)
 
@@ -154,7 +199,14 @@ def test_measures_agree_with_the_cpu(trained):
             net, (x, y), attempts=2, sweeps=10, xi=0.003, reference=robust.loss, attack=attack
         )
         found = hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["apgd-ce", "apgd-t"])
-        return robust.loss, robust.error, average.flatness, worst.flatness, found.error
+        more = [
+            hookflat.robust_error(net, (x, y), attack=attack).error,
+            hookflat.margins(net, (x, y), attack=attack).logit.mean().item(),
+            hookflat.input_gradients(net, (x, y), attack=attack).l2.mean().item(),
+            hookflat.local_lipschitz(net, (x, y), attack=attack).mean().item(),
+            hookflat.boundary_thickness(net, (x, y)).mean().item(),
+        ]
+        return robust.loss, robust.error, average.flatness, worst.flatness, found.error, *more
 
     on_gpu = measured(net, x, y)
     on_cpu = measured(net.cpu(), x.cpu(), y.cpu())
