@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def made(name):
+def made(name, place=""):
     """A page of docs/ and what its script makes now."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"make_{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return (ROOT / "docs" / f"{name}.md").read_text(), module.page()
+    return (ROOT / "docs" / place / f"{name}.md").read_text(), module.page()
 
 
 def test_the_hooks_page_is_made_from_the_specifications():
@@ -28,6 +28,11 @@ def test_the_hooks_page_is_made_from_the_specifications():
     assert page == now, "run python docs/make_hooks.py"
     for hook in HOOKS:
         assert f"### `{hook}(" in page
+
+
+def test_the_page_of_early_stopped_networks_is_made_from_their_records():
+    page, now = made("early_stopped", "examples")
+    assert page == now, "run python docs/make_early_stopped.py"
 
 
 def test_the_methods_page_is_made_from_plugins_and_recipes():
