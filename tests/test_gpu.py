@@ -260,4 +260,6 @@ def test_a_compiled_network_trains_and_is_attacked(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch.compile failed")
         run_recipe(SMALL | {"run": {"epochs": 1, "compile": True}, "attack": {"compile": True}}, tmp_path / "run")
+    with tiny_run(SMALL | {"run": {"compile": True}}) as run:
+        assert run.model._run[0] is not run.model.net  # a failure would be said on the console alone
     assert RunFolder(tmp_path / "run").network("last")
