@@ -124,19 +124,22 @@ def _within(analysis: Analysis) -> str:
             f", clearly so in {sum(c.spearman.sign > 0 for c in judged)} of the {len(judged)} with enough runs to tell"
         )
     pooled = {k: c for (method, m, k), c in analysis.within.items() if (method, m) == ("", analysis.claim)}
-    text += "".join(f"; as differences from each method's mean, {told}" for told in _pooled(analysis, pooled)) + "."
+    if pooled:
+        text += f"; as differences from each method's mean, {_spearmans(analysis, pooled)}"
+    text += "."
     if contrary := [analysis.outcomes[k] for k, found in pooled.items() if found.spearman.sign < 0]:
         text += f" So within methods the flatter networks have the higher {' and '.join(contrary)}."
     seeds = {k: c for (m, k), c in analysis.seeds.items() if m == analysis.claim}
-    for told in _pooled(analysis, seeds):
+    if seeds:
+        told = _spearmans(analysis, seeds)
         text += f" Between seeds alone (last networks, as differences from their configuration's mean), {told}."
     return text
 
 
-def _pooled(analysis: Analysis, found: dict[str, Correlation]) -> list[str]:
-    """Its coefficients with every outcome, or nothing."""
+def _spearmans(analysis: Analysis, found: dict[str, Correlation]) -> str:
+    """With every outcome."""
     told = [f"{estimate(c.spearman)} with {analysis.outcomes[k]}" for k, c in found.items()]
-    return [f"Spearman {', '.join(told)}"] if told else []
+    return f"Spearman {', '.join(told)}"
 
 
 def _best(analysis: Analysis) -> str:
