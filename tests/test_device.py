@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hookflat.functional.data import Images
+from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
+from hookflat.testing import TinyModel
 from hookflat.training import loop
 from hookflat.training import run as training
 
@@ -27,7 +29,7 @@ RECIPES = (
 """Those whose step has something of its own. What draws its images by torchvision and the averages of timm need a
 true device (tests/test_gpu.py)."""
 
-SMALL = ["model.width=8", "data.train=64", "data.test=400", "run.batch_size=16", "attack.steps=2"]
+SMALL = ["model.name=tiny_model", "data.train=64", "data.test=400", "run.batch_size=16", "attack.steps=2"]
 NUMBERS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal")
 SHAPES = ("aten.nonzero", "aten.masked_select", "aten._unique2", "aten.unique_dim", "aten.bincount")
 INDEXED = ("aten.index.Tensor", "aten.index_put", "aten._unsafe_index")
@@ -99,7 +101,9 @@ def elsewhere(monkeypatch):
 def waits(recipe, folder, *sets):
     """What a step in the middle of the training asks of the device, after one that makes what is made once."""
     with Watched() as watched:
-        run = training.Run(load_recipe(recipe, overrides=[*SMALL, *sets]), Path(folder), trial=True)
+        run = training.Run(
+            load_recipe(recipe, overrides=[*SMALL, *sets], catalogue=Catalogue([TinyModel])), Path(folder), trial=True
+        )
         run.folder.prepare(run.recipe)
         run.build()
         run.epoch, run.step = run.epochs // 2, run.total_steps // 2
