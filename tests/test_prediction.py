@@ -23,6 +23,24 @@ def test_leaving_one_method_out_by_hand():
     assert math.isnan(found.r2.low)  # of three methods
 
 
+@pytest.mark.parametrize("tried", [1, 5])
+def test_the_interval_of_r2_is_scipys_bootstrap_over_methods(tried):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=24)
+    found = out_of_sample(x, x + rng.normal(size=24), range(24), tried=tried, resamples=20_000)
+    theirs = stats.bootstrap(
+        tuple(found.squared),
+        lambda a, b, axis=-1: 1 - a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        confidence_level=1 - 0.05 / tried,
+        rng=rng,
+    ).confidence_interval
+    assert found.r2[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
 def test_how_far_a_measure_is_behind_another_is_the_difference_of_their_r2_in_every_resample():
     rng = np.random.default_rng(1)
     y = rng.normal(size=9)
@@ -122,3 +140,20 @@ def test_partial_spearman_is_that_of_the_residuals_of_ranks():
     twice = partial_spearman(x, y, [*z, z[0]], resamples=50)
     assert twice.value == pytest.approx(partial_spearman(x, y, z, resamples=50).value)
     assert math.isnan(partial_spearman(x, y, [x], resamples=50).value)
+
+
+def test_the_interval_of_partial_spearman_is_scipys_bootstrap():
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(2, 30))
+    x, y = z.sum(axis=0) + rng.normal(size=30), z[0] + rng.normal(size=30)
+
+    def of_residuals(*values):
+        ranks = np.stack([stats.rankdata(v) for v in values])
+        fixed = np.vstack([ranks[2:], np.ones(ranks.shape[1])]).T
+        left = [r - fixed @ np.linalg.lstsq(fixed, r, rcond=None)[0] for r in ranks[:2]]
+        return np.corrcoef(*left)[0, 1]
+
+    theirs = stats.bootstrap(
+        (x, y, *z), of_residuals, paired=True, vectorized=False, method="percentile", n_resamples=1500, rng=rng
+    ).confidence_interval
+    assert partial_spearman(x, y, z)[1:] == pytest.approx((theirs.low, theirs.high), abs=0.04)
