@@ -28,7 +28,8 @@ hookflat eval runs/table1/at-3 --protocol critics --which best --set 'eval.attac
 ```
 
 Rows as in Table 1, of {count} of its twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
-study's other seeds, mean ± standard deviation, flatness on training images of the first.
+study's other seeds, mean ± standard deviation, flatness on training images of the first. Late multi-step is AT up to
+its sixteenth epoch: early stopping gives the same network.
 
 | | state | RErr, test | train | RLoss, test | train | flatness, test | train | worst case |
 |---|---|---|---|---|---|---|---|---|
