@@ -58,21 +58,26 @@ class Coloured:
 COLOURED = {"data": {"name": "coloured"}, "plugins": {"augment": {}, "autoaugment": {}}}
 
 
+def without_waiting(run, batches):
+    """A step for each; captures, caches and the optimizer's state are made in the first eight, which may wait."""
+    for batch in batches[:8]:
+        loop.step(run, batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[8:]:
+            loop.step(run, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("name", [*METHODS, "autoaugment"])
 def test_no_step_waits_for_the_device(name):
     tables = SMALL | METHODS.get(name, COLOURED)
     with tiny_run(tables, [Coloured]) as run:
         assert run.device.type == "cuda"
         batches = [b for _ in range(3) for b in run.batches()]
-        for batch in batches[:8]:  # captures, caches and the optimizer's state are made in the first ones
-            loop.step(run, batch)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for batch in batches[8:12]:
-                loop.step(run, batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        without_waiting(run, batches[:12])
         run.check()
 
 
@@ -87,15 +92,7 @@ def test_no_step_of_a_recipe_waits_for_the_device(name, tmp_path):
     run.build()
     run.epoch, run.step = run.epochs // 2, run.total_steps // 2
     batches = [b for _ in range(2) for b in run.batches()]
-    for batch in batches[:8]:
-        loop.step(run, batch)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in batches[8:10]:
-            loop.step(run, batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    without_waiting(run, batches[:10])
 
 
 @pytest.mark.parametrize("name", ["at", "trades", "mart", "awp", "entropy-sgd", "bf16", "sam", "parts"])

@@ -163,7 +163,7 @@ class _Packed(nn.Module):
 
 
 def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass forward and back, for attacks of one's own: a step is `x_adv + ball.ascent(gradient, x_adv)`, projected.
+    """One pass forward and back, for attacks of one's own, which then step along `Ball.ascent(gradient, x_adv)`.
 
     The point (n, C, H, W), its objective (n,) and the gradient for the point (n, C, H, W), all detached; `model` is
     `frozen` already.
