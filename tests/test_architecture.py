@@ -27,7 +27,7 @@ LAYERS = (
     "cli",
 )
 """Each imports only what stands before it, and the modules below all of them."""
-BELOW = {"errors", "threads", "hookspecs", "terminal", "display"}
+BELOW = {"collector", "errors", "threads", "hookspecs", "terminal", "display"}
 
 
 def imports(file, *, annotations=False):

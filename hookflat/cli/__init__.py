@@ -1,5 +1,6 @@
 """The command line: thin. torch is imported by the commands that need it, not here."""
 
+from hookflat import collector
 from hookflat.cli.app import app
 from hookflat.cli.beginning import init, new_plugin
 from hookflat.cli.inspecting import plugins, recipes, show
@@ -30,4 +31,8 @@ __all__ = [
 
 def main() -> None:
     """Run the command line; errors of the user's end with exit code 2, a failed training with 3."""
-    app()
+    collector.be_patient()  # until a run or an evaluation is built
+    try:
+        app()
+    finally:
+        collector.leave_the_rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hookflat import collector
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint
@@ -59,6 +60,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
     else:
         say_evaluation(run, source.model)
         console.measuring(plan, measurements.tally, lines=True)
+    collector.as_usual()
     for label, about, network in networks(source, run, given):
         weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
         if done and (label not in done.models or done.models[label].weights != weights):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hookflat import collector
 from hookflat.errors import UserError
 from hookflat.functional.brackets import global_generators_restored
 from hookflat.reading.weights import load_into
@@ -94,6 +95,7 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
     say_training(run, resumed=resumed)
     console.training(run.total_steps, run.step, run.measurements.tally)
     run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
+    collector.as_usual()
     with listening(run):
         trained = loop.train(run, max_steps, FirstLook(run) if max_steps else None)
     if not trained:

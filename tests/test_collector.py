@@ -1,0 +1,60 @@
+"""Python's garbage collector: patient while modules are imported, as usual where anything is computed."""
+
+import gc
+from dataclasses import dataclass
+
+import pytest
+
+import hookflat
+import hookflat.cli
+from hookflat import collector, hookimpl, testing
+
+USUAL = gc.get_threshold()
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    monkeypatch.setattr(hookflat.cli, "app", lambda: None)
+    hookflat.cli.main()
+    assert gc.get_threshold()[0] > 1_000_000
+    assert gc.get_freeze_count()  # the command has ended
+    gc.unfreeze()
+    yield
+    collector.as_usual()
+    assert gc.get_threshold() == USUAL
+
+
+@dataclass(eq=False)
+class Watching:
+    """Sees the collector at every step."""
+
+    @hookimpl
+    def after_step(self, run):
+        assert gc.get_threshold() == USUAL
+
+
+@dataclass(eq=False)
+class Watched:
+    """A measure that sees it."""
+
+    @hookimpl
+    def measure(self, subject):
+        return {"usual": float(gc.get_threshold() == USUAL)}
+
+
+def test_training_and_measuring_find_the_collector_as_it_was(patient, tmp_path):
+    recipe = testing.recipe({"plugins": {"watching": {}}})
+    plugins = [testing.TinyData, testing.TinyModel, Watching, Watched]
+    hookflat.run(recipe, plugins=plugins, folder=tmp_path / "run")
+    collector.be_patient()
+    done = hookflat.evaluate(tmp_path / "run", measures=["watched"], plugins=plugins)
+    assert done.results.models["last"].test["usual"] == 1
+
+
+def test_asked_twice_or_by_nobody_it_changes_nothing(patient):
+    collector.be_patient()
+    collector.as_usual()
+    gc.set_threshold(500, 5, 5)
+    collector.as_usual()
+    assert gc.get_threshold() == (500, 5, 5)
+    gc.set_threshold(*USUAL)
