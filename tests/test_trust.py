@@ -272,6 +272,16 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     assert '<td class="minor">ok</td>' in page
 
 
+def test_external_numbers_of_another_threat_stand_beside_nothing(tmp_path):
+    write(tmp_path / "at-0", "at")
+    for eps, here in (("0.15", True), ("0.3", False), ("", True)):
+        lines = f"run,rerr,source,norm,eps\nat-0,45,ours,Linf,{eps}\nat-0,99,another norm,L2,{eps}\n"
+        (tmp_path / "external.csv").write_text(lines)
+        said = " ".join(report(tmp_path, resamples=10).verdict)
+        assert ("RErr of at-0: 45.0 % (ours)" in said) == here
+        assert "99.0" not in said
+
+
 def test_reports_without_flags_are_as_they_were(tmp_path):
     write(tmp_path / "at-0", "at")
     done = report(tmp_path, resamples=10)
@@ -289,6 +299,8 @@ def test_reports_without_flags_are_as_they_were(tmp_path):
         ("run,rerr,source\nat-0,0.45e,x\n", "line 2: rerr should be in %"),
         ("run,rerr,source\nat-0,145,x\n", "line 2: rerr should be in %"),
         ("run,rerr,source\nat-0,45,\n", "line 2: say in the column source"),
+        ("run,rerr,source,norm\nat-0,45,x,Linv\n", "line 2: norm should be one of .*not 'Linv'.*Linf"),
+        ("run,rerr,source,eps\nat-0,45,x,big\n", "line 2: eps should be a radius.*not 'big'"),
     ],
 )
 def test_wrong_external_numbers_are_told_with_file_and_line(tmp_path, lines, told):

@@ -197,7 +197,7 @@ def attack_of(label: str) -> str:
 def table1(gathered: Gathered) -> Table1:
     """Sorted by test RErr and split at its 30 % and 70 % percentiles, as in the paper."""
     numbers: dict[str, str] = {role: gathered.playing(role) for role in ROLES}
-    others = external(gathered.runs)
+    others = external(gathered)
     cells = [(c, _cells(c, numbers, others)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
     groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])

@@ -59,7 +59,7 @@ def _listed(names: list[str]) -> str:
 def _external(gathered: Gathered) -> list[str]:
     """Ours against others', run by run."""
     ours, told, runs = gathered.playing("RErr"), [], {run.name: run for run in gathered.runs}
-    for name, theirs in external(runs.values()).items():
+    for name, theirs in external(gathered).items():
         here = runs[name].networks["last"].test.get(ours) if "last" in runs[name].networks else None
         beside = "" if here is None else f", ours {100 * here:.1f} %"
         higher = ": the external attack breaks more" if here is not None and theirs.rerr > 100 * here else ""
