@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.runs import Network
+from hookflat.reporting.statistics import spearman
 from hookflat.reporting.table import method_titles, table1
 from hookflat.reporting.trust import raised
 
@@ -27,12 +28,20 @@ hookflat eval runs/table1/at-3 --protocol mini --which best
 hookflat eval runs/table1/at-3 --protocol critics --which best --set 'eval.attack.trust.sibling="runs/table1/at-0"'
 ```
 
-Rows as in Table 1, of {count} of its twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
+`critics` had the measures of weights and along the attack on test images alone then.
+
+Rows as in Table 1, of {count} twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
 study's other seeds, mean ± standard deviation, flatness on training images of the first. Late multi-step is AT up to
 its sixteenth epoch: early stopping gives the same network.
 
 | | state | RErr, test | train | RLoss, test | train | flatness, test | train | worst case |
 |---|---|---|---|---|---|---|---|---|
+"""
+CLAIM = """
+Over these {count} early-stopped networks (AT and late multi-step are one) flatness goes with (Spearman, 95 % intervals):
+
+| | RLoss | RErr | gap of RLoss | gap of RErr |
+|---|---|---|---|---|
 """
 TRUST = """
 Is their RErr too low? On 500 test images, RErr in % by PGD from one start, with more steps, one step and larger radii,
@@ -50,6 +59,12 @@ NUMBERS = (
     ("average_flatness train", 2),
     ("worst_flatness", 4),
 )
+MEASURES = {
+    "average case": "average_flatness",
+    "average case, on training images": "average_flatness train",
+    "worst case": "worst_flatness",
+}
+OUTCOMES = ("rloss", "rerr_autoattack", "rloss gap", "rerr_autoattack gap")
 SIGNS = ("rerr_one_start", "rerr_four_times_the_steps", "rerr_single_step", "rerr_2eps", "rerr_4eps")
 SIGNS += ("broken_by_square_alone", "rerr_transfer")
 
@@ -81,8 +96,22 @@ def page() -> str:
         flags = raised(best.test, early.quantities)
         told = "; ".join(flags) or "none" if flags is not None else ""
         signs.append([titles[run.method], *(f"{100 * best.value(key):.1f}" for key in SIGNS), told])
-    head = HEAD.replace("{count}", str(len(order)) if len(order) < 20 else "all")
-    return head + "".join(map(row, lines)) + TRUST + "".join(map(row, signs))
+    head = HEAD.replace("{count}", f"{len(order)} of its" if len(order) < 20 else "all its")
+    found = {e.weights["best"]: run.networks["best"] for run in order for e in run.evaluations if "best" in e.weights}
+    different = list(found.values())
+    told = "".join(map(row, claims(different)))
+    claim = CLAIM.replace("{count}", str(len(different)))
+    return head + "".join(map(row, lines)) + claim + told + TRUST + "".join(map(row, signs))
+
+
+def claims(networks: Sequence[Network]) -> list[list[str]]:
+    """Spearman of each measure with each outcome, with intervals."""
+    lines = []
+    for name, measure in MEASURES.items():
+        pairs = [[[n.value(key) for n in networks] for key in (measure, outcome)] for outcome in OUTCOMES]
+        found = [spearman(x, y, clusters=range(len(networks))) for x, y in pairs]
+        lines.append([name, *(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in found)])
+    return lines
 
 
 def row(cells: Sequence[str]) -> str:
