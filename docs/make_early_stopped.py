@@ -38,7 +38,7 @@ its sixteenth epoch: early stopping gives the same network.
 |---|---|---|---|---|---|---|---|---|
 """
 CLAIM = """
-Over these {count} early-stopped networks (AT and late multi-step are one) flatness goes with (Spearman, 95 % intervals):
+Over these {count} networks (AT and late multi-step are one) flatness goes with (Spearman, 95 % intervals):
 
 | | RLoss | RErr | gap of RLoss | gap of RErr |
 |---|---|---|---|---|
