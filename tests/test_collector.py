@@ -4,10 +4,12 @@ import gc
 from dataclasses import dataclass
 
 import pytest
+from typer.testing import CliRunner
 
 import hookflat
 import hookflat.cli
-from hookflat import collector, hookimpl, testing
+from hookflat import UserError, collector, hookimpl, testing
+from hookflat.cli.app import app
 
 USUAL = gc.get_threshold()
 
@@ -49,6 +51,26 @@ def test_training_and_measuring_find_the_collector_as_it_was(patient, tmp_path):
     collector.be_patient()
     done = hookflat.evaluate(tmp_path / "run", measures=["watched"], plugins=plugins)
     assert done.results.models["last"].test["usual"] == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "there"),
+    [
+        ("study", "hookflat.studies.study.read_study"),
+        ("report", "hookflat.reporting.writing.report"),
+        ("watch", "hookflat.watching.watched.Watched"),
+    ],
+)
+def test_what_goes_on_for_long_collects_as_usual(patient, monkeypatch, command, there):
+    seen = []
+
+    def looked(*args, **options):
+        seen.append(gc.get_threshold())
+        raise UserError("that is all")
+
+    monkeypatch.setattr(there, looked)
+    assert CliRunner().invoke(app, [command, "somewhere"]).exit_code == 2
+    assert seen == [USUAL]
 
 
 def test_asked_twice_or_by_nobody_it_changes_nothing(patient):

@@ -31,7 +31,7 @@ __all__ = [
 
 def main() -> None:
     """Run the command line; errors of the user's end with exit code 2, a failed training with 3."""
-    collector.be_patient()  # until a run or an evaluation is built
+    collector.be_patient()  # whatever goes on for long ends it
     try:
         app()
     finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hookflat import collector
 from hookflat.cli.app import Json, Out, Plugin, Set, With, command, print_json, say, say_table
 from hookflat.cli.completing import study_names
 from hookflat.errors import UserError
@@ -48,6 +49,7 @@ def study(
         raise UserError("--json goes with --plan")
     if cost and not plan:
         raise UserError("--cost goes with --plan")
+    collector.as_usual()
     found = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
     planned = Plan.of(found)
     costs: list[JobCost] = []
@@ -93,6 +95,7 @@ def report(
     """The paper's table, figures and statistics from runs, as a page; and what they say of the claim."""
     from hookflat.reporting.writing import report as report_on
 
+    collector.as_usual()  # figures are circles of references
     written = report_on(folders, folder=out, protocol=protocol)
     for text in [*written.verdict, "", *written.details]:
         say(text)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hookflat import collector
 from hookflat.cli.app import command, say
 
 
@@ -21,6 +22,7 @@ def watch(
     from hookflat.watching.server import Server
     from hookflat.watching.watched import Watched
 
+    collector.as_usual()
     with Server(Watched(folder), port) as server:
         say(f"{folder} is shown at {server.url}; Ctrl-C ends it")
         if open_:
