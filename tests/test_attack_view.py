@@ -241,3 +241,21 @@ def test_only_a_gpu_in_full_float32_takes_images_channel_by_channel():
         assert _layout("fp32", gpu) == torch.contiguous_format
         assert _layout("bf16", gpu) == _layout("fp32", cpu) == torch.channels_last
     assert _layout("fp32", gpu) == torch.channels_last  # TF32, torch's default
+
+
+def test_a_view_that_forgot_is_the_same_again_and_follows_its_network():
+    net = in_use(small()).eval()
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        view = AttackView(net)
+        before = view(x)
+        folded = [fold.view.weight for fold in view._folds]
+        view.forget()
+        assert [weight.untyped_storage().nbytes() for weight in folded] == [0] * len(folded)
+        assert torch.equal(view(x), before)
+        view.forget()
+        for p in net.parameters():
+            p.mul_(1.1)
+        view.refresh()
+        torch.testing.assert_close(view(x), net(x), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(view(x), before)

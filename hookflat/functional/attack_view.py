@@ -55,6 +55,7 @@ class AttackView(nn.Module):
         self._plain = plain if fast is not plain else None
         self._compile = compile
         self._graphs = cuda_graphs.Graphs()
+        self._forgotten = False
         self._use(fast)
         self.refresh()
 
@@ -77,14 +78,32 @@ class AttackView(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the folded convolutions from the current weights and statistics."""
+        self._hold()
         _refresh(self._folds)
-        self.forget()
+        self._forget_transforms()
 
     def forget(self) -> None:
-        """Let go of what is made anew when it is needed: Winograd's transforms of the weights."""
+        """Let go of what is made anew when it is needed: on CPUs folded weights and Winograd's transforms of weights.
+
+        Graphs of a GPU keep the memory that they were captured with.
+        """
+        self._forget_transforms()
+        if self._device.type == "cpu" and not self._compile:
+            self._forgotten = True
+            for fold in self._folds:
+                fold.view.weight.untyped_storage().resize_(0)
+
+    def _forget_transforms(self) -> None:
         for module in self._parts:
             if isinstance(module, WinogradConv2d):
                 module.refresh()
+
+    def _hold(self) -> None:
+        """Memory for folded weights."""
+        if self._forgotten:
+            self._forgotten = False
+            for weight in (fold.view.weight for fold in self._folds):
+                weight.untyped_storage().resize_(weight.numel() * weight.element_size())
 
     def once(self) -> nn.Module:
         """The same for one pass, forward and back to the images or forward alone, replayed on GPUs (`cuda_graphs`)."""
@@ -102,6 +121,9 @@ class AttackView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
         x = x.contiguous(memory_format=self._layout) if x.dim() == 4 else x
+        if self._forgotten:
+            self._hold()
+            _weigh(self._folds)
         if self._plain is not None:
             self._check(x.detach())
         if self._compile and self._run is not self.view:
@@ -261,12 +283,18 @@ def _refresh(folds: Sequence[_Fold]) -> None:
     where_there(torch._foreach_add_, shifts, [fold.conv.bias for fold in folds])
     torch._foreach_mul_(shifts, factors)
     where_there(torch._foreach_add_, shifts, [norm.bias for norm in norms])
-    weights = [fold.view.weight for fold in folds]
-    torch._foreach_copy_(weights, [fold.conv.weight for fold in folds])
-    torch._foreach_mul_(weights, [factor.view(-1, 1, 1, 1) for factor in factors])
     torch._foreach_copy_([cast(Tensor, fold.view.bias) for fold in folds], shifts)
     for fold, factor in zip(folds, factors, strict=True):
         fold.factor = factor
+    _weigh(folds)
+
+
+@torch.no_grad()
+def _weigh(folds: Sequence[_Fold]) -> None:
+    """Folded weights, with the factors of the last refresh."""
+    weights = [fold.view.weight for fold in folds]
+    torch._foreach_copy_(weights, [fold.conv.weight for fold in folds])
+    torch._foreach_mul_(weights, [fold.factor.view(-1, 1, 1, 1) for fold in folds])
 
 
 def where_there(operation: Callable[..., Any], into: Sequence[Tensor], others: Sequence[Tensor | None]) -> None:
