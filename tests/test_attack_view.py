@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hookflat
+from hookflat.functional import winograd
 from hookflat.functional.attack_view import AttackView, _layout, _views, attack_view, bf16_pays
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.flatness import adversarial_direction
@@ -243,12 +244,17 @@ def test_only_a_gpu_in_full_float32_takes_images_channel_by_channel():
     assert _layout("fp32", gpu) == torch.channels_last  # TF32, torch's default
 
 
-def test_a_view_that_forgot_is_the_same_again_and_follows_its_network():
+@pytest.mark.parametrize("channels", [winograd.CHANNELS, 4], ids=["torch's", "winograd"])
+def test_a_view_that_forgot_is_the_same_again_and_follows_its_network(channels, monkeypatch):
+    for name in ("CHANNELS", "WEIGHT_CHANNELS"):
+        monkeypatch.setattr(winograd, name, channels)
     net = in_use(small()).eval()
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         view = AttackView(net)
         before = view(x)
+        transformed = [m for m in view.modules() if isinstance(m, winograd.WinogradConv2d) and m._forward is not None]
+        assert bool(transformed) == (channels == 4)
         folded = [fold.view.weight for fold in view._folds]
         view.forget()
         assert [weight.untyped_storage().nbytes() for weight in folded] == [0] * len(folded)
