@@ -253,7 +253,7 @@ def test_a_view_that_forgot_is_the_same_again_and_follows_its_network(channels, 
     with torch.no_grad():
         view = AttackView(net)
         before = view(x)
-        transformed = [m for m in view.modules() if isinstance(m, winograd.WinogradConv2d) and m._forward is not None]
+        transformed = [m for m in view.modules() if isinstance(m, winograd.WinogradConv2d) and m._transform is not None]
         assert bool(transformed) == (channels == 4)
         folded = [fold.view.weight for fold in view._folds]
         view.forget()

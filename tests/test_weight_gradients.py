@@ -82,9 +82,9 @@ def test_winograds_convolutions_know_the_gradient_by_weights_and_keep_no_transfo
         gradients = WeightGradients(net, weights, x)
         view.forget()
         _, by_weights, by_x = gradients(x.clone(), y, inputs=True)
-        assert convolution._forward is None
+        assert convolution._transform is None
         view(x)
-        assert convolution._forward is not None
+        assert convolution._transform is not None
     x = x.requires_grad_()
     of_x, *of_weights = torch.autograd.grad(cross_entropy(net(x), y, reduction="sum"), [x, *weights])
     torch.testing.assert_close(by_x, of_x, rtol=1e-4, atol=1e-6)

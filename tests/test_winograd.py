@@ -225,7 +225,7 @@ def test_a_training_step_holds_no_transforms_behind_its_attack(monkeypatch):
 
     def transforms(run):
         convolutions = [m for m in run.attack_model.modules() if isinstance(m, WinogradConv2d)]
-        return [m._forward is not None for m in convolutions]
+        return [m._transform is not None for m in convolutions]
 
     with tiny_run({"plugins": {"looks": {}}}, [Looks]) as run:
         loop.step(run, next(run.batches()))

@@ -5,8 +5,9 @@ back to the weights (Lavin and Gray 2016, arXiv 1509.09308). torch's CPU convolu
 channels are many, so that the products outweigh the transforms; rounding is some ten times that of the direct sum
 (relative to the largest output 1e-5 in float32).
 
-`WinogradConv2d` is for attacks, whose passes share the transforms of the weights; `WinogradConvolutions` for training,
-where mostly the gradient by the weights pays.
+`WinogradConv2d` is for attacks, whose passes share the transforms of the weights, `WinogradConvolutions` for training,
+where mostly the gradient by the weights pays. One transform serves both directions: what takes gradients back to the
+input is the mirrored convolution.
 """
 
 from __future__ import annotations
@@ -69,9 +70,8 @@ class WinogradConv2d(nn.Module):
         self.refresh()
 
     def refresh(self) -> None:
-        """Forget the transforms of the weights; they are made anew when they are needed."""
-        self._forward: Tensor | None = None
-        self._backward: Tensor | None = None
+        """Forget the transform of the weights; it is made anew when it is needed."""
+        self._transform: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, K, H, W) of (n, C, H, W)."""
@@ -79,17 +79,11 @@ class WinogradConv2d(nn.Module):
             return conv2d(x, self.weight, self.bias, padding=1)
         return _biased(_Convolution.apply(x, self), self.bias)
 
-    def forwards(self) -> Tensor:
-        """The transform of the weights."""
-        if self._forward is None:
-            self._forward = _transformed(self.weight)
-        return self._forward
-
-    def backwards(self) -> Tensor:
-        """The transform of the flipped weights, which take gradients back to the input."""
-        if self._backward is None:
-            self._backward = _transformed(_flipped(self.weight))
-        return self._backward
+    def transform(self) -> Tensor:
+        """The transform of the weights: (36, C, K)."""
+        if self._transform is None:
+            self._transform = _transformed(self.weight)
+        return self._transform
 
 
 class WinogradConvolutions(nn.Module):
@@ -152,12 +146,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, conv: WinogradConv2d) -> Tensor:
         ctx.conv = conv
-        return _convolved(x, conv.forwards())
+        return _convolved(x, conv.transform())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _convolved(gradients[0], ctx.conv.backwards()), None
+        return _taken_back(gradients[0], ctx.conv.transform()), None
 
 
 class _TrainedConvolution(torch.autograd.Function):
@@ -176,7 +170,7 @@ class _TrainedConvolution(torch.autograd.Function):
         (gradient,), (x, weight) = gradients, ctx.saved_tensors
         by_x, by_weight = ctx.needs_input_grad
         return (
-            _convolved_once(gradient, _flipped(weight)) if by_x else None,
+            _taken_back_once(gradient, weight) if by_x else None,
             _by_weights(x, gradient) if by_weight else None,
         )
 
@@ -187,9 +181,10 @@ def _convolved_once(x: Tensor, weight: Tensor) -> Tensor:
     return torch.conv2d(x, weight, padding=1)
 
 
-def _flipped(weight: Tensor) -> Tensor:
-    """The weights (C, K, 3, 3) that take gradients back to the input."""
-    return weight.transpose(0, 1).flip(2, 3)
+def _taken_back_once(gradient: Tensor, weight: Tensor) -> Tensor:
+    if _enough(gradient, weight, CHANNELS, ONCE):
+        return _taken_back(gradient, _transformed(weight))
+    return torch.conv2d(gradient, weight.transpose(0, 1).flip(2, 3), padding=1)
 
 
 def _both(matrix: Tensor) -> Tensor:
@@ -212,28 +207,36 @@ def _in_parts(x: Tensor) -> int:
     return max(1, _CACHE // (36 * x.element_size() * x.shape[1] * _tiles(x.shape[2]) * _tiles(x.shape[3])))
 
 
-def _convolved(x: Tensor, weight: Tensor) -> Tensor:
-    """(n, K, H, W), channels-last, of (n, C, H, W) and transformed weights (36, C, K)."""
-    parts = [_part(part, weight) for part in x.split(_in_parts(x))]
+def _convolved(x: Tensor, weight: Tensor, tile: Tensor = _INPUT, answer: Tensor = _OUTPUT) -> Tensor:
+    """(n, K, H, W), channels-last, of (n, C, H, W) and transformed weights (36, C, K).
+
+    `tile`, `answer`: the transforms of a tile of the input, and to one of the output.
+    """
+    parts = [_part(part, weight, tile, answer) for part in x.split(_in_parts(x))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _part(x: Tensor, weight: Tensor) -> Tensor:
+def _taken_back(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient by the input (n, C, H, W) of gradients (n, K, H, W) by the output: each tile's mirror image."""
+    return _convolved(gradient, weight.transpose(1, 2), _INPUT.flip(1), _OUTPUT.flip(0))
+
+
+def _part(x: Tensor, weight: Tensor, tile: Tensor, answer: Tensor) -> Tensor:
     n, _, height, width = x.shape
     rows, columns = _tiles(height), _tiles(width)
-    products = torch.bmm(_spectrum(x), weight).view(36, -1)
-    y = (_both(_OUTPUT) @ products).view(4, 4, n, rows, columns, -1)
+    products = torch.bmm(_spectrum(x, tile), weight).view(36, -1)
+    y = (_both(answer) @ products).view(4, 4, n, rows, columns, -1)
     y = y.permute(2, 3, 0, 4, 1, 5).reshape(n, 4 * rows, 4 * columns, -1)[:, :height, :width]
     return y.permute(0, 3, 1, 2)
 
 
-def _spectrum(x: Tensor) -> Tensor:
+def _spectrum(x: Tensor, tile: Tensor = _INPUT) -> Tensor:
     """The transform of images (n, C, H, W): (36, tiles, C)."""
     height, width = x.shape[2:]
     below, right = 4 * _tiles(height) - height + 1, 4 * _tiles(width) - width + 1
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
     tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
-    return (_both(_INPUT) @ tiles).view(36, -1, x.shape[1])
+    return (_both(tile) @ tiles).view(36, -1, x.shape[1])
 
 
 def _by_weights(x: Tensor, gradient: Tensor) -> Tensor:
