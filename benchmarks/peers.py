@@ -495,31 +495,40 @@ class Bench:
         return done.stdout.strip()
 
     def alone(self, what: str) -> None:
-        """Print the memory or the seconds of one thing."""
-        with self.run() as run:
-            batches, training = endless(run), by_hand.Training(self.net, by_hand.Budget(EPS, STEP_SIZE, 7))
-
-            def plainly() -> Tensor:
-                batch = next(batches)
-                return training.at(batch.x, batch.y)
-
-            ours, theirs = self._average()
-            calls: dict[str, Callable[[], Any]] = {
-                "step": lambda: loop.step(run, next(batches)),
-                "step by hand": plainly,
-                "flatness": ours,
-                "flatness by hand": theirs,
-            }
+        """Print the memory or the seconds of one thing, where nothing is held for another."""
+        with self._single(what) as call:
             seconds = []
             for _ in range(4):
                 began = time.perf_counter()
-                calls.get(what, calls["step"])()
+                call()
                 self._wait()
                 seconds.append(time.perf_counter() - began)
         if what != "seconds":
             print(gigabytes(peak_memory(self.device)))
         elif os.environ.get("RANK", "0") == "0":
             print(f"{statistics.median(seconds[1:]):.3g} s")
+
+    @contextmanager
+    def _single(self, what: str) -> Generator[Callable[[], Any]]:
+        if "flatness" in what:
+            ours, theirs = self._average()
+            yield theirs if "by hand" in what else ours
+            return
+        with self.run() as run:
+            batches = endless(run)
+            self.net = run.network
+            if "by hand" not in what:
+                yield lambda: loop.step(run, next(batches))
+                return
+            run.measurements.start = {}
+            self.net.to(memory_format=torch.contiguous_format)
+            training = by_hand.Training(self.net, by_hand.Budget(EPS, STEP_SIZE, 7))
+
+            def plainly() -> Tensor:
+                batch = next(batches)
+                return training.at(batch.x, batch.y)
+
+            yield plainly
 
     def _attacked(self) -> tuple[Any, Tensor, Tensor, float]:
         """Network, images and labels for AutoAttack, and a radius: of a run folder, or quickly trained on digits."""
