@@ -6,13 +6,12 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import hookflat
+from commands import BROWSER, hookflat
 from made_runs import a_study, drawn, network, records, write
 
 from hookflat import report
@@ -275,13 +274,13 @@ document.body.dataset.said = JSON.stringify(said);
 </script></body>"""
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
 def test_the_script_in_a_browser(tmp_path):
     """It shows the figure, with a point for each last network, and makes headings buttons; nothing of it without."""
     a_study(tmp_path, lambda f: f, methods=7, seeds=1)
     page = report(tmp_path, resamples=20).page
     headless = [
-        "chromium",
+        BROWSER,
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
@@ -347,7 +346,7 @@ document.body.append(frame);
 </script></body>"""
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_all_text_can_be_read_on_a_light_and_on_a_dark_page(tmp_path, scheme):
     """Contrast at least 4.5 to 1, WCAG's AA: of the page's text and of that in its figures."""
@@ -379,7 +378,7 @@ document.body.append(frame);
 </script></body>"""
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
 def test_a_browser_without_script_shows_figures_and_tables_and_no_control(tmp_path):
     a_study(tmp_path, lambda f: f, methods=7, seeds=1)
     page = report(tmp_path, resamples=20).page
@@ -412,7 +411,7 @@ next();
 </script></body>"""
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+@pytest.mark.skipif(not BROWSER, reason="no Chromium")
 def test_a_page_of_many_measures_fits_a_screen_and_a_phone_without_scrolling_sideways(tmp_path):
     """The one that README leads to, in today's style, and its Table 1."""
     example = (ROOT / "docs/examples/cifar10-mini/report.html").read_text()
@@ -426,7 +425,7 @@ def test_a_page_of_many_measures_fits_a_screen_and_a_phone_without_scrolling_sid
 
 def in_chromium(page, *options):
     """What the script of `page` found in the pages it framed: its body's `data-found`."""
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     command += [f"--user-data-dir={page.with_name('profile')}", "--virtual-time-budget=5000"]
     command += [*options, "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

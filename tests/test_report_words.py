@@ -8,13 +8,14 @@ from shutil import rmtree
 import numpy as np
 import pytest
 from made_runs import a_study, drawn, network, staged, told, write
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, rankdata, spearmanr
 
 from hookflat import report
 from hookflat.reporting.analysis import analyse
-from hookflat.reporting.foretelling import foretold
+from hookflat.reporting.foretelling import changes, foretold
 from hookflat.reporting.gathering import gather
-from hookflat.reporting.prediction import out_of_sample
+from hookflat.reporting.phrases import estimate
+from hookflat.reporting.prediction import behind, out_of_sample
 from hookflat.reporting.ranking import controls
 from hookflat.reporting.table import published, table1
 from hookflat.reporting.words import details, verdict
@@ -104,6 +105,7 @@ def test_two_networks_of_a_method_are_enough_to_be_pooled_and_seeds_are_told_apa
         "Between seeds alone (last networks, as differences from their configuration's mean), Spearman −1.00 "
         "[−1.00, −1.00] with RLoss, "
     ) in said
+    assert said.endswith(". So there the flatter networks have the higher RLoss and gap of RLoss.")
     pairs = analyse(gather([*tmp_path.glob("m*-0")]), 50).within  # a last and an early-stopped network each
     assert pairs.keys() == {("", *key), *((m, f, k) for m, f, k in pairs if not m)}
     assert pairs["", *key].models == 16
@@ -246,9 +248,61 @@ def test_measures_are_ranked_over_the_networks_that_have_them_all(tmp_path):
     chosen = [r.networks["last"].test for r in gathered.runs if "half" in r.networks["last"].test]
     x, y = ([n[key] for n in chosen] for key in ("average_flatness", "rloss"))
     assert ranked["average_flatness"].spearman.value == pytest.approx(spearmanr(x, y).statistic)
-    assert ranked["average_flatness"].prediction == out_of_sample(x, y, range(6), tried=2, resamples=200)
+    assert spearmanr(x, [n["half"] for n in chosen]).statistic == 1  # two measures, one ranking
+    assert ranked["average_flatness"].rankings == 1
+    assert ranked["average_flatness"].prediction == out_of_sample(x, y, range(6), resamples=200)
     assert analysis.overall["average_flatness", "rloss"].models == 24
     assert analysis.overall["average_flatness", "rloss"].spearman.value < ranked["average_flatness"].spearman.value
+
+
+def test_the_fit_to_training_images_is_a_rival_where_it_is_known(tmp_path):
+    """Flatness that is the training loss with noise: it predicts the gap, less well, and says nothing beyond."""
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        train = rng.random()
+        last = network(0.5, 2 + 0.1 * rng.random(), 1 - train + 0.2 * rng.normal(), train=train, other=rng.random())
+        write(tmp_path / f"m{i}-0", f"m{i}", last=last)
+    gathered = gather([tmp_path])
+    analysis = analyse(gathered, 2000)
+    ranked = {(r.measure, r.outcome): r for r in analysis.ranking}["average_flatness", "rloss gap"]
+    last = [run.networks["last"] for run in gathered.runs]
+    flat, gap, fit = ([n.value(key) for n in last] for key in ("average_flatness", "rloss gap", "rloss train"))
+    alone = out_of_sample(fit, gap, [run.name for run in gathered.runs], resamples=2000)
+    assert (ranked.fit.error, *ranked.fit.r2) == pytest.approx((alone.error, *alone.r2))
+    assert ranked.beyond == behind(ranked.prediction, ranked.fit, resamples=2000)
+    assert ranked.spearman.sign == 1
+    a, b, c = (rankdata(v) for v in (flat, gap, fit))
+    left = [v - np.polyval(np.polyfit(c, v, 1), c) for v in (a, b)]
+    assert analysis.beyond_fit["rloss gap"].value == pytest.approx(pearsonr(*left).statistic)
+    assert analysis.beyond_fit["rloss gap"].sign == 0
+    assert ranked.beyond.sign == -1
+    assert foretold(analysis).endswith("one that knows the RLoss on training images 7.3 points, which is better.")
+    (said,) = [text for text in details(analysis, gathered) if text.startswith("With the RLoss on training images")]
+    assert f"{estimate(analysis.beyond_fit['rloss gap'])} with gap of RLoss" in said
+
+
+def test_measures_that_tell_single_changes_alike_are_counted(tmp_path):
+    for i, lr in enumerate((0.1, 0.2, 0.3)):
+        last = network(0.4, 1.0 + i, 1.0 + i, twin=2.0 + i, other=(i - 1.2) ** 2)
+        write(tmp_path / f"at-{lr}", "at", last=last, optimizer__lr=lr)
+    said = changes(analyse(gather([tmp_path]), 50))
+    assert "the RLoss by average-case flatness and 1 other (1.00, 3 pairs, 1 hyper-parameter);" in said
+
+
+def test_what_only_seeds_tell_is_not_told_of_methods(tmp_path):
+    """Early-stopped networks of which nothing is known on training images say nothing about gaps."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        for seed in range(3):
+            best = network(0.4, 1.0 + i, 1.0 + rng.random())
+            best["gap"] = {}
+            last = network(0.4 + 0.1 * rng.random(), 2.0 + i, 2.0 + rng.random(), train=0.1 * rng.random())
+            write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
+    (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
+    within, seeds = said.split("Between seeds alone")
+    assert "with RErr" in within
+    assert "with gap of RErr" not in within
+    assert "with gap of RErr" in seeds
 
 
 def test_a_measure_as_good_as_the_best_is_said_to_be(tmp_path):
@@ -302,9 +356,14 @@ def test_the_learning_rate_held_fixed_is_the_peak_where_a_schedule_has_one(tmp_p
     """`cyclic` trains at its own, whatever the optimizer says."""
     write(tmp_path / "at-0", "at", shipped=True)
     write(tmp_path / "cyclic-0", "cyclic", shipped=True)
+    assert "learning rate" not in controls(
+        gather([tmp_path]), "clean_error"
+    )  # of one configuration alone it is another
+    write(tmp_path / "cyclic-1", "cyclic", shipped=True, schedule__peak=0.3)
     gathered = gather([tmp_path])
     rate = controls(gathered, "clean_error")["learning rate"]
-    assert {run.name: rate(run, run.networks["last"]) for run in gathered.runs} == {"at-0": 0.05, "cyclic-0": 0.2}
+    rates = {run.name: rate(run, run.networks["last"]) for run in gathered.runs}
+    assert rates == {"at-0": 0.05, "cyclic-0": 0.2, "cyclic-1": 0.3}
 
 
 def test_early_stopping_and_options_are_single_changes(tmp_path):
@@ -324,4 +383,4 @@ def test_a_measure_that_falls_where_the_outcome_rises_follows_single_changes_as_
             last = network(0.4, 1.0 + i + j, rng.random(), margin=-(i + j) + 0.01 * i, noise=rng.random())
             write(tmp_path / f"at-{lr}-{xi}", "at", last=last, optimizer__lr=lr, loss__xi=xi)
     said = " ".join(told(tmp_path, 50))
-    assert "told best (|Psi|): the RLoss by margin (−1.00);" in said
+    assert "told best (|Psi|): the RLoss by margin (−1.00, 18 pairs, 2 hyper-parameters);" in said

@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 import pytest
-from commands import fails, hookflat
+from commands import BROWSER, fails, hookflat
 from filelock import FileLock
 
 from hookflat.errors import Stopped
@@ -20,7 +19,6 @@ from hookflat.studies.execution import times_of
 from hookflat.watching.server import Server
 from hookflat.watching.watched import Watched
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 MARKUP = "<img src=x onerror=document.title='owned'>"
 RECIPE = """
 [run]

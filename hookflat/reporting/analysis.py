@@ -19,6 +19,7 @@ from hookflat.reporting.statistics import (
     centred,
     correlation,
     difference,
+    partial_spearman,
 )
 from hookflat.reporting.table import THEIR_NORM, published
 
@@ -43,7 +44,8 @@ class Analysis:
     `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
     `outcomes`: key to heading; `percent`: those that are shares. `within`: by (method, measure, outcome); method "" is
     all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1; `against`: the Spearman
-    here minus the one there. `ranking`: which measure predicts. Partial correlations hold the clean error fixed.
+    here minus the one there. `ranking`: which measure predicts. Partial correlations hold the clean error fixed, those
+    of `beyond_fit` (Spearman of the claim's measure, by outcome) the RLoss on training images.
     """
 
     claim: str
@@ -59,6 +61,7 @@ class Analysis:
     paper: dict[str, Correlation]
     against: dict[str, Estimate]
     ranking: list[Ranked]
+    beyond_fit: dict[str, Estimate]
 
 
 def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
@@ -92,11 +95,31 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     names = {measure: gathered.name(measure) for measure in measures}
     confidences = of_role("confidence", gathered.quantities)
     ranking = rank(
-        models, measures, outcomes, fixed=controls(gathered, clean), confidences=confidences, resamples=resamples
+        models,
+        measures,
+        outcomes,
+        fixed=controls(gathered, clean),
+        confidences=confidences,
+        fit=f"{loss} train",
+        resamples=resamples,
     )
+    beyond_fit = {k: found for k in outcomes if (found := _beyond_fit(last, claim, k, f"{loss} train", resamples))}
     percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
     return Analysis(
-        claim, loss, measures, names, outcomes, percent, overall, within, seeds, best, paper, against, ranking
+        claim,
+        loss,
+        measures,
+        names,
+        outcomes,
+        percent,
+        overall,
+        within,
+        seeds,
+        best,
+        paper,
+        against,
+        ranking,
+        beyond_fit,
     )
 
 
@@ -123,6 +146,17 @@ def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str, cle
 def _correlation(points: list[_Point], resamples: int) -> Correlation:
     x, y, control, clusters = zip(*points, strict=True)
     return correlation(x, y, clusters=clusters, given=control, resamples=resamples)
+
+
+def _beyond_fit(
+    networks: Iterable[tuple[Network, int]], measure: str, key: str, fit: str, resamples: int
+) -> Estimate | None:
+    points = [(n.value(measure), n.value(key), n.value(fit), cluster) for n, cluster in networks]
+    known = [p for p in points if not any(map(math.isnan, p))]
+    if len(known) < 4:
+        return None
+    x, y, learnt, clusters = zip(*known, strict=True)
+    return partial_spearman(x, y, [learnt], clusters=clusters, resamples=resamples)
 
 
 def _within(

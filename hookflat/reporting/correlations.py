@@ -50,12 +50,14 @@ ABOUT_RANKING = (
     "Left out: one method after the other is left out, a line fitted on the rest, and the left-out method predicted. "
     "Off by: the root mean squared error, every method counted once. R²: against a baseline that knows nothing but "
     "the mean of the other methods; better than it is what lies above 0 with the whole interval, which is for all "
-    "measures together. Behind the best: its R² minus that of the first row, 95 % for these two alone; where the "
-    "interval reaches 0, the first is not known to be better. All over the same networks, those that have every "
-    "measure of the table; within methods over all that have the measure, as differences from their method's mean. "
-    "Spearman |: held fixed is what varies here of clean error, confidence and learning rate. Psi: agreement in sign "
-    "where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020); −1 tells as much as "
-    "1, of a measure that falls where the outcome rises."
+    "measures together (those that rank the networks alike count once). Behind the best: its R² minus that of the "
+    "first row, 95 % for these two alone; where the interval reaches 0, the first is not known to be better. Beyond "
+    "the fit: its R² minus that of the RLoss on training images, a measure that says how far these were learnt by "
+    "heart. All over the same networks, those that have every measure of the table; within methods over all that have "
+    "the measure, as differences from their method's mean. Spearman |: held fixed is what varies here, not in one "
+    "configuration alone, of clean error, confidence and learning rate. Psi: agreement in sign where "
+    "one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020); −1 tells as much as 1, "
+    "of a measure that falls where the outcome rises."
 )
 
 
@@ -67,8 +69,17 @@ def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: which measure predicts which outcome, the best first."""
     fixed = next((ranked.fixed for ranked in analysis.ranking if ranked.fixed), ())
     given = f"Spearman | {', '.join(fixed)}"
-    heads = ["measure", "predicted", "networks", "left out: R²", "behind the best", "off by", "baseline"]
-    heads += ["Spearman", "within methods", given, "Psi"]
+    heads = [
+        "measure",
+        "predicted",
+        "networks",
+        "left out: R²",
+        "behind the best",
+        "beyond the fit",
+        "off by",
+        "baseline",
+    ]
+    heads += ["fit", "Spearman", "within methods", given, "Psi"]
     lines = []
     for ranked in analysis.ranking:
         key, found = ranked.outcome, ranked.prediction
@@ -80,8 +91,10 @@ def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
                 str(ranked.models),
                 estimate(found.r2) if found else "",
                 estimate(ranked.behind) if ranked.behind else "",
+                estimate(ranked.beyond) if ranked.beyond else "",
                 off(analysis, key, found.error) if found else "",
                 off(analysis, key, found.baseline) if found else "",
+                off(analysis, key, ranked.fit.error) if ranked.fit else "",
                 estimate(ranked.spearman),
                 estimate(within.spearman) if within else "",
                 estimate(ranked.partial) if ranked.partial and ranked.fixed == fixed else "",
@@ -96,6 +109,7 @@ def ranking_csv(analysis: Analysis) -> str:
     heads = ["measure", "outcome", "r2", "r2_low", "r2_high", "error", "baseline", "methods", "beats_the_baseline"]
     heads += ["networks", "behind", "behind_low", "behind_high", "spearman", "spearman_low", "spearman_high"]
     heads += ["partial_spearman", "partial_low", "partial_high", "fixed", "Psi", "psi"]
+    heads += ["fit_error", "beyond_the_fit", "beyond_low", "beyond_high"]
     rows = []
     for ranked in analysis.ranking:
         found, psi = ranked.prediction, ranked.granulated
@@ -109,6 +123,7 @@ def ranking_csv(analysis: Analysis) -> str:
                 "; ".join(ranked.fixed),
                 _number(psi.value if psi else None),
                 "; ".join(f"{name} {value:.4f}" for name, value in psi.psi.items()) if psi else "",
+                *map(_number, (ranked.fit.error if ranked.fit else None, *(ranked.beyond or (None,) * 3))),
             ]
         )
     return csv_text(heads, rows)

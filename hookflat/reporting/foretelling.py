@@ -17,6 +17,7 @@ def foretold(analysis: Analysis) -> str:
     if best is None or best.prediction is None or math.isnan(best.prediction.r2.low):
         return ""
     of = counted(sum(ranked.prediction is not None for ranked in _of(analysis, key)), "measure")
+    of += f" ({best.rankings} different rankings)" if best.rankings < len(_of(analysis, key)) else ""
     what, nothing = f"the {analysis.outcomes[key]} of a method not seen before", "a baseline that knows nothing"
     if not best.prediction.beats_the_baseline:
         return f"None of {of} predicts {what} better than {nothing}."
@@ -24,7 +25,15 @@ def foretold(analysis: Analysis) -> str:
     alike = sum(ranked.behind is not None and ranked.behind.high >= 0 for ranked in _of(analysis, key))
     tied = f"; {counted(alike, 'other')} cannot be told from it" if alike else ""
     where = f"{of} on {counted(best.models, 'network')}"
-    return f"Best of {where}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}{tied}."
+    text = f"Best of {where}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}"
+    return f"{text}{_beside_the_fit(analysis, best)}{tied}."
+
+
+def _beside_the_fit(analysis: Analysis, best: Ranked) -> str:
+    if best.fit is None or best.beyond is None:
+        return ""
+    more = {1: "which is worse", -1: "which is better", 0: "which cannot be told from it"}[best.beyond.sign]
+    return f", one that knows the RLoss on training images {off(analysis, best.outcome, best.fit.error)}, {more}"
 
 
 def predictions(analysis: Analysis) -> str:
@@ -60,7 +69,10 @@ def changes(analysis: Analysis) -> str:
         ranked, psi = max(found, key=lambda pair: abs(pair[1].value))  # of margins larger is better
         lowest = psi.psi[psi.worst]
         least = f"; least for {axis(psi.worst)}, {minus(f'{lowest:.2f}')}" if lowest != psi.value else ""
-        parts.append(f"the {heading} by {analysis.names[ranked.measure]} ({minus(f'{psi.value:.2f}')}{least})")
+        alike = sum(abs(other.value) > abs(psi.value) - 1e-9 for _, other in found) - 1
+        name = analysis.names[ranked.measure] + (f" and {counted(alike, 'other')}" if alike else "")
+        of = f"{counted(psi.pairs, 'pair')}, {counted(len(psi.psi), 'hyper-parameter')}"
+        parts.append(f"the {heading} by {name} ({minus(f'{psi.value:.2f}')}, {of}{least})")
     if not parts:
         return ""
     return f"Where one hyper-parameter alone changes, the sign of its effect is told best (|Psi|): {'; '.join(parts)}."

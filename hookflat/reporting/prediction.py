@@ -89,6 +89,12 @@ def behind(other: Prediction, best: Prediction, *, resamples: int = RESAMPLES, s
     return Estimate(float(less[0]), float(low), float(high))
 
 
+def different(columns: Sequence[Sequence[float]]) -> int:
+    """How many different rankings the columns make of their rows; one and its reverse count once."""
+    ranks = [_share_below(*(np.asarray(column, float),) * 2).round(9) for column in columns]
+    return len({min(tuple(share), tuple((1 - share).round(9))) for share in ranks})
+
+
 @lru_cache(maxsize=2)
 def _counts(methods: int, resamples: int, seed: int) -> Array:
     """How often each method is drawn, (methods, 1 + resamples): kept, as all measures and outcomes share them."""
@@ -103,9 +109,13 @@ def _share_below(fitted: Array, values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Granulated:
-    """Agreement in sign under the change of one hyper-parameter alone: psi of each (Jiang et al. 2020, eq. 4 and 5)."""
+    """Agreement in sign under the change of one hyper-parameter alone: psi of each (Jiang et al. 2020, eq. 4 and 5).
+
+    `pairs`: of networks, over all hyper-parameters.
+    """
 
     psi: dict[str, float]
+    pairs: int
 
     @property
     def value(self) -> float:
@@ -156,10 +166,11 @@ def granulated(changes: Changes, x: Sequence[float], y: Sequence[float]) -> Gran
     Tau of a group is the mean of sign(x - x') sign(y - y') over its pairs, psi of a hyper-parameter the mean of its
     groups. Pairs of which a value is NaN are left out; None where none is left.
     """
-    psi = {}
+    psi, pairs = {}, 0
     for axis, groups in changes.items():
         signs = [[np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in group] for group in groups]
-        taus = [np.mean(known) for group in signs if (known := [s for s in group if not np.isnan(s)])]
-        if taus:
-            psi[axis] = float(np.mean(taus))
-    return Granulated(psi) if psi else None
+        known = [judged for group in signs if (judged := [s for s in group if not np.isnan(s)])]
+        if known:
+            psi[axis] = float(np.mean([np.mean(judged) for judged in known]))
+            pairs += sum(map(len, known))
+    return Granulated(psi, pairs) if psi else None

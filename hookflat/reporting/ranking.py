@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hookflat.reporting.gathering import Configuration, Gathered, evidence
-from hookflat.reporting.prediction import Granulated, Prediction, behind, granulated, out_of_sample, single_changes
+from hookflat.reporting.prediction import (
+    Granulated,
+    Prediction,
+    behind,
+    different,
+    granulated,
+    out_of_sample,
+    single_changes,
+)
 from hookflat.reporting.runs import MeasuredRun, Network, distinct
 from hookflat.reporting.settings import options_of, without_alike_stopping
 from hookflat.reporting.statistics import Estimate, partial_spearman, spearman
@@ -20,7 +28,9 @@ class Ranked:
     """A measure and an outcome, over the `models` last networks that have the outcome and every measure ranked.
 
     `fixed`: what the partial Spearman holds fixed, in words. `granulated`: over early-stopped ones too. `behind`: R^2
-    out of sample minus the best measure's. None for what these networks do not tell.
+    out of sample minus the best measure's. `fit`: what the RLoss on training images alone predicts; `beyond`: R^2 of
+    this measure minus that of the fit. None for what these networks do not tell. `rankings`: how many different ones
+    all measures ranked make of these networks.
     """
 
     measure: str
@@ -31,20 +41,31 @@ class Ranked:
     fixed: tuple[str, ...]
     granulated: Granulated | None
     prediction: Prediction | None
+    rankings: int
+    fit: Prediction | None
     behind: Estimate | None = None
+    beyond: Estimate | None = None
 
 
 def controls(gathered: Gathered, clean: str) -> dict[str, Control]:
-    """What a partial correlation holds fixed: clean error, confidence, learning rate; those that vary here."""
-    networks = [(run, run.networks["last"]) for run in gathered.runs if "last" in run.networks]
+    """What a partial correlation holds fixed: clean error, confidence, learning rate.
+
+    Those that vary here, and not in one configuration alone.
+    """
     confidence = gathered.playing("confidence")
     found: dict[str, Control] = {
         "clean error": lambda _, network: network.value(clean),
         "confidence": lambda _, network: network.value(confidence),
         "learning rate": lambda run, _: _learning_rate(run),
     }
-    values = {name: {of(run, n) for run, n in networks} for name, of in found.items()}
-    return {name: of for name, of in found.items() if len({v for v in values[name] if not math.isnan(v)}) > 1}
+    return {name: of for name, of in found.items() if _varies(gathered.configurations, of)}
+
+
+def _varies(configurations: Iterable[Configuration], of: Control) -> bool:
+    values = [{of(run, run.networks["last"]) for run in c.runs if "last" in run.networks} for c in configurations]
+    known = [there for each in values if (there := {v for v in each if not math.isnan(v)})]
+    usual = max((v for each in known for v in each), key=lambda v: sum(v in each for each in known), default=math.nan)
+    return sum(each != {usual} for each in known) > 1
 
 
 _Row = tuple[MeasuredRun, Network, str, int]
@@ -58,12 +79,14 @@ def rank(
     *,
     fixed: Mapping[str, Control],
     confidences: Sequence[str] = (),
+    fit: str = "",
     resamples: int,
 ) -> list[Ranked]:
     """By outcome, those that beat the baseline out of sample first, then by R^2; those without a prediction last.
 
     All over the same networks: those that have every measure that half of the methods share with the others. A measure
     that fewer share is not ranked. `confidences`: the measures that are a confidence, for which none is held fixed.
+    `fit`: how well training images are fitted, as `Network.value` takes it; only where these networks all have it.
     """
     last = [
         (run, run.networks["last"], configuration.method, i)
@@ -86,15 +109,20 @@ def rank(
     for outcome in outcomes:
         rows = [row for row in last if _has(row[1], [*measures, outcome])]
         y, methods, clusters = [r[1].value(outcome) for r in rows], [r[2] for r in rows], [r[3] for r in rows]
+        rankings = different([[r[1].value(measure) for r in rows] for measure in measures])
+        fits = [r[1].value(fit) for r in rows]
+        known = None if any(map(math.isnan, fits)) else out_of_sample(fits, y, methods, resamples=resamples)
         ranked = []
         for measure in measures if rows else ():
             x = [r[1].value(measure) for r in rows]
             pairs = granulated(changes, *([n.value(key) for *_, n in trained] for key in (measure, outcome)))
-            prediction = out_of_sample(x, y, methods, tried=len(measures), resamples=resamples)
+            prediction = out_of_sample(x, y, methods, tried=rankings, resamples=resamples)
             held = {n: of for n, of in fixed.items() if n != "confidence" or measure not in confidences}
             partial, names = _partial(rows, measure, outcome, held, resamples)
             whole = spearman(x, y, clusters=clusters, resamples=resamples)
-            ranked.append(Ranked(measure, outcome, len(rows), whole, partial, names, pairs, prediction))
+            ranked.append(
+                Ranked(measure, outcome, len(rows), whole, partial, names, pairs, prediction, rankings, known)
+            )
         ranked.sort(key=_place)
         found += [_placed(r, ranked[0], resamples) for r in ranked]
     return found
@@ -123,9 +151,12 @@ def _place(ranked: Ranked) -> tuple[bool, float]:
 
 
 def _placed(ranked: Ranked, best: Ranked, resamples: int) -> Ranked:
-    if ranked is best or ranked.prediction is None or best.prediction is None:
+    found = ranked.prediction
+    if found is None:
         return ranked
-    return replace(ranked, behind=behind(ranked.prediction, best.prediction, resamples=resamples))
+    first = None if ranked is best else best.prediction
+    less, more = (behind(found, other, resamples=resamples) if other else None for other in (first, ranked.fit))
+    return replace(ranked, behind=less, beyond=more)
 
 
 def _partial(

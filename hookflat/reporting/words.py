@@ -31,7 +31,7 @@ def details(analysis: Analysis, gathered: Gathered) -> list[str]:
         said.append(
             f"{_strength(found.spearman)} of flatness with RLoss over {_models(found)}: {_coefficients(found)}."
         )
-        said += [_outcomes(analysis), _partial(analysis), _within(analysis), _best(analysis)]
+        said += [_outcomes(analysis), _partial(analysis), _beyond_fit(analysis), _within(analysis), _best(analysis)]
         said += [predictions(analysis), changes(analysis), _paper(analysis)]
     elif found and found.clusters < FEW:
         said.append(f"What there is: {_coefficients(found)}.")
@@ -109,6 +109,13 @@ def _partial(analysis: Analysis) -> str:
     return f"With the clean error held fixed, the correlation with RLoss {stays} (Spearman {estimate(found)})."
 
 
+def _beyond_fit(analysis: Analysis) -> str:
+    told = [
+        f"{estimate(e)} with {analysis.outcomes[k]}" for k, e in analysis.beyond_fit.items() if not math.isnan(e.value)
+    ]
+    return f"With the RLoss on training images held fixed, Spearman is {', '.join(told)}." if told else ""
+
+
 def _within(analysis: Analysis) -> str:
     """Of single methods, whose networks differ in seed, hyper-parameters and early stopping."""
     each = {k[0]: c for k, c in analysis.within.items() if k[0] and k[1:] == (analysis.claim, analysis.loss)}
@@ -123,17 +130,32 @@ def _within(analysis: Analysis) -> str:
         text += (
             f", clearly so in {sum(c.spearman.sign > 0 for c in judged)} of the {len(judged)} with enough runs to tell"
         )
-    pooled = {k: c for (method, m, k), c in analysis.within.items() if (method, m) == ("", analysis.claim)}
+    seeds = {k: c for (m, k), c in analysis.seeds.items() if m == analysis.claim}
+    pooled = {
+        k: c
+        for (method, m, k), c in analysis.within.items()
+        if (method, m) == ("", analysis.claim) and not (k in seeds and _same(c, seeds[k]))
+    }
     if pooled:
         text += f"; as differences from each method's mean, {_spearmans(analysis, pooled)}"
     text += "."
-    if contrary := [analysis.outcomes[k] for k, found in pooled.items() if found.spearman.sign < 0]:
-        text += f" So within methods the flatter networks have the higher {' and '.join(contrary)}."
-    seeds = {k: c for (m, k), c in analysis.seeds.items() if m == analysis.claim}
+    if contrary := _contrary(analysis, pooled):
+        text += f" So within methods the flatter networks have the higher {contrary}."
     if seeds:
         told = _spearmans(analysis, seeds)
         text += f" Between seeds alone (last networks, as differences from their configuration's mean), {told}."
+        if contrary := _contrary(analysis, seeds):
+            text += f" So there the flatter networks have the higher {contrary}."
     return text
+
+
+def _contrary(analysis: Analysis, found: dict[str, Correlation]) -> str:
+    return listed([analysis.outcomes[k] for k, c in found.items() if c.spearman.sign < 0])
+
+
+def _same(within: Correlation, seeds: Correlation) -> bool:
+    """Whether a method's networks that have the outcome differ in nothing but the seed."""
+    return (within.models, within.spearman.value) == (seeds.models, seeds.spearman.value)
 
 
 def _spearmans(analysis: Analysis, found: dict[str, Correlation]) -> str:
