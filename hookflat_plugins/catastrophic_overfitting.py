@@ -32,7 +32,7 @@ class CatastrophicOverfitting:
 
     @hookimpl
     def epoch_end(self, run: Run) -> None:
-        error = run.subject("train", self.examples, run.network).robust(self.steps, 1).error
+        error = run.subject("train", self.examples, run.network).robust_error(self.steps, 1).error
         run.record("catastrophic_overfitting", "train", rerr_pgd=error)
         if error > self._lowest + self.rise and not self._warned:
             self._warned = True

@@ -8,11 +8,13 @@ from torch import nn
 
 import hookflat
 from hookflat.functional import winograd
-from hookflat.functional.attack_view import AttackView, _layout, _views, attack_view, bf16_pays
+from hookflat.functional.attack_view import AttackView, _layout, _views, attack_view, bf16_pays, views_of
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.flatness import adversarial_direction
 from hookflat.functional.layers import Normalized
 from hookflat.functional.networks import small_image_resnet
+from hookflat.testing import tiny_run
+from hookflat.training import loop
 
 
 def small(norm="rebn"):
@@ -265,3 +267,19 @@ def test_a_view_that_forgot_is_the_same_again_and_follows_its_network(channels, 
         view.refresh()
         torch.testing.assert_close(view(x), net(x), rtol=1e-4, atol=1e-5)
         assert not torch.equal(view(x), before)
+
+
+def test_what_a_measure_made_is_forgotten_by_the_next_step():
+    with tiny_run() as run:
+        batches = run.batches()
+        hookflat.robust_loss(
+            run.network,
+            run.data.test.__getitems__(torch.arange(4)),
+            attack=hookflat.Attack(hookflat.Threat(0.1), 0.05, 2),
+        )
+        (view,) = views_of(run.network)
+        held = [fold.view.weight.untyped_storage() for fold in view._folds]
+        assert all(storage.nbytes() for storage in held)
+        loop.step(run, next(batches))
+        assert held
+        assert not any(storage.nbytes() for storage in held)

@@ -84,10 +84,11 @@ def worst_sharpness(
 ) -> Sharpness:
     """Worst-case m-sharpness: the largest L(w + c u) - L(w) with ||u|| <= `rho`, for every m = `batch_size` examples.
 
-    The mean over batches in order (the paper's Eq. 1, `m_apgd_l2`, `m_apgd_linf`). The search is the authors' form of APGD
-    (Croce and Hein 2020) with `iterations` steps from u = 0: first step 2 rho, halved at its checkpoints, and 0.75 of each
-    step with 0.25 of the iterate before the last (APGD itself carries on 0.25 of the last step). For the robust
-    loss inputs ascend with the weights from the adversarial examples of w, and are attacked anew at the weights found.
+    The mean over batches in order (the paper's Eq. 1, `m_apgd_l2`, `m_apgd_linf`). The search is the authors' form of
+    APGD (Croce and Hein 2020) with `iterations` steps from u = 0: first step 2 rho, halved at its checkpoints; an
+    iterate is 0.75 of the projected point and 0.25 of the iterate before the last (APGD itself carries on a quarter of
+    the last step). For the robust loss inputs ascend with the weights from the adversarial examples of w, and are
+    attacked anew at the weights found.
 
     Unlike the authors' search in L2, which follows |w| g and projects by Euclid, this one climbs and projects in u, so
     that the number is as invariant to rescaling as its definition.

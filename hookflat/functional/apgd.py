@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import attack_view
+from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.attacks import Objective, better, check_start, cross_entropy_with, gradient_at
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
@@ -74,6 +74,9 @@ def _climbed(
     pace = (_Sparse if attack.threat.norm == "L1" else _Halving)(ball, x, best, attack)
     for step in range(attack.steps):
         x_adv, before = pace.moved(x_adv, before, gradient, first=step == 0), x_adv
+        if step + 1 == attack.steps:
+            with torch.no_grad():
+                return better(best_x, best, x_adv, objective(once(model), x_adv))
         last = value
         x_adv, value, gradient = gradient_at(model, objective, x_adv)
         pace.rises += value > last if step else 1  # the first step counts as a rise, as in the official code
@@ -83,7 +86,7 @@ def _climbed(
         if pace.looks():
             back = per_image(pace.look(best_x, best), x)
             x_adv, gradient = torch.where(back, best_x, x_adv), torch.where(back, best_gradient, gradient)
-    return best_x, best
+    return best_x, best  # of no step
 
 
 class _Pace:

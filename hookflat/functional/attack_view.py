@@ -87,6 +87,8 @@ class AttackView(nn.Module):
 
         Graphs of a GPU keep the memory that they were captured with.
         """
+        if self._forgotten:
+            return
         self._forget_transforms()
         if self._device.type == "cpu" and not self._compile:
             self._forgotten = True
@@ -180,6 +182,11 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     else:
         view.refresh()
     return view
+
+
+def views_of(model: nn.Module) -> list[AttackView]:
+    """Those that `attack_view` keeps of a network."""
+    return [view for _, view in _views.get(model, {}).values()]
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hookflat import threads
 from hookflat.errors import TrainingFailed, UserError
 from hookflat.functional import seeds
-from hookflat.functional.attack_view import AttackView
+from hookflat.functional.attack_view import AttackView, views_of
 from hookflat.functional.attacks import Objective
 from hookflat.functional.brackets import restored
 from hookflat.functional.choices import Precision
@@ -224,7 +224,7 @@ class Run:
         """A step's adversarial examples are found."""
         self.finite.see("craft", x_adv)
         self.last = batch, x_adv
-        for view, _ in self._views.values():
+        for view in (*(view for view, _ in self._views.values()), *views_of(self.network)):
             view.forget()  # the next attack is at other weights
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
