@@ -32,7 +32,7 @@ def foretold(analysis: Analysis) -> str:
 def _beside_the_fit(analysis: Analysis, best: Ranked) -> str:
     if best.fit is None or best.beyond is None:
         return ""
-    more = {1: "which is worse", -1: "which is better", 0: "which cannot be told from it"}[best.beyond.sign]
+    more = {1: "which is worse", -1: "which is better", 0: "which may be as good"}[best.beyond.sign]
     return f", one that knows the RLoss on training images {off(analysis, best.outcome, best.fit.error)}, {more}"
 
 
