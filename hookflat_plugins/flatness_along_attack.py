@@ -77,7 +77,7 @@ class FlatnessAlongAttack:
         }
 
     def passes(self) -> int:
-        return self.steps + (2 + self.samples) * (self.steps + 1)
+        return self.steps + (1 + self.samples) * (self.steps + 1)
 
 
 def _drawn(table: dict[str, Tensor]) -> Figure:

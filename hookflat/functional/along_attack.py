@@ -63,11 +63,11 @@ def flatness_along_attack(
         start = attack.threat.ball(x).start(attack.start, keys, seeds.derive_seed(seed, "start", 0))
         view = attack_view(model, attack.precision)
         path = [x_adv for x_adv, _ in ascent(view, Scored(y), attack.threat.ball(x), start, attack, score_last=False)]
-        work.passed(len(y) * (attack.steps + (2 + samples) * len(path)))
+        work.passed(len(y) * (attack.steps + (1 + samples) * len(path)))
         with torch.no_grad():
-            logits = torch.stack([model(point) for point in path])
+            flat, said = zip(*(relative_flatness_of(model, point) for point in path), strict=True)
+            relative, logits = torch.stack(flat), torch.stack(said)
             loss = torch.stack([cross_entropy(z, y) for z in logits]).double()
-            relative = torch.stack([relative_flatness_of(model, point) for point in path])
             perturbed = torch.zeros_like(loss)
             for sample in range(samples):
                 nu = each_on_sphere(weights, xi, seeds.generator(seed, "flatness_along_attack", sample))

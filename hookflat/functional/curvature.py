@@ -178,19 +178,19 @@ def relative_flatness(
         def measure() -> Values:
             total = torch.zeros((), dtype=torch.float64, device=points.device)
             for x, y in points.batches:
-                total += relative_flatness_of(model, x).sum()
+                total += relative_flatness_of(model, x)[0].sum()
                 work.passed(len(y))
             return {"kappa": points.set.sum(total) / points.total}
 
         return work.once("relative_flatness", measure, together=points.set)["kappa"].item()
 
 
-def relative_flatness_of(model: nn.Module, x: Tensor) -> Tensor:
-    """(n,) each example's part of `relative_flatness`, in double precision."""
+def relative_flatness_of(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) each example's part of `relative_flatness`, in double precision, and the logits (n, K)."""
     phi, weight, logits = _last_layer(model, x)
     p = logits.double().softmax(dim=1)
     spread = p @ weight.square().sum(dim=1) - (p @ weight).square().sum(dim=1)
-    return phi.square().sum(dim=1) * spread
+    return phi.square().sum(dim=1) * spread, logits
 
 
 def attack_for(robust: bool, attack: Attack, options: AttackOptions) -> Attack:
