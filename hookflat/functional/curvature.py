@@ -211,9 +211,10 @@ class Points:
 
     def find(self) -> None:
         """The adversarial examples at the present weights."""
-        attack, view = self.attack, attack_view(self.model, self.attack.precision)
+        attack = self.attack
         self.batches = [(x, y) for x, y, _ in self.clean]
         if attack.restarts:
+            view = attack_view(self.model, attack.precision)
             self.batches = [(pgd(view, x, y, attack=attack, seed=self.seed, keys=keys), y) for x, y, keys in self.clean]
             self.work.passed(sum(len(y) for _, y in self.batches) * attack.passes)
 

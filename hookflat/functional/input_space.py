@@ -192,8 +192,9 @@ def boundary_thickness(
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, attack: Attack, seed: int) -> Tensor:
-    view = attack_view(model, attack.precision)
-    return pgd(view, x, y, attack=attack, seed=seed, keys=keys) if attack.restarts else x
+    if not attack.restarts:
+        return x
+    return pgd(attack_view(model, attack.precision), x, y, attack=attack, seed=seed, keys=keys)
 
 
 def _passes(attack: Attack) -> int:

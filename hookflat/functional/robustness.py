@@ -87,7 +87,7 @@ def attacked(
 
     `model` is frozen already.
     """
-    examples, views = set_of(loader, model), searched_views(model, attack)
+    examples, views = set_of(loader, model), searched_views(model, attack) if attack.restarts else []
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         clean_loss, clean_wrong = clean_scores(model, x, y, keys, clean)
@@ -117,7 +117,7 @@ def attacked(
 
 def robust_losses(model: nn.Module, loader: Loader, attack: Attack, seed: int, work: Work) -> Tensor:
     """The largest cross-entropy of each example, (N,), and nothing else of `attacked`; `model` is frozen already."""
-    examples, view = set_of(loader, model), attack_view(model, attack.precision)
+    examples, view = set_of(loader, model), attack_view(model, attack.precision) if attack.restarts else model
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
         worst = _worst(view, x, y, keys, attack, seed, rows)[0][0] if attack.restarts else x
