@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from hookflat.errors import TrainingFailed
 from hookflat.training.hooks import Hooks
+from hookflat.training.set_aside import set_aside
 
 
 @contextmanager
 def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
     """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved."""
-    weights = [p.detach().clone() for p in network.parameters()]
+    weights = set_aside(network.named_parameters())  # the first step takes no more memory than the others
 
     def before(hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
         pass
@@ -27,7 +28,7 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
     def after(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
         if outcome.exception is None:
             wrong = _wrong(hook_name, outcome.get_result(), kwargs)
-            if hook_name == "gradients" and not all(map(torch.equal, weights, network.parameters())):
+            if hook_name == "gradients" and _moved(network, weights):
                 wrong = "leaves the weights moved: restore them in `finally` (hookflat.moved does)"
             if wrong:
                 plugins = ", ".join(repr(i.plugin_name) for i in reversed(hook_impls) if i.plugin_name != "core")
@@ -38,6 +39,10 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
         yield
     finally:
         undo()
+
+
+def _moved(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    return not all(torch.equal(p.cpu(), weights[name]) for name, p in network.named_parameters())
 
 
 def _wrong(hook: str, result: Any, given: Mapping[str, Any]) -> str | None:
