@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hookflat.reporting.prediction import behind, different, granulated, out_of_sample, single_changes
+from hookflat.reporting.prediction import behind, different_rankings, granulated, out_of_sample, single_changes
 from hookflat.reporting.statistics import correlation, partial_spearman
 
 
@@ -92,8 +92,8 @@ def test_where_many_are_judged_together_the_interval_does_not_hang_on_the_seed()
 
 def test_one_ranking_and_its_reverse_and_any_monotone_change_count_once():
     x = [3.0, 1.0, 2.0, 2.0]
-    assert different([x, [v**3 for v in x], [-v for v in x]]) == 1
-    assert different([x, [3.0, 1.0, 2.0, 2.5], [1.0] * 4]) == 3
+    assert different_rankings([x, [v**3 for v in x], [-v for v in x]]) == 1
+    assert different_rankings([x, [3.0, 1.0, 2.0, 2.5], [1.0] * 4]) == 3
 
 
 def test_too_few_methods_and_outcomes_that_do_not_vary():

@@ -356,9 +356,8 @@ def test_the_learning_rate_held_fixed_is_the_peak_where_a_schedule_has_one(tmp_p
     """`cyclic` trains at its own, whatever the optimizer says."""
     write(tmp_path / "at-0", "at", shipped=True)
     write(tmp_path / "cyclic-0", "cyclic", shipped=True)
-    assert "learning rate" not in controls(
-        gather([tmp_path]), "clean_error"
-    )  # of one configuration alone it is another
+    alone = controls(gather([tmp_path]), "clean_error")
+    assert "learning rate" not in alone  # where one configuration differs it says which one that is
     write(tmp_path / "cyclic-1", "cyclic", shipped=True, schedule__peak=0.3)
     gathered = gather([tmp_path])
     rate = controls(gathered, "clean_error")["learning rate"]

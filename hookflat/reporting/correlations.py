@@ -69,17 +69,8 @@ def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: which measure predicts which outcome, the best first."""
     fixed = next((ranked.fixed for ranked in analysis.ranking if ranked.fixed), ())
     given = f"Spearman | {', '.join(fixed)}"
-    heads = [
-        "measure",
-        "predicted",
-        "networks",
-        "left out: R²",
-        "behind the best",
-        "beyond the fit",
-        "off by",
-        "baseline",
-    ]
-    heads += ["fit", "Spearman", "within methods", given, "Psi"]
+    heads = ["measure", "predicted", "networks", "left out: R²", "behind the best", "beyond the fit", "off by"]
+    heads += ["baseline", "fit", "Spearman", "within methods", given, "Psi"]
     lines = []
     for ranked in analysis.ranking:
         key, found = ranked.outcome, ranked.prediction

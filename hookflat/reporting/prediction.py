@@ -89,7 +89,7 @@ def behind(other: Prediction, best: Prediction, *, resamples: int = RESAMPLES, s
     return Estimate(float(less[0]), float(low), float(high))
 
 
-def different(columns: Sequence[Sequence[float]]) -> int:
+def different_rankings(columns: Sequence[Sequence[float]]) -> int:
     """How many different rankings the columns make of their rows; one and its reverse count once."""
     ranks = [_share_below(*(np.asarray(column, float),) * 2).round(9) for column in columns]
     return len({min(tuple(share), tuple((1 - share).round(9))) for share in ranks})

@@ -11,7 +11,7 @@ from hookflat.reporting.prediction import (
     Granulated,
     Prediction,
     behind,
-    different,
+    different_rankings,
     granulated,
     out_of_sample,
     single_changes,
@@ -109,7 +109,7 @@ def rank(
     for outcome in outcomes:
         rows = [row for row in last if _has(row[1], [*measures, outcome])]
         y, methods, clusters = [r[1].value(outcome) for r in rows], [r[2] for r in rows], [r[3] for r in rows]
-        rankings = different([[r[1].value(measure) for r in rows] for measure in measures])
+        rankings = different_rankings([[r[1].value(measure) for r in rows] for measure in measures])
         fits = [r[1].value(fit) for r in rows]
         known = None if any(map(math.isnan, fits)) else out_of_sample(fits, y, methods, resamples=resamples)
         ranked = []

@@ -25,6 +25,7 @@ from hookflat.records.quantities import Quantity, is_error_of
 from hookflat.records.results import NetworkResults, Protocol, StageProtocol
 from hookflat.training.hooks import Hooks
 from hookflat.training.launch import agreed
+from hookflat.training.set_aside import set_aside
 from hookflat.training.subject import Subject
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class Measurements:
         self.precision = agreed(self.recipe.eval.precision, self.accelerator)
         for measure in (plugin for measures in self.recipe.measures.values() for plugin in measures.values()):
             getattr(measure, "check", lambda data: None)(self.data)  # before anything is trained
+
+    def begin(self, network: nn.Module) -> None:
+        """The training begins with these weights."""
+        self.start = set_aside(network.named_parameters())
 
     def during(self) -> dict[str, Stage]:
         """The stages through the training."""

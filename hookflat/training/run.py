@@ -35,7 +35,6 @@ from hookflat.training.launch import accelerator, agreed, check_launch
 from hookflat.training.measuring import Measurements
 from hookflat.training.not_finite import first_place, not_finite
 from hookflat.training.passes import Compiled, LossScale, in_precision
-from hookflat.training.set_aside import set_aside
 from hookflat.training.subject import Subject
 from hookflat.training.trackers import Trackers
 
@@ -116,7 +115,7 @@ class Run:
         self.build_data()
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
-        self.measurements.start = set_aside(network.named_parameters())
+        self.measurements.begin(network)
         self.network = network.to(self.device).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
         if self.device.type == "cpu":
