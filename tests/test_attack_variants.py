@@ -135,8 +135,8 @@ def test_no_attack_is_standard_training(tmp_path):
 
 def test_catastrophic_overfitting_is_told_when_robust_accuracy_falls(monkeypatch, capsys):
     class Subject:
-        def robust(self, steps, restarts):
-            return type("Robust", (), {"error": errors.pop(0)})
+        def robust_error(self, steps, restarts):
+            return type("RobustError", (), {"error": errors.pop(0)})
 
     errors = [0.9, 0.5, 0.6, 0.95]
     with tiny_run({"plugins": {"catastrophic_overfitting": {}}}) as run:
