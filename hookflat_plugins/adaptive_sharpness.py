@@ -44,17 +44,20 @@ class AdaptiveSharpness:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         values: dict[str, float] = {}
+        references: dict[tuple[str, str], float] = {}
         for name, case, loss, norm, logits in self._each():
             common: dict[str, Any] = {"weight_norm": norm, "adaptive": self.adaptive, "robust": loss == "robust"}
             common |= {"normalize_logits": logits == "normalized", "attack": subject.attack(self.steps)}
             common |= {"seed": subject.seed, "work": subject.work(name), "rho": self._rho(case, norm)}
             if case == "average":
-                found = average_sharpness(subject.model, subject.examples, samples=self.samples, **common)
+                common |= {"samples": self.samples, "reference": references.get((loss, logits))}
+                found = average_sharpness(subject.model, subject.examples, **common)
+                references[loss, logits] = found.reference
                 values[name] = found.flatness
                 values |= {f"{name}_stderr": found.standard_error} if self.samples > 1 else {}
             else:
-                options: dict[str, Any] = {"iterations": self.iterations, "batch_size": self.batch_size}
-                values[name] = worst_sharpness(subject.model, subject.examples, **options, **common).sharpness
+                common |= {"iterations": self.iterations, "batch_size": self.batch_size}
+                values[name] = worst_sharpness(subject.model, subject.examples, **common).sharpness
         return values
 
     def _each(self) -> Iterator[tuple[str, str, str, str, str]]:
@@ -85,8 +88,8 @@ class AdaptiveSharpness:
 
     def passes(self) -> int:
         found = 0
-        for _, case, loss, _, _ in self._each():
-            attack = (self.steps + 1) * (loss == "robust")
-            average, worst = (self.samples + 1) * (attack + 1), 2 * attack + self.iterations + 3
+        for _, case, loss, norm, _ in self._each():
+            attack, reference = (self.steps + 1) * (loss == "robust"), norm == self.norms[0]
+            average, worst = (self.samples + reference) * (attack + 1), 2 * attack + self.iterations + 3
             found += average if case == "average" else worst
         return found

@@ -43,6 +43,7 @@ def average_sharpness(
     normalize_logits: bool = False,
     robust: bool = True,
     attack: Attack = PGD20,
+    reference: float | None = None,
     seed: int = 0,
     work: Work | None = None,
     **options: Unpack[AttackOptions],
@@ -51,14 +52,15 @@ def average_sharpness(
 
     u is Gaussian of deviation `rho` ("L2"; its norm is about rho sqrt(parameters)), or uniform in [-rho, rho] ("Linf").
     `normalize_logits`: of the network that divides its centred logits by their norm. The robust loss is attacked anew
-    at every sample, from the same starts.
+    at every sample, from the same starts. `reference`: L(w), where it is known already.
     """
     work, attack = work or Work(), attack_for(robust, attack, options)
     weights, scales = _moving(model, adaptive)
     net = NormalizedLogits(model) if normalize_logits else model
     losses = []
     with measuring(net):
-        reference = mean(robust_losses(net, loader, attack, seed, work.part("reference")))
+        if reference is None:
+            reference = mean(robust_losses(net, loader, attack, seed, work.part("reference")))
         for sample in range(samples):
             u = _random(weights, weight_norm, seed, sample)
             with moved(weights, [rho * c * part for c, part in zip(scales, u, strict=True)]):
