@@ -12,6 +12,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 
 from hookflat import report
 from hookflat.reporting.analysis import analyse
+from hookflat.reporting.correlations import statistics_csv
 from hookflat.reporting.foretelling import changes, foretold
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.phrases import estimate
@@ -279,6 +280,13 @@ def test_the_fit_to_training_images_is_a_rival_where_it_is_known(tmp_path):
     assert foretold(analysis).endswith("one that knows the RLoss on training images 7.3 points, which is better.")
     (said,) = [text for text in details(analysis, gathered) if text.startswith("With the RLoss on training images")]
     assert f"{estimate(analysis.beyond_fit['rloss gap'])} with gap of RLoss" in said
+    rows = {
+        (row["scope"], row["measure"], row["outcome"]): row
+        for row in csv.DictReader(statistics_csv(analysis).splitlines())
+    }
+    assert float(rows["all", "average_flatness", "rloss gap"]["beyond_fit"]) == pytest.approx(
+        pearsonr(*left).statistic, abs=1e-4
+    )
 
 
 def test_measures_that_tell_single_changes_alike_are_counted(tmp_path):
