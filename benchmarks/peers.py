@@ -10,8 +10,9 @@ of the other side are in torch's default memory format, as in the official repos
 that package, which pins old: `pip install --no-deps --target FOLDER torchattacks requests urllib3 idna
 charset_normalizer certifi`. AutoAttack is a matter of hours on a ResNet-18: it runs on a small network trained on the
 embedded digits, or on --run FOLDER, a run's network and the first --examples of its test images, in half as many
-turns (the two APGDs, which warm up standard, in two at least), and none to warm up. `methods` has no other side: it is
-what a whole training of each shipped recipe takes over AT's, on images of CIFAR-10's size.
+turns (the two APGDs, which warm up standard, in two at least), and none to warm up; `ensemble` is a twentieth of its
+steps and queries. `methods` has no other side: it is what a whole training of each shipped recipe takes over AT's, on
+images of CIFAR-10's size.
 """
 
 from __future__ import annotations
@@ -557,11 +558,13 @@ class Bench:
         self._autoattack(f"AutoAttack standard, pyautoattack ({len(y)} images)", net, x, y, eps)
 
     def ensemble(self) -> None:
-        """A twentieth of AutoAttack standard at a radius where nothing breaks: what it costs on robust images."""
+        """A twentieth of AutoAttack standard: of --run, or of robust images (a radius where none breaks)."""
         count = max(2, len(self.x) // 4)
+        kind, attacked = f"{count} robust images", (self.net, self.x[:count], self.y[:count], EPS / 1000)
+        if self.options.run:
+            kind, attacked = f"{self.options.examples} images", self._attacked()
         with shorter_autoattack(20):
-            name = f"a twentieth of AutoAttack standard on {count} robust images, pyautoattack"
-            self._autoattack(name, self.net, self.x[:count], self.y[:count], EPS / 1000)
+            self._autoattack(f"a twentieth of AutoAttack standard on {kind}, pyautoattack", *attacked)
 
     def _autoattack(
         self, name: str, net: Any, x: Tensor, y: Tensor, eps: float, attacks: list[str] | None = None, turns: int = 1
