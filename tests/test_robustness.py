@@ -110,6 +110,26 @@ def test_does_not_depend_on_the_batch_size_or_the_kind_of_loader(net, batch):
     assert examples.loss == pytest.approx(reference.loss, abs=1e-5)
 
 
+def test_no_batch_is_a_small_rest():
+    seen = []
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x.flatten(1))
+
+    model = Counting(64, 10)
+    for data, restarts, sizes in (
+        (pair(512), 1, {170, 171}),
+        (Examples(images(205), batch_size=100), 1, {67, 69}),
+        (Examples(images(60), batch_size=100), 2, {60}),
+        (Examples(images(60), batch_size=100), 7, {60, 84}),
+    ):
+        hookflat.robust_loss(model, data, restarts=restarts, **ATTACK)
+        assert set(seen) - {1} == sizes
+        seen.clear()
+
+
 def test_networks_are_left_as_found_also_when_interrupted(net):
     x, y = pair(10)
     net.train()

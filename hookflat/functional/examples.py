@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,7 +59,7 @@ class Examples(Set):
         return len(self.images)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        batches = self.mine.split(self.batch_size) if len(self.mine) else ()
+        batches = self.mine.split(evenly(len(self.mine), self.batch_size)) if len(self.mine) else ()
         for indices, (x, y) in zip(batches, self.images.batches(batches), strict=True):
             yield x.to(self.device), y.to(self.device), indices.to(self.device)
 
@@ -87,7 +88,8 @@ class Pairs(Set):
             case (Tensor() as x, Tensor() as y):
                 self.batch_size = 250
                 check_pairs(x, y)
-                self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(250), y.split(250), strict=True))
+                size = evenly(len(x), self.batch_size)
+                self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(size), y.split(size), strict=True))
             case _:
                 self.batches = loader
         self.model, self.device = model, _device_of(model)
@@ -115,7 +117,7 @@ class Pairs(Set):
 
 
 Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Examples
-"""Batches (x, y), one pair of tensors (split into batches of 250), or `Examples`.
+"""Batches (x, y), one pair of tensors (split into batches of 250 at most), or `Examples`.
 
 Images that are not floats in [0, 1], and labels that are not integers from 0 to the network's outputs minus 1, raise
 ValueError.
@@ -129,6 +131,11 @@ def set_of(loader: Loader, model: nn.Module) -> Set:
     if len(loader):
         check_labels(loader.images.y, classes_of(model, loader.images.__getitems__(torch.tensor([0]))[0]))
     return loader
+
+
+def evenly(count: int, most: int) -> int:
+    """How many examples a batch has where none has more than `most` and no last one is left small."""
+    return math.ceil(count / max(1, math.ceil(count / most))) or most
 
 
 def classes_of(model: nn.Module, x: Tensor) -> int:

@@ -171,7 +171,8 @@ class Held:
 
     def __init__(self, examples: Set, batch_size: int) -> None:
         chunks = list(examples)
-        self.set, self.size, self.batch_size = examples, max((len(y) for _, y, _ in chunks), default=1), batch_size
+        self.size = max(examples.batch_size, *(len(y) for _, y, _ in chunks), 1)
+        self.set, self.batch_size = examples, batch_size
         self.total = int(examples.sum(torch.tensor(float(sum(len(y) for _, y, _ in chunks)))))
         if self.total < examples.processes:
             raise ValueError(f"{self.total} examples are too few for {examples.processes} processes")

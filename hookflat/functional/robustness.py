@@ -20,7 +20,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import measuring
-from hookflat.functional.examples import Loader, Set, set_of
+from hookflat.functional.examples import Loader, Set, evenly, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
@@ -160,9 +160,11 @@ def _worst(
 ) -> list[tuple[Tensor, Tensor]]:
     """Each example's point of largest loss, and the loss; `fooling`: then the same among its misclassified points.
 
-    Over all points of all restarts, which go through the network `rows` at a time; -inf where there is no such point.
+    Over all points of all restarts, which go through the network `rows` at most at a time; -inf where there is no such
+    point.
     """
     n, kinds = len(x), 2 if fooling else 1
+    rows = evenly(n * attack.restarts, rows)
     worst = [(x.clone(), x.new_full((n,), -torch.inf)) for _ in range(kinds)]
     for begin in range(0, n * attack.restarts, rows):
         end = min(begin + rows, n * attack.restarts)
