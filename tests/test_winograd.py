@@ -147,6 +147,7 @@ def test_training_passes_of_wide_networks_use_it_and_give_the_networks_gradients
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"compile": True}, {}])
 def test_other_training_passes_are_as_they_were(options, monkeypatch):
     monkeypatch.setattr(winograd, "WEIGHT_CHANNELS", 8 if options else 128)
+    monkeypatch.setattr(torch, "compile", lambda net: net)  # a minute of compiling says nothing here
     with tiny_run({"run": options, "model": {"name": "resnet18", "width": 8}}) as run:
         assert not isinstance(run.model, WinogradConvolutions)
 
