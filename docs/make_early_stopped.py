@@ -28,7 +28,9 @@ hookflat eval runs/table1/at-3 --protocol mini --which best
 hookflat eval runs/table1/at-3 --protocol critics --which best --set 'eval.attack.trust.sibling="runs/table1/at-0"'
 ```
 
-`critics` had the measures of weights and along the attack on test images alone then.
+`critics` had the measures of weights and along the attack on test images alone then. The records of AT, TRADES and the
+official AT-AWP have what it has on training images since, of the last networks, too (`critics-last-best`, `mini-last`);
+their numbers on test images are the same.
 
 Rows as in Table 1, of {count} twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
 study's other seeds, mean ± standard deviation, flatness on training images of the first. Late multi-step is AT up to
