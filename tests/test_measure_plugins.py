@@ -6,6 +6,7 @@ import tomllib
 import pytest
 
 import hookflat
+from hookflat.functional import adaptive_sharpness as adaptive_sharpness_of_the_library
 from hookflat.functional.examples import Examples
 from hookflat.functional.threats import Threat
 from hookflat.recipe.catalogue import Catalogue
@@ -208,6 +209,17 @@ def test_every_number_is_that_of_the_library(digits_net, plugin, options, expect
     assert found == pytest.approx(numbers, rel=1e-5, abs=1e-7)
     seen = [n for name, n in numbers.items() if n not in (0, 1) and name != "along_rise_peak"]  # which is at x
     assert len(set(seen)) == len(seen)  # one in the place of another would not go unnoticed
+
+
+def test_both_norms_of_adaptive_sharpness_share_the_loss_at_the_weights(digits_net, monkeypatch):
+    counts = []
+    plain = adaptive_sharpness_of_the_library.robust_losses
+    counted = lambda *arguments: (counts.append(1), plain(*arguments))[1]
+    monkeypatch.setattr(adaptive_sharpness_of_the_library, "robust_losses", counted)
+    data = Examples(Digits(train=300, test=40).build_data().test.part(0, 6))
+    measure = build(Catalogue().find("adaptive_sharpness").load(), {"samples": 1, "iterations": 0, "steps": 1})
+    measure.measure(Subject(digits_net, "test", data, 10, Threat(EPS), STEP_SIZE, SEED))
+    assert len(counts) == 4 + 8  # of two losses by two kinds of logits, and a sample of each of two norms besides
 
 
 def test_every_measure_of_the_protocol_is_here():
