@@ -28,13 +28,13 @@ hookflat eval runs/table1/at-3 --protocol mini --which best
 hookflat eval runs/table1/at-3 --protocol critics --which best --set 'eval.attack.trust.sibling="runs/table1/at-0"'
 ```
 
-`critics` had the measures of weights and along the attack on test images alone then. The records of AT, TRADES and the
-official AT-AWP have what it has on training images since, of the last networks, too (`critics-last-best`, `mini-last`);
+`critics` had the measures of weights and along the attack on test images alone then. The records of {complete}
+configurations have what it has on training images since, of the last networks, too (`critics-last-best`, `mini-last`);
 their numbers on test images are the same.
 
 Rows as in Table 1, of {count} twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
-study's other seeds, mean ± standard deviation, flatness on training images of the first. Late multi-step is AT up to
-its sixteenth epoch: early stopping gives the same network.
+study's other seeds, mean ± standard deviation, flatness on training images of the first (of AT of two). Late
+multi-step is AT up to its sixteenth epoch: early stopping gives the same network.
 
 | | state | RErr, test | train | RLoss, test | train | flatness, test | train | worst case |
 |---|---|---|---|---|---|---|---|---|
@@ -99,6 +99,7 @@ def page() -> str:
         told = "; ".join(flags) or "none" if flags is not None else ""
         signs.append([titles[run.method], *(f"{100 * best.value(key):.1f}" for key in SIGNS), told])
     head = HEAD.replace("{count}", f"{len(order)} of its" if len(order) < 20 else "all its")
+    head = head.replace("{complete}", str(sum(1 for _ in EARLY.glob("*/eval/mini-last"))))
     found = {e.weights["best"]: run.networks["best"] for run in order for e in run.evaluations if "best" in e.weights}
     different = list(found.values())
     told = "".join(map(row, claims(different)))

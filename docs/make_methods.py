@@ -37,7 +37,7 @@ Three commands make the columns. Empty: not measured.
   of [digits.md](digits.md), which has `vit` at another radius and in its text.
 - CIFAR-10, `hookflat study methods --with scales/cifar10-mini --protocol mini`, its rows of Table 1 by `table1`: RErr
   (APGDs) in %, RLoss and average-case flatness of the last network on 1000 images of 16 pixels
-  ([examples](examples/README.md)).
+  ([examples](examples/README.md), [which images](examples/README.md#which-images)).
 
 `state_of_the_art` is without generated images in both.
 

@@ -52,6 +52,9 @@ def test_how_far_a_measure_is_behind_another_is_the_difference_of_their_r2_in_ev
     assert found.value == pytest.approx(two.r2.value - one.r2.value) == pytest.approx(less[0])
     many = behind(two, one, resamples=2000)
     assert (many.low, many.high) == pytest.approx(np.percentile(less[1:], [2.5, 97.5]), abs=0.1)
+    together = behind(two, one, tried=5, resamples=50)  # as many resamples as its ends ask for
+    assert (together.low, together.high) == pytest.approx(np.percentile(less[1:], [0.5, 99.5]), abs=0.3)
+    assert together.low < many.low < many.high < together.high
     assert behind(one, one, resamples=50) == (0, 0, 0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hookflat.records.quantities import Quantity, is_error_of, of_role, quantity
-from hookflat.reporting.gathering import Configuration, Gathered, evidence
+from hookflat.reporting.gathering import Configuration, Gathered, evidence, evidence_in_words
 from hookflat.reporting.ranking import Ranked, controls, rank
 from hookflat.reporting.runs import Network, distinct
 from hookflat.reporting.statistics import (
@@ -39,13 +39,15 @@ class Contest:
 class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
-    `seeds`: between the last networks of each configuration, as differences from its mean.
+    `early`: over the early-stopped networks alone, of the paper's measures. `seeds`: between the last networks of each
+    configuration, as differences from its mean. `evidence`: what is counted, "configurations" or of checkpoints
+    "methods".
 
     `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
     `outcomes`: key to heading; `percent`: those that are shares. `within`: by (method, measure, outcome); method "" is
     all, centred by method. `best`: by outcome. `paper`: by outcome, of the published Table 1; `against`: the Spearman
     here minus the one there. `ranking`: which measure predicts. Partial correlations hold the clean error fixed, those
-    of `beyond_fit` (Spearman of the claim's measure, by outcome) the RLoss on training images.
+    of `beyond_fit` (Spearman of the paper's measures) the RLoss on training images.
     """
 
     claim: str
@@ -54,36 +56,50 @@ class Analysis:
     names: dict[str, str]
     outcomes: dict[str, str]
     percent: frozenset[str]
+    evidence: str
     overall: dict[tuple[str, str], Correlation]
+    early: dict[tuple[str, str], Correlation]
     within: dict[tuple[str, str, str], Correlation]
     seeds: dict[tuple[str, str], Correlation]
     best: dict[str, Contest]
     paper: dict[str, Correlation]
     against: dict[str, Estimate]
     ranking: list[Ranked]
-    beyond_fit: dict[str, Estimate]
+    beyond_fit: dict[tuple[str, str], Estimate]
 
 
 def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     """All correlations that the runs allow."""
     error, loss, clean = gathered.playing("RErr"), gathered.playing("RLoss"), gathered.playing("clean error")
     models = [c for c in gathered.configurations if not c.rescaled]
-    numbered = zip(models, evidence(models), strict=True)
-    last = [(run.networks["last"], i) for c, i in numbered for run in c.runs if "last" in run.networks]
+    number = {id(run): i for c, i in zip(models, evidence(models), strict=True) for run in c.runs}
+    runs = [run for c in models for run in c.runs]
+    last = [(run.networks["last"], number[id(run)]) for run in runs if "last" in run.networks]
+    best = [(network, number[id(run)]) for run, _, network in distinct(runs, ["best"])]
     measures = flatness_measures((network for network, _ in last), gathered.quantities)
     outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
     outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(n.value(k)) for n, _ in last) > 2}
-    overall, within, seeds = {}, {}, {}
+    roles = (*of_role("average flatness", gathered.quantities), *of_role("worst flatness", gathered.quantities))
+    overall, early, within, seeds, beyond_fit = {}, {}, {}, {}, {}
     for measure in measures:
         for key in outcomes:
             points = _points(last, measure, key, clean)
             if len(points) > 2:
                 overall[measure, key] = _correlation(points, resamples)
+            if measure in roles:
+                stopped = _points(best, measure, key, clean)
+                if len(stopped) > 2:
+                    early[measure, key] = _correlation(stopped, resamples)
+                if found := _beyond_fit(last, measure, key, f"{loss} train", resamples):
+                    beyond_fit[measure, key] = found
             within |= _within(models, measure, key, clean, resamples)
-            alike = [_points(((n, i) for n, i in last if i == j), measure, key, clean) for j in {i for _, i in last}]
+            alike = [
+                _points([(run.networks["last"], 0) for run in c.runs if "last" in run.networks], measure, key, clean)
+                for c in models
+            ]
             if found := _pooled(alike, resamples):
                 seeds[measure, key] = found
-    best = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
+    contests = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
     claim = gathered.playing("average flatness")
     theirs = _of_the_paper(error) if gathered.norm == THEIR_NORM else {}
     paper = {k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()}
@@ -103,7 +119,6 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
         fit=f"{loss} train",
         resamples=resamples,
     )
-    beyond_fit = {k: found for k in outcomes if (found := _beyond_fit(last, claim, k, f"{loss} train", resamples))}
     percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
     return Analysis(
         claim,
@@ -112,10 +127,12 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
         names,
         outcomes,
         percent,
+        evidence_in_words(models),
         overall,
+        early,
         within,
         seeds,
-        best,
+        contests,
         paper,
         against,
         ranking,

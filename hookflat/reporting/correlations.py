@@ -49,20 +49,22 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
 ABOUT_RANKING = (
     "Left out: one method after the other is left out, a line fitted on the rest, and the left-out method predicted. "
     "Off by: the root mean squared error, every method counted once. R²: against a baseline that knows nothing but "
-    "the mean of the other methods; better than it is what lies above 0 with the whole interval, which is for all "
-    "measures together (those that rank the networks alike count once). Behind the best: its R² minus that of the "
-    "first row, 95 % for these two alone; where the interval reaches 0, the first is not known to be better. Beyond "
-    "the fit: its R² minus that of the RLoss on training images, a measure that says how far these were learnt by "
-    "heart. All over the same networks, those that have every measure of the table; within methods over all that have "
-    "the measure, as differences from their method's mean. Spearman |: held fixed is what varies here, not in one "
-    "configuration alone, of clean error, confidence and learning rate. Psi: agreement in sign where "
-    "one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. 2020); −1 tells as much as 1, "
-    "of a measure that falls where the outcome rises."
+    "the mean of the other methods' networks; better than it is what lies above 0 with the whole interval, which is "
+    "for all measures together (those that rank the networks alike count once). Behind the best: its R² minus that of "
+    "the first row, 95 % for these two alone; where the interval reaches 0, the first is not known to be better. "
+    "Beyond the fit: its R² minus that of the RLoss on training images, a measure that says how far these were learnt "
+    "by heart; the interval is for all measures together. All over the same networks, those that have every measure "
+    "of the table; within methods over all that have the measure, as differences from their method's mean. Spearman "
+    "|: held fixed is what varies here, not in one configuration alone, of clean error, confidence and learning rate. "
+    "Psi: agreement in sign where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. "
+    "2020); −1 tells as much as 1, of a measure that falls where the outcome rises."
 )
 
 
 SEEDS = "between seeds"
 """The scope of correlations between networks that differ in nothing else."""
+EARLY = "early-stopped"
+"""The scope of those over early-stopped networks alone."""
 
 
 def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
@@ -124,11 +126,13 @@ def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str],
     """Headings and cells of the correlations within methods and between seeds; one line a method and measure."""
     heads = ["method", "measure", "networks", *(f"Spearman, {heading}" for heading in analysis.outcomes.values())]
     within = analysis.within | {(SEEDS, measure, key): c for (measure, key), c in analysis.seeds.items()}
+    within |= {(EARLY, measure, key): c for (measure, key), c in analysis.early.items()}
     titles = titles | {"": "all, minus their method's mean", SEEDS: "seeds alone, minus their configuration's mean"}
+    titles |= {EARLY: "early-stopped networks of all methods"}
     pairs = dict.fromkeys((measure, method) for method, measure, _ in within)
     lines = []
     for measure, method in sorted(
-        pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] not in ("", SEEDS), titles.get(p[1], p[1]))
+        pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] not in ("", SEEDS, EARLY), titles.get(p[1], p[1]))
     ):
         found = [within.get((method, measure, key)) for key in analysis.outcomes]
         count = max(c.models for c in found if c)
@@ -141,12 +145,13 @@ def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str],
 def statistics_csv(analysis: Analysis) -> str:
     """Every coefficient and interval: over all networks, within methods, between seeds, of the paper's Table 1.
 
-    `beyond_fit`: Spearman of the claim's measure, the RLoss on training images held fixed.
+    `beyond_fit`: Spearman of the paper's measures, the RLoss on training images held fixed.
     """
     kinds = ("pearson", "spearman", "kendall", "partial_pearson", "partial_spearman")
     heads = ["scope", "measure", "outcome", "models", "clusters"]
     heads += [f"{kind}{part}" for kind in (*kinds, "beyond_fit") for part in ("", "_low", "_high")] + ["strongest"]
     rows = [("all", m, k, c, _shares(analysis, k).get(m)) for (m, k), c in analysis.overall.items()]
+    rows += [(EARLY, m, k, c, None) for (m, k), c in analysis.early.items()]
     rows += [(scope or "within methods", m, k, c, None) for (scope, m, k), c in analysis.within.items()]
     rows += [(SEEDS, m, k, c, None) for (m, k), c in analysis.seeds.items()]
     rows += [
@@ -154,7 +159,7 @@ def statistics_csv(analysis: Analysis) -> str:
     ]
     lines = []
     for scope, m, k, c, best in rows:
-        beyond = analysis.beyond_fit.get(k) if (scope, m) == ("all", analysis.claim) else None
+        beyond = analysis.beyond_fit.get((m, k)) if scope == "all" else None
         estimates = _estimates([*(getattr(c, kind) for kind in kinds), beyond])
         lines.append([scope, m, k, c.models, c.clusters, *estimates, _number(best)])
     return csv_text(heads, lines)

@@ -16,16 +16,18 @@ def foretold(analysis: Analysis) -> str:
     best = _best(analysis, key)
     if best is None or best.prediction is None or math.isnan(best.prediction.r2.low):
         return ""
-    of = counted(sum(ranked.prediction is not None for ranked in _of(analysis, key)), "measure")
+    count, name = sum(ranked.prediction is not None for ranked in _of(analysis, key)), analysis.names[best.measure]
+    of = counted(count, "measure")
     of += f" ({best.rankings} different rankings)" if best.rankings < len(_of(analysis, key)) else ""
     what, nothing = f"the {analysis.outcomes[key]} of a method not seen before", "a baseline that knows nothing"
     if not best.prediction.beats_the_baseline:
-        return f"None of {of} predicts {what} better than {nothing}."
+        none = f"None of {of} predicts" if count > 1 else f"The one measure, {name}, does not predict"
+        return f"{none} {what} better than {nothing}."
     error, baseline = (off(analysis, key, value) for value in (best.prediction.error, best.prediction.baseline))
     alike = sum(ranked.behind is not None and ranked.behind.high >= 0 for ranked in _of(analysis, key))
     tied = f"; {counted(alike, 'other')} cannot be told from it" if alike else ""
-    where = f"{of} on {counted(best.models, 'network')}"
-    text = f"Best of {where}, {analysis.names[best.measure]} predicts {what}: {error} off, {nothing} {baseline}"
+    where = f"{f'Best of {of} on' if count > 1 else 'On'} {counted(best.models, 'network')}"
+    text = f"{where}, {name} predicts {what}: {error} off, {nothing} {baseline}"
     return f"{text}{_beside_the_fit(analysis, best)}{tied}."
 
 

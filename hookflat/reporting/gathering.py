@@ -169,6 +169,12 @@ def evidence(configurations: Sequence[Configuration]) -> list[int]:
     return [names.index(name) for name in names]
 
 
+def evidence_in_words(configurations: Sequence[Configuration]) -> str:
+    """What `evidence` counts."""
+    kinds = {"methods" if c.checkpoint else "configurations" for c in configurations}
+    return " and ".join(sorted(kinds))
+
+
 def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path]:
     """Every folder that may be a run, by its whole path."""
     found: dict[Path, Path] = {}

@@ -22,8 +22,8 @@ class Prediction:
     """How well a measure predicts an outcome of a method that it was not fitted on.
 
     `error`, `baseline`: root mean squared errors in the outcome's unit, every method counted once; the baseline's
-    prediction is the mean outcome of the other methods. `r2`: 1 - error^2 / baseline^2. `squared`: (2, methods) mean
-    squared errors of each method, the measure's and the baseline's.
+    prediction is the mean outcome of the other methods' networks. `r2`: 1 - error^2 / baseline^2. `squared`:
+    (2, methods) mean squared errors of each method, the measure's and the baseline's.
     """
 
     error: float
@@ -72,7 +72,7 @@ def out_of_sample(
     if errors[1].sum() <= 1e-24 * max(1.0, (b**2).mean()):
         return None
     tail = 0.025 / tried
-    ours, theirs = errors @ _counts(len(names), max(resamples, round(_BEYOND / tail)), seed)
+    ours, theirs = errors @ _counts(len(names), _enough(resamples, tail), seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         r2 = 1 - ours / theirs
     low, high = np.nanquantile(r2[1:], [tail, 1 - tail]) if len(names) >= FEW else (np.nan, np.nan)
@@ -80,12 +80,18 @@ def out_of_sample(
     return Prediction(*np.sqrt(errors.mean(axis=1)).tolist(), estimate, errors)
 
 
-def behind(other: Prediction, best: Prediction, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """R^2 of one measure minus that of another, both of the same networks: 95 % over the same resamples of methods."""
-    counts = _counts(best.methods, resamples, seed)
+def behind(
+    other: Prediction, best: Prediction, *, tried: int = 1, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """R^2 of one measure minus that of another, both of the same networks, over the same resamples of methods.
+
+    The interval is 95 % for `tried` such differences together, as that of `out_of_sample`.
+    """
+    tail = 0.025 / tried
+    counts = _counts(best.methods, _enough(resamples, tail), seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         less = ((best.squared[0] - other.squared[0]) @ counts) / (best.squared[1] @ counts)
-    low, high = np.nanpercentile(less[1:], [2.5, 97.5]) if best.methods >= FEW else (np.nan, np.nan)
+    low, high = np.nanquantile(less[1:], [tail, 1 - tail]) if best.methods >= FEW else (np.nan, np.nan)
     return Estimate(float(less[0]), float(low), float(high))
 
 
@@ -93,6 +99,10 @@ def different_rankings(columns: Sequence[Sequence[float]]) -> int:
     """How many different rankings the columns make of their rows; one and its reverse count once."""
     ranks = [_share_below(*(np.asarray(column, float),) * 2).round(9) for column in columns]
     return len({min(tuple(share), tuple((1 - share).round(9))) for share in ranks})
+
+
+def _enough(resamples: int, tail: float) -> int:
+    return max(resamples, round(_BEYOND / tail))
 
 
 @lru_cache(maxsize=2)

@@ -155,7 +155,8 @@ def _placed(ranked: Ranked, best: Ranked, resamples: int) -> Ranked:
     if found is None:
         return ranked
     first = None if ranked is best else best.prediction
-    less, more = (behind(found, other, resamples=resamples) if other else None for other in (first, ranked.fit))
+    less = behind(found, first, resamples=resamples) if first else None
+    more = behind(found, ranked.fit, tried=ranked.rankings, resamples=resamples) if ranked.fit else None
     return replace(ranked, behind=less, beyond=more)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -172,11 +172,13 @@ def as_id(name: str) -> str:
     return re.sub(r"[^\w.=-]", lambda character: f"_{ord(character[0]):x}_", name)
 
 
-def distinct(runs: Iterable[MeasuredRun]) -> list[tuple[MeasuredRun, str, Network]]:
-    """(run, "last" or "best", network): early stopping may keep the last weights, or two runs the same; each once."""
+def distinct(
+    runs: Sequence[MeasuredRun], labels: Sequence[str] = ("last", "best")
+) -> list[tuple[MeasuredRun, str, Network]]:
+    """(run, label, network): early stopping may keep the last weights, or two runs the same; each once."""
     seen: set[str] = set()
     found = []
-    for label in ("last", "best"):
+    for label in labels:
         for run in runs:
             weights = next((e.weights[label] for e in run.evaluations if label in e.weights), None)
             if label in run.networks and weights not in seen:

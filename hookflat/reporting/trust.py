@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from hookflat.records.quantities import Quantity
 from hookflat.reporting.external import external
 from hookflat.reporting.gathering import Gathered
+from hookflat.reporting.phrases import counted
 from hookflat.reporting.runs import MeasuredRun
 
 _SHOWN = 4
@@ -46,7 +47,9 @@ def trust_lines(gathered: Gathered) -> list[str]:
     networks = [network.test for run in gathered.runs for network in run.networks.values()]
     looked = sum(raised(numbers, gathered.quantities) is not None for numbers in networks)
     if looked and not told:
-        told.append(f"Signs of an RErr that is too low were looked for on {looked} networks, and none was found.")
+        told.append(
+            f"Signs of an RErr that is too low were looked for on {counted(looked, 'network')}, and none was found."
+        )
     return told + _external(gathered)
 
 

@@ -7,7 +7,7 @@ import math
 from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.foretelling import changes, foretold, predictions
 from hookflat.reporting.gathering import Gathered
-from hookflat.reporting.phrases import estimate, listed, minus, sentence
+from hookflat.reporting.phrases import counted, estimate, listed, minus, sentence
 from hookflat.reporting.statistics import FEW, Correlation, Estimate
 
 
@@ -28,11 +28,10 @@ def details(analysis: Analysis, gathered: Gathered) -> list[str]:
     found = analysis.overall.get((analysis.claim, analysis.loss))
     said = []
     if found and _judged(analysis):
-        said.append(
-            f"{_strength(found.spearman)} of flatness with RLoss over {_models(found)}: {_coefficients(found)}."
-        )
-        said += [_outcomes(analysis), _partial(analysis), _beyond_fit(analysis), _within(analysis), _best(analysis)]
-        said += [predictions(analysis), changes(analysis), _paper(analysis)]
+        over = f"over {_models(found, analysis)}: {_coefficients(found)}"
+        said.append(f"{_strength(found.spearman)} of flatness with RLoss {over}.")
+        said += [_outcomes(analysis), _partial(analysis), _beyond_fit(analysis), _early(analysis), _within(analysis)]
+        said += [_best(analysis), predictions(analysis), changes(analysis), _paper(analysis)]
     elif found and found.clusters < FEW:
         said.append(f"What there is: {_coefficients(found)}.")
     rescaled = [run.name for c in gathered.configurations if c.rescaled for run in c.runs]
@@ -51,9 +50,9 @@ def _claim(analysis: Analysis) -> str:
     found = analysis.overall.get((analysis.claim, analysis.loss))
     if found is None:
         return "RLoss and average-case flatness were measured on too few networks: the claim cannot be judged."
-    of = _models(found)
+    of = _models(found, analysis)
     if found.clusters < FEW:
-        return f"The claim cannot be judged from {of}: at least {FEW} configurations are needed."
+        return f"The claim cannot be judged from {of}: at least {FEW} {analysis.evidence} are needed."
     if math.isnan(found.spearman.value):
         return f"The claim cannot be judged from {of}: their flatness or their RLoss does not vary."
     text = {
@@ -85,7 +84,7 @@ def _outcomes(analysis: Analysis) -> str:
         if key == analysis.loss or found is None:
             continue
         if math.isnan(found.spearman.low):
-            parts.append(f"the {heading} cannot be judged from {_models(found)}")
+            parts.append(f"the {heading} cannot be judged from {_models(found, analysis)}")
             continue
         goes = {
             1: f"the {heading} is lower where the loss is flatter",
@@ -111,25 +110,38 @@ def _partial(analysis: Analysis) -> str:
 
 def _beyond_fit(analysis: Analysis) -> str:
     told = [
-        f"{estimate(e)} with {analysis.outcomes[k]}" for k, e in analysis.beyond_fit.items() if not math.isnan(e.value)
+        f"{', '.join(numbers)} ({analysis.names[measure]})"
+        for measure in analysis.measures
+        if (
+            numbers := [
+                f"{estimate(e)} with {analysis.outcomes[k]}"
+                for (m, k), e in analysis.beyond_fit.items()
+                if m == measure and not math.isnan(e.value)
+            ]
+        )
     ]
-    return f"With the RLoss on training images held fixed, Spearman is {', '.join(told)}." if told else ""
+    return f"With the RLoss on training images held fixed, Spearman is {'; '.join(told)}." if told else ""
+
+
+def _early(analysis: Analysis) -> str:
+    found = {k: c for (m, k), c in analysis.early.items() if m == analysis.claim}
+    if not found:
+        return ""
+    most = max(found.values(), key=lambda c: c.models)
+    return f"Over the early-stopped networks alone ({_models(most, analysis)}), {_spearmans(analysis, found)}."
 
 
 def _within(analysis: Analysis) -> str:
     """Of single methods, whose networks differ in seed, hyper-parameters and early stopping."""
     each = {k[0]: c for k, c in analysis.within.items() if k[0] and k[1:] == (analysis.claim, analysis.loss)}
-    if not each:
-        return "No method has enough networks of its own to look within methods."
-    positive = sum(c.spearman.value > 0 for c in each.values())
-    text = (
-        f"Within methods (last and early-stopped networks of all seeds and hyper-parameters), flatness and RLoss go "
-        f"together in {positive} of {len(each)}"
-    )
-    if judged := [c for c in each.values() if c.clusters >= FEW]:
-        text += (
-            f", clearly so in {sum(c.spearman.sign > 0 for c in judged)} of the {len(judged)} with enough runs to tell"
+    parts = []
+    if each:
+        parts.append(
+            f"flatness and RLoss go together in {sum(c.spearman.value > 0 for c in each.values())} of {len(each)}"
         )
+    if judged := [c for c in each.values() if c.clusters >= FEW]:
+        clear = sum(c.spearman.sign > 0 for c in judged)
+        parts[0] += f", clearly so in {clear} of the {len(judged)} with enough runs to tell"
     seeds = {k: c for (m, k), c in analysis.seeds.items() if m == analysis.claim}
     pooled = {
         k: c
@@ -137,20 +149,15 @@ def _within(analysis: Analysis) -> str:
         if (method, m) == ("", analysis.claim) and not (k in seeds and _same(c, seeds[k]))
     }
     if pooled:
-        text += f"; as differences from each method's mean, {_spearmans(analysis, pooled)}"
-    text += "."
-    if contrary := _contrary(analysis, pooled):
-        text += f" So within methods the flatter networks have the higher {contrary}."
+        parts.append(f"as differences from each method's mean, {_spearmans(analysis, pooled)}")
+    text = "No method has enough networks of its own to look within methods."
+    if parts:
+        of = "last and early-stopped networks of all seeds and hyper-parameters"
+        text = f"Within methods ({of}), {'; '.join(parts)}."
     if seeds:
         told = _spearmans(analysis, seeds)
         text += f" Between seeds alone (last networks, as differences from their configuration's mean), {told}."
-        if contrary := _contrary(analysis, seeds):
-            text += f" So there the flatter networks have the higher {contrary}."
     return text
-
-
-def _contrary(analysis: Analysis, found: dict[str, Correlation]) -> str:
-    return listed([analysis.outcomes[k] for k, c in found.items() if c.spearman.sign < 0])
 
 
 def _same(within: Correlation, seeds: Correlation) -> bool:
@@ -169,14 +176,16 @@ def _best(analysis: Analysis) -> str:
     for key, contest in analysis.best.items():
         first = max(contest.shares, key=lambda m: contest.shares[m])
         found = analysis.overall[first, key].spearman
-        outcome = f"{analysis.outcomes[key]}, over {contest.models} networks"
+        outcome = f"{analysis.outcomes[key]}, over {counted(contest.models, 'network')}"
         if math.isnan(found.low):
             parts.append(f"{outcome}: too few to say")
         elif not any(analysis.overall[m, key].spearman.sign for m in contest.shares):
             parts.append(f"{outcome}: none that can be told from zero")
         else:
             strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
-            parts.append(f"{outcome}: {analysis.names[first]} (Spearman {estimate(found)}, {strongest})")
+            over = analysis.overall[first, key].models
+            whole = f" over {counted(over, 'network')}" if over != contest.models else ""
+            parts.append(f"{outcome}: {analysis.names[first]} (Spearman {estimate(found)}{whole}, {strongest})")
     if not parts:
         return ""
     count = max(len(contest.shares) for contest in analysis.best.values())
@@ -227,7 +236,7 @@ def _coefficients(found: Correlation) -> str:
     )
 
 
-def _models(found: Correlation) -> str:
+def _models(found: Correlation, analysis: Analysis) -> str:
     if found.models == found.clusters:
-        return f"{found.models} networks"
-    return f"{found.models} networks of {found.clusters} configurations"
+        return counted(found.models, "network")
+    return f"{found.models} networks of {found.clusters} {analysis.evidence}"
