@@ -28,9 +28,9 @@ class GradAlign:
     """GradAlign: weight (1 - cos(grad l(x), grad l(x + eta))) is added, eta uniform in the ball of the attack.
 
     x + eta is not cut to [0, 1]. l is the cross-entropy with the label, in training mode; the mean is over the examples
-    where no gradient vanishes. The penalty's own gradient flows through the one at x + eta alone, as in the official
-    code of FGSM training, where the one at x is the attack's. Running statistics do not follow its two passes (there
-    they do).
+    of one pass where no gradient vanishes. The penalty's own gradient flows through the one at x + eta alone, as in the
+    official code of FGSM training, where the one at x is the attack's. Running statistics do not follow its two passes
+    (there they do).
     """
 
     paper: ClassVar[str] = "Andriushchenko and Flammarion 2020, arXiv 2007.02617, Eq. 8"
@@ -45,6 +45,7 @@ class GradAlign:
             raise UserError("plugins.grad_align: the plugin in [attack] has no ball to draw from: use pgd or its like")
         if self.weight == 0:
             return None
+        self._check(run)
         grey = torch.full_like(batch.x, 0.5)  # around which the cube [0, 1] cuts nothing off a ball of eps up to 0.5
         eta = attack.attack().threat.ball(grey).start("uniform", batch.row, run.seed("grad_align")) - grey
         with torch.enable_grad(), twice_differentiable(), statistics_kept(run.network.modules()):
@@ -53,6 +54,15 @@ class GradAlign:
         cosine = F.cosine_similarity(at_x.flatten(1), at_noisy.flatten(1))
         both = at_x.flatten(1).any(dim=1) & at_noisy.flatten(1).any(dim=1)
         return self.weight * ((1 - cosine) * both).sum() / both.sum().clamp_min(1)
+
+    def _check(self, run: Run) -> None:
+        options = run.recipe.run
+        if options.compile:
+            raise UserError(
+                "plugins.grad_align needs second derivatives, which torch.compile has not: run.compile = false"
+            )
+        if options.precision == "fp16":
+            raise UserError("plugins.grad_align: gradients of images vanish in float16; use run.precision = bf16")
 
     def _gradient(self, run: Run, x: Tensor, y: Tensor) -> Tensor:
         x = x.detach().requires_grad_()

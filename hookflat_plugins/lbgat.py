@@ -57,7 +57,11 @@ class LearnableBoundaryGuided:
     @hookimpl
     def loss(self, run: Run, batch: Batch, x_adv: Tensor) -> Tensor:
         assert self._first_row is not None
-        guided = torch.cat(self._guided).detach()[batch.row - self._first_row]
+        assert self._guide is not None
+        if self._guided:
+            guided = torch.cat(self._guided).detach()[batch.row - self._first_row]
+        else:  # after the step, where it is looked up which layer was not finite
+            guided = self._guide.network(batch.x).detach()
         logits, logits_adv = run.model(batch.x), run.model(x_adv)
         self._said.append(logits_adv.detach())
         natural = run.criterion(guided, batch.target).mean()

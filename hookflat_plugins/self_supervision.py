@@ -45,7 +45,6 @@ class SelfSupervision:
 
     def __post_init__(self) -> None:
         self._trunk: list[nn.Module] = []
-        self._upright = 0  # images of a batch, on this process
 
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
@@ -85,7 +84,7 @@ class SelfSupervision:
         turned = self._split(run, batch)
         result = yield
         run.transform(turned, without=self)  # augmentation
-        batch.beside, self._upright = turned, len(batch.row)
+        batch.beside = turned
         return result
 
     def _split(self, run: Run, batch: Batch) -> Batch:
@@ -123,7 +122,7 @@ class SelfSupervision:
         with statistics_kept(self._trunk):
             logits = auxiliary_logits(run.model, turned.x)
         mean_count = int(self.share * (turned.global_size // 2)) / run.processes  # a process may hold one more
-        part = len(batch.row) / self._upright
+        part = len(batch.row) * run.processes / batch.global_size  # what the run multiplies by
         return self.weight * cross_entropy(logits, turned.y).sum() / (mean_count * part)
 
 

@@ -31,9 +31,8 @@ class UnsupervisedAdversarialTraining:
 
     def __post_init__(self) -> None:
         self._labeled: Tensor | None = None
-        self._rows = 0
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)  # around those that perturb weights: they ask for the loss, too
     def gradients(self, run: Run, batch: Batch) -> Generator[None, Tensor, Tensor]:
         self._count(run, batch)
         return (yield)
@@ -42,7 +41,6 @@ class UnsupervisedAdversarialTraining:
         """The labelled images of a whole batch: processes, and parts of it, may hold more or fewer."""
         if self.targets == "ot":
             self._labeled = run.accelerator.reduce(batch.labeled.sum().float(), "mean").clamp_min(1)
-            self._rows = len(batch.row)
 
     @hookimpl
     def attack_objective(self, batch: Batch) -> Objective | None:
@@ -61,5 +59,5 @@ class UnsupervisedAdversarialTraining:
         if self._labeled is None:
             self._count(run, batch)
         assert self._labeled is not None
-        counted = self._labeled * (len(batch.row) / self._rows)  # of a part of the batch, its share
+        counted = self._labeled * (len(batch.row) * run.processes / batch.global_size)  # what the run multiplies by
         return (run.criterion(logits, batch.target) * batch.labeled).sum() / counted + smoothness

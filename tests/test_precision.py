@@ -191,6 +191,22 @@ def test_logits_that_overflow_teach_no_guide():
         assert not all(torch.equal(a, b) for a, b in zip(before[-1], guide.parameters(), strict=True))
 
 
+def test_the_layer_that_is_not_finite_is_named_beside_a_guide(tmp_path):
+    """The search for it asks for the loss once more, when the guide has made its step."""
+
+    @dataclass(eq=False)
+    class Spoils:
+        @hookimpl
+        def after_step(self, run):
+            if run.step == 2:
+                with torch.no_grad():
+                    next(run.network.parameters()).fill_(1e38)
+
+    tables = {"loss": {"name": "lbgat"}, "plugins": {"spoils": {}}}
+    with pytest.raises(TrainingFailed, match=r"not finite: .* in step [0-9]+ of .*; first the output of"):
+        run_recipe(tables, tmp_path, [Spoils])
+
+
 def test_what_is_never_finite_in_float16_ends_the_training(tmp_path):
     @dataclass(eq=False)
     class Burst:

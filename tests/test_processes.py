@@ -25,7 +25,7 @@ from hookflat import Examples, Images, UserError, Work
 from hookflat.recipe.recipe import RunOptions
 from hookflat.testing import TinyData, tiny_run
 from hookflat.training import loop
-from hookflat.training.launch import check_launch
+from hookflat.training.launch import accelerator, check_launch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hookflat"]
 """The other launcher, accelerate's, is that of studies: tests/test_study.py."""
@@ -71,7 +71,7 @@ def write(tmp_path, loss="at", optimizer="sgd", plugins=""):
 
 ALL = "[plugins.awp]\n[plugins.label_noise]\n[plugins.averaging]\ndecay = 0.5\n"
 POOL = "[plugins.unlabeled]\nshare = 0.5\nfraction = 0.3\n"
-TURNED = "[plugins.self_supervision]\nhidden = 0\n[plugins.sam]\n[plugins.swa]\nstart = 0.5\n"
+TURNED = "[plugins.self_supervision]\nhidden = 0\nshare = 0.45\n[plugins.sam]\n[plugins.swa]\nstart = 0.5\n"
 ATTACKED = '[plugins.weight_attack]\npopulation = 2\ncurriculum = "threshold"\nthreshold = 9\n'
 STOPPING = "[plugins.early_stopping]\nholdout = 11\nevery = 1\nsteps = 2\n[plugins.figures]\n"
 
@@ -332,6 +332,15 @@ def test_a_launcher_may_ask_for_what_the_recipe_has(monkeypatch):
     check_launch(RunOptions(precision="bf16"))
     with pytest.raises(UserError):
         check_launch(RunOptions(precision="fp16"))
+
+
+def test_what_the_recipe_has_too_is_not_done_twice(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    check_launch(RunOptions(accumulation=4, compile=True))
+    found = accelerator()
+    assert found.gradient_accumulation_steps == 1
+    assert found.state.dynamo_plugin.backend == "NO"
 
 
 STUBS = """

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import nn
 from torchvision.transforms import v2
 
+from hookflat import UserError
 from hookflat.functional import seeds
 from hookflat.functional.averaging import MovingAverage
 from hookflat.functional.data import Batch, Images
@@ -340,6 +341,15 @@ def test_adr_leaves_the_objective_of_trades_alone():
         run.hook.transform_batch(run=run, batch=batch)
         objective = run.hook.attack_objective(run=run, batch=batch)
         assert torch.allclose(objective(run.attack_model, batch.x), torch.zeros(8), atol=1e-6)  # KL of x from itself
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [({"compile": True}, "second derivatives"), ({"precision": "fp16"}, "bf16")]
+)
+def test_grad_align_says_where_it_has_no_gradient_of_a_gradient(option, told, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    with tiny_run({"plugins": {"grad_align": {}}, "run": option}) as run, pytest.raises(UserError, match=told):
+        loop.step(run, next(run.batches()))
 
 
 def test_grad_align_is_one_minus_the_cosine_of_gradients_in_the_ball():

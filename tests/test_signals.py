@@ -219,6 +219,22 @@ def test_a_job_of_a_cluster_tells_its_run_before_it_goes_back_to_the_queue(study
     assert (type(submission.function), submission.args) == (Family, ([job], 1, False))
 
 
+def test_the_workers_of_a_launcher_are_told_to_stop(tmp_path):
+    """torch gives each a session of its own, and its launcher passes SIGTERM on, not USR1."""
+    worker = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(9)); " + SLEEPER
+    code = (
+        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]], start_new_session=True))"
+    )
+    commands, codes, log = Commands(), [], tmp_path / "log"
+    command = [sys.executable, "-c", code, worker]
+    thread = threading.Thread(target=lambda: codes.append(commands.status(command, log, {})))
+    thread.start()
+    waited(lambda: log.exists() and log.read_text())
+    commands.stop(signal.SIGUSR1)
+    thread.join(30)
+    assert codes == [9]
+
+
 def test_commands_that_ignore_the_signal_of_a_launcher_live(tmp_path):
     """A launcher between a study and its run does nothing about USR1, and must not die of it."""
     commands, codes = Commands(), []

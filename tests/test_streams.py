@@ -92,6 +92,13 @@ def test_a_streamed_run_that_was_stopped_goes_on_bit_for_bit(path, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_nothing_is_left_to_read_at_the_end_of_an_epoch(path):
+    """Where a run goes on that stopped there."""
+    with tiny_run(tables(path)) as run:
+        run.step = run.steps_per_epoch  # of epoch 0
+        assert list(run.batches()) == []
+
+
 LABEL = ', label = "label"'
 RECIPE = """
 data = {{ name = "images", path = "{path}", size = 8{label}, stream = {stream} }}

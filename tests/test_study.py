@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
     )
     holder.stdout.readline()
     assert run_job(found.jobs[0]) == "elsewhere"
+    assert run_job(replace(found.jobs[1], learns_from=(found.jobs[0].folder,))) == "elsewhere"
     assert "elsewhere tiny-beta=1-0: another process is making it" in hookflat("study", study).stdout
     with pytest.raises(UserError, match="is in use: another process"):
         run(found.jobs[0].resolved(), folder=found.jobs[0].folder)

@@ -1,6 +1,7 @@
 """Unlabeled data: the pool, its pseudo-labels, the mixture, and UAT's losses in float64."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hookflat import UserError
+from hookflat.functional.brackets import restored
 from hookflat.testing import run_recipe, tiny_run
 from hookflat_plugins.digits import Digits
 
@@ -117,6 +119,22 @@ def test_examples_held_out_of_the_training_set_are_not_for_the_labelling_network
     plugins = POOL | {"early_stopping": {"holdout": 4, "source": "train"}}
     with pytest.raises(UserError, match="would train on what early_stopping holds out"), tiny_run({"plugins": plugins}):
         pass
+
+
+def test_labels_are_counted_before_weights_are_perturbed():
+    """The ascent of AWP asks for the loss, too: of this step's labelled images, not of the last one's."""
+    with tiny_run({"loss": {"name": "uat", "targets": "ot"}, "plugins": {"awp": {"xi": 0.1}}}) as run:
+        batch = next(run.batches())
+        x_adv = (batch.x + 0.1).clamp(0, 1)
+        found = []
+        for before in (8, 3):  # labelled images of the step before
+            run.recipe.slots["loss"]._count(run, replace(batch, labeled=torch.arange(8) < before))
+            batch.labeled = torch.arange(8) < 3
+            with restored(run.network.buffers()):
+                run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
+            found.append([p.grad.clone() for p in run.network.parameters() if p.grad is not None])
+            run.zero_grad()
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("targets", ["ft", "ot", "++"])

@@ -42,7 +42,7 @@ class ImageStream(Dataset):
         loader = DataLoader(
             self,
             batch_sampler=[r.tolist() for r in rows],
-            num_workers=min(_workers(), len(rows) - 1),
+            num_workers=min(_workers(), max(0, len(rows) - 1)),
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # its own: that of the training stays as it is
         )

@@ -92,6 +92,10 @@ class CheckpointJob:
             return [f"{file} is younger than what was measured of it"]
         return differences(tables, self.resolved(), catalogue_of(self.plugins))
 
+    def being_made(self) -> list[str]:
+        """It is made from no run."""
+        return []
+
     def protocol_changes(self) -> list[str]:
         """None that `changes` has not."""
         return []

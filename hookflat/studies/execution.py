@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from hookflat.errors import Stopped, UserError
@@ -47,7 +48,6 @@ def make(
     A failed run does not stop the others. `redo`: move runs of a changed recipe aside and make them anew. Runs that
     another process was making are looked at again at the end.
     """
-    study.folder.mkdir(parents=True, exist_ok=True)
     write_plan(study)
     states: dict[str, State] = {}
     free: Queue[int] = Queue()
@@ -107,7 +107,7 @@ def run_job(
     try:
         lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
         with lock.acquire(timeout=0):
-            state = job.state()
+            state = job.state() if not job.being_made() else "elsewhere"
             if state == "changed" and redo:
                 _move_aside(job.folder if job.changes() else job.measures)
                 state = job.state()
@@ -193,8 +193,22 @@ class Commands:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def _tell(self, pid: int, number: int) -> None:
+        workers = _elsewhere(pid) if number == getattr(signal, "SIGUSR1", None) else []
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
+        for worker in workers:  # a launcher passes SIGTERM on, and not this one
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
+
+
+def _elsewhere(pid: int) -> list[int]:
+    """The processes that a command started outside of its own group: a launcher's workers have a session each."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(ProcessLookupError):
+                found += [child.pid] if os.getpgid(child.pid) != pid else []
+    return found
 
 
 @dataclass(frozen=True)
@@ -267,7 +281,6 @@ def submit(
         raise UserError("--launcher slurm: there is no srun on this machine")
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
-    study.folder.mkdir(parents=True, exist_ok=True)
     write_plan(study)
     executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
     executor.update_parameters(name=f"hookflat {study.name}", **slurm)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from filelock import FileLock
 from pydantic import Field
 
 from hookflat.errors import UserError
@@ -97,7 +98,8 @@ class Entry:
 def write_plan(study: Study) -> None:
     """Note the runs in the study's folder."""
     runs = [{"name": job.name, "results": str(job.results.relative_to(study.folder))} for job in study.jobs]
-    with replacing(study.folder / PLAN) as beside:
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(study.folder / f".{PLAN}.lock"), replacing(study.folder / PLAN) as beside:
         beside.write_text(json.dumps({"name": study.name, "runs": runs}, indent=1), encoding="utf-8")
 
 

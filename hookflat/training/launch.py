@@ -61,7 +61,7 @@ PATIENCE = timedelta(hours=2)
 def accelerator() -> Accelerator:
     """Raises UserError when fewer processes run than the launcher was asked for."""
     from accelerate import Accelerator  # with its own dependencies, 0.2 s that looking at plugins does without
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     environment = os.environ
     wanted = environment.get("WORLD_SIZE", "1")
@@ -73,6 +73,10 @@ def accelerator() -> Accelerator:
             mixed_precision="no",
             step_scheduler_with_optimizer=False,
             cpu=not torch.cuda.is_available(),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=1
+            ),  # whatever the launcher was asked for:
+            dynamo_backend="no",  # the run itself accumulates and compiles
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if found.num_processes == int(wanted):

@@ -247,13 +247,13 @@ class Run:
     def loss_and_gradients(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, detached; its gradients, averaged over processes, are added to `.grad`.
 
-        In `[run] accumulation` parts one after another: processes exchange the sum of their gradients. No gradients
-        inside `torch.no_grad`.
+        In `[run] accumulation` parts one after another: processes exchange the sum of their gradients. Every example of
+        the global batch weighs the same. No gradients inside `torch.no_grad`.
         """
         total, parts = torch.zeros((), device=self.device), self.parts(batch)
         for number, (place, part) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                loss = self.loss(part, x_adv[place]) * (len(part.row) / len(batch.row))
+                loss = self.loss(part, x_adv[place]) * (len(part.row) * self.processes / batch.global_size)
                 if torch.is_grad_enabled():
                     self.backward(loss)
             total = total + loss.detach()

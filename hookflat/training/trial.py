@@ -21,6 +21,7 @@ from hookflat.training import checkpoints, loop
 from hookflat.training.ending import ending
 from hookflat.training.first_step import watched
 from hookflat.training.heading import say_training
+from hookflat.training.launch import accelerator
 from hookflat.training.run import Run
 
 EXAMPLES = 4
@@ -71,6 +72,7 @@ def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
     """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
     from accelerate.utils import broadcast_object_list
 
+    accelerator()  # before anything else begins the group of processes
     with global_generators_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
