@@ -251,6 +251,19 @@ def small(tmp_path):
 SMALL = ["data.train=40", "data.test=30", "model.width=8", "eval.measures.examples=20"]
 
 
+def test_data_and_network_of_a_file_of_plugins(small, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from hookflat_plugins.digits import Digits\nfrom hookflat_plugins.resnet_small import ResNetSmall\n"
+        "class Mine(Digits):\n    pass\nclass MyNet(ResNetSmall):\n    pass\n"
+    )
+    options = {"overrides": SMALL, "measures": ["clean_error"]}
+    own = {"arch": "my_net", "data": "mine", "plugins": [file], "folder": tmp_path / "a"}
+    mine = library.evaluate(small[2], **own, **options).results
+    known = evaluate(small[2], arch="resnet_small", data="digits", folder=tmp_path / "b", **options).results
+    assert mine.models["last"].test == known.models["last"].test
+
+
 @pytest.mark.parametrize("normalize", ["none", "data", "0.2/0.5"])
 def test_a_file_of_weights_with_the_normalisation_that_is_asked_for(small, tmp_path, normalize):
     net, data, file = small

@@ -357,7 +357,7 @@ def test_the_launches_of_scaling_md_are_what_accelerate_takes(tmp_path, monkeypa
     page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
     section = page[page.index("## Many GPUs") : page.index("### What is averaged")]
     script = STUBS + "".join(re.findall(r"```sh\n(.*?)```", section, re.S))
-    slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[1-2]"}
+    slurm = {"SLURM_CPUS_PER_TASK": "64", "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[1-2]"}
     said = subprocess.run(["bash", "-euc", script], env=os.environ | slurm, capture_output=True, text=True, check=True)
     calls = [shlex.split(line)[1:] for line in said.stdout.splitlines()]
     (tmp_path / "eight.yaml").write_text(re.search(r"```yaml\n(.*?)```", section, re.S)[1])

@@ -1,7 +1,9 @@
 import re
 import tomllib
+import types
 
 import pytest
+import torch
 
 from hookflat import UserError
 from hookflat.recipe.catalogue import Catalogue
@@ -106,6 +108,42 @@ def test_a_table_with_if_used_changes_what_is_there_and_adds_nothing(tmp_path):
     changed = load_recipe("at_awp", overlays=[overlay])
     assert changed.plugins["awp"].xi == 0.5
     assert changed.stages["curves"].every == 3
+
+
+def test_a_scale_brings_its_network_instead_of_the_default_alone(tmp_path):
+    mine = write(tmp_path, "mine.toml", 'extends = "at"\n[model]\nname = "preact_resnet"\nwidth = 8\n')
+    kept = load_recipe(mine, overlays=["scales/cifar10"])
+    assert (kept.slot_names["model"], kept.slots["model"].width) == ("preact_resnet", 8)
+    assert kept.slots["attack"].eps == 8 / 255
+    scale = load_recipe("at", overlays=["scales/cifar10"])
+    assert (scale.slot_names["model"], scale.slots["model"].width) == ("resnet18", 64)
+    again = load_recipe(write(tmp_path, "whole.toml", scale.to_toml()), overlays=["scales/cifar10"])
+    assert again.tables == scale.tables
+    assert load_recipe(mine, overlays=["scales/cifar10", "scales/wrn"]).slot_names["model"] == "wide_resnet"
+    wrong = write(tmp_path, "o.toml", '[plugins.awp]\ninstead_of = "sam"\n')
+    with pytest.raises(UserError, match=r"o.toml:2: plugins.awp.instead_of"):
+        load_recipe("at", overlays=[wrong])
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "of", "rates"),
+    [
+        ("trades", "wrn", "official-trades", {1: 0.1, 74: 0.1, 75: 0.01, 76: 0.01}),
+        ("mart", "resnet", "official-mart", {74: 0.01, 75: 1e-3, 89: 1e-3, 90: 1e-4, 99: 1e-4, 100: 1e-5, 120: 1e-5}),
+        ("at_awp", "preact", "official-awp", {100: 0.1, 101: 0.01, 150: 0.01, 151: 1e-3, 200: 1e-3}),
+    ],
+)
+def test_the_rates_of_the_official_codes(method, network, of, rates):
+    """In their epochs, counted from 1, of 391 steps."""
+    loaded = load_recipe(method, overlays=["scales/cifar10", f"scales/{network}", f"scales/{of}"])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], loaded.slots["optimizer"].lr)
+    steps = types.SimpleNamespace(total_steps=loaded.run.epochs * 391)
+    (rate,) = loaded.slots["schedule"].build_schedule(run=steps, optimizer=optimizer).lr_lambdas
+    found = {epoch: loaded.slots["optimizer"].lr * rate((epoch - 1) * 391) for epoch in rates}
+    assert found == pytest.approx(rates)
+    assert loaded.run.epochs == max(rates)
+    ends = [loaded.slots["optimizer"].lr * rate(epoch * 391 - 1) for epoch in rates]
+    assert ends == pytest.approx([*rates.values()])
 
 
 def test_shipped_recipes_can_be_extended_by_name(tmp_path):

@@ -263,7 +263,9 @@ def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
         submit(found, cluster="local")
     with pytest.raises(UserError, match="no srun on this machine"):
         submit(found, timeout_min=5)
-    (submitted,) = submit(found, cluster="local", processes=2, timeout_min=5)
+    with pytest.raises(UserError, match=r"--slurm: Unknown argument 'gpus' for executor 'slurm'"):
+        submit(found, cluster="local", timeout_min=5, slurm_gpus=1)
+    (submitted,) = submit(found, cluster="local", processes=2, timeout_min=5, slurm_max_num_timeout=10)
     assert submitted.result() == ["done"]
     (job,) = found.jobs
     assert json.loads((job.folder / "environment.json").read_text())["processes"] == 2

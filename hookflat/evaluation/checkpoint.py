@@ -81,8 +81,11 @@ class Checkpoint:
         """Where `tables` are from, for messages."""
         return str(self.run_folder.recipe) if self.is_run else "recipe"
 
-    def tables(self) -> dict[str, Any]:
-        """The recipe's tables, without stages of measures. Raises UserError when something is not said or not there."""
+    def tables(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
+        """The recipe's tables, without stages of measures; `catalogue`: of what may be named.
+
+        Raises UserError when something is not said or not there.
+        """
         for which in self.which:
             if which not in NETWORKS and not re.fullmatch(r"[0-9]{1,9}", which):
                 raise UserError(f"--which {shortened(which)}: should be last, best, live or the number of an epoch")
@@ -106,7 +109,7 @@ class Checkpoint:
             raise UserError(
                 f"{self.model}: say what to measure on, --data FOLDER (of images), a hub id, or --data digits"
             )
-        known = self.data in Catalogue().names()
+        known = self.data in (catalogue or Catalogue()).names()
         data = {"name": self.data} if known else {"name": "images", "path": self.data}
         tables = {"data": data, "run": {"folder": "evals"}}
         if self.is_robustbench:
@@ -137,8 +140,8 @@ def recipe_of(
     `now`: its data must be there already, or to be had.
     Raises UserError for what is wrong with that, before torch is loaded where it is known without.
     """
-    tables, overrides = source.tables(), dict(assignments(overrides))
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
+    tables, overrides = source.tables(catalogue), dict(assignments(overrides))
     of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
     data = {"data": tables["data"]}
     alone = load_recipe(data, origin=source.origin, overrides=of_data, catalogue=catalogue, needs=["data"])

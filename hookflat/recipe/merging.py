@@ -92,8 +92,8 @@ class Merged:
             if not is_table and (why := out_of_bounds(value)):
                 raise UserError(f"{origin(path)}: {_name(path)}: {why}")
             if is_table:
-                inner = {k: v for k, v in value.items() if k != "if_used"}
-                if value.get("if_used") is True and key not in table:
+                inner = {k: v for k, v in value.items() if k not in self._conditions(path)}
+                if not self._applies(value, path, table.get(key)):
                     continue
                 self._enter(table, path, inner)
                 self.origins[path] = origin(path)
@@ -103,6 +103,17 @@ class Merged:
                 self.origins[path] = origin(path)
                 self.norms.pop(path, None)
                 self.threat.discard(path)
+
+    def _conditions(self, path: Place) -> tuple[str, ...]:
+        """Keys that say when a table is laid over what is there."""
+        return ("if_used", "instead_of") if len(path) == 1 and path[0] in SLOTS else ("if_used",)
+
+    def _applies(self, new: dict[str, Any], path: Place, old: Any) -> bool:
+        if new.get("if_used") is True and old is None:
+            return False
+        if "instead_of" not in new or "instead_of" not in self._conditions(path):
+            return True
+        return not isinstance(old, dict) or old.get("name") in (None, new["instead_of"], new.get("name"))
 
     def _note_norms(self) -> None:
         for place in RADII:

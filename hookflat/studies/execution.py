@@ -33,6 +33,8 @@ from hookflat.threads import limit
 WAITS = "HOOKFLAT_WAITS"
 """In the environment of a study's runs: not they, but who started them puts a job back into the queue."""
 TIMES = "times.jsonl"
+_OF_THE_EXECUTOR = ("slurm_max_num_timeout", "slurm_max_pickle_size_gb", "slurm_python")
+"""Parameters that submitit takes elsewhere than those of a job."""
 
 
 def make(
@@ -271,7 +273,8 @@ def submit(
 
     A run that learns from others is left out until these have a network.
     `cluster`: Slurm where nothing is said; "local" runs them here. `slurm`: parameters of `submitit.AutoExecutor`, as
-    timeout_min, gpus_per_node, slurm_partition. Raises UserError without submitit, Slurm, or a time limit.
+    timeout_min, gpus_per_node, slurm_partition. Raises UserError without submitit, Slurm, or a time limit, and for
+    parameters that there are not.
     """
     try:
         import submitit
@@ -282,8 +285,12 @@ def submit(
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     write_plan(study)
-    executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm")
-    executor.update_parameters(name=f"hookflat {study.name}", **slurm)
+    its_own = {key: slurm.pop(key) for key in _OF_THE_EXECUTOR if key in slurm}
+    try:
+        executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm", **its_own)
+        executor.update_parameters(name=f"hookflat {study.name}", **slurm)
+    except (NameError, AssertionError) as error:  # what submitit says of a parameter that it does not know
+        raise UserError(f"--slurm: {str(error).splitlines()[0]}") from error
     submitted = []
     for source in (job for job in study.jobs if not job.rescaled):
         family = [source, *(job for job in study.jobs if job.rescaled and job.rescaled[0] == source.folder)]
