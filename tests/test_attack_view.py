@@ -8,7 +8,7 @@ from torch import nn
 
 import hookflat
 from hookflat.functional import winograd
-from hookflat.functional.attack_view import AttackView, _layout, _views, attack_view, bf16_pays, views_of
+from hookflat.functional.attack_view import AttackView, _bf16_pays, _layout, _views, attack_view, bf16_pays, views_of
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.flatness import adversarial_direction
 from hookflat.functional.layers import Normalized
@@ -232,7 +232,7 @@ def test_views_do_not_keep_networks_alive():
 
 
 def test_trying_bfloat16_draws_nothing():
-    bf16_pays.cache_clear()
+    _bf16_pays.cache_clear()
     before = torch.random.get_rng_state()
     bf16_pays(torch.device("cpu"))
     assert torch.equal(before, torch.random.get_rng_state())

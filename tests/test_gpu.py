@@ -181,6 +181,38 @@ def test_views_of_networks_that_are_gone_give_their_memory_back(trained):
     assert reserved[-1] <= 1.1 * reserved[1]
 
 
+class Asking(torch.nn.Module):
+    """A network that waits for its device in every pass."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) * (1.0 if x.mean().item() > -1 else 0.0)
+
+
+def test_a_network_that_cannot_be_captured_leaves_no_trace(trained):
+    net, x, y = trained
+    attack, stream = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10), torch.cuda.current_stream()
+    expected = hookflat.pgd(net, x, y, attack=attack)
+    with pytest.warns(UserWarning, match="no CUDA graph of the attacked network, it runs as it is"):
+        found = hookflat.pgd(Asking(net).eval(), x, y, attack=attack)
+    assert (found != expected).float().mean() < 0.01
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert torch.equal(hookflat.pgd(net, x, y, attack=attack), expected)  # its graph, as before
+    torch.rand(3, device="cuda")  # the generator is not left inside a capture
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_network_on_another_gpu_than_the_current_one(trained):
+    net, x, y = trained
+    attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10)
+    there = hookflat.pgd(copy.deepcopy(net).to("cuda:1"), x.to("cuda:1"), y.to("cuda:1"), attack=attack)
+    assert (there.to("cuda:0") != hookflat.pgd(net, x, y, attack=attack)).float().mean() < 0.01
+
+
 def _points(net, x, y, attack):
     return hookflat.pgd(net, x, y, attack=attack, momentum=0.9), hookflat.apgd(net, x, y, eps=0.15)
 
@@ -206,8 +238,7 @@ def test_measures_agree_with_the_cpu(trained):
         return robust.loss, robust.error, average.flatness, worst.flatness, found.error, *more
 
     on_gpu = measured(net, x, y)
-    on_cpu = measured(net.cpu(), x.cpu(), y.cpu())
-    net.cuda()
+    on_cpu = measured(copy.deepcopy(net).cpu(), x.cpu(), y.cpu())
     assert on_gpu == pytest.approx(on_cpu, rel=5e-3, abs=1 / 64 + 1e-9)
 
 

@@ -372,8 +372,11 @@ def test_parts_of_a_batch_keep_their_rows():
 def test_auto_is_decided_once_for_a_run_and_told(tmp_path, monkeypatch):
     """A trial times, and may end otherwise after a restart: a training then would not go on as it was."""
     tables = {"attack": {"precision": "auto"}, "eval": {"precision": "auto"}}
-    monkeypatch.setattr(launch, "bf16_pays", lambda device: True)
+    tried = []
+    conv = torch.backends.cudnn.conv
+    monkeypatch.setattr(launch, "bf16_pays", lambda device: tried.append(conv.fp32_precision) or True)
     with tiny_run(tables, folder=tmp_path / "run") as run:
+        assert sorted(tried) == sorted([conv.fp32_precision, "ieee"])  # training as it is, measures in full float32
         assert run.measurements.protocol().precision == "bf16"
         assert run.measurements.subject(run.network, "test").precision == "bf16"
         batch = next(run.batches())

@@ -10,7 +10,8 @@ import gc
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -66,8 +67,9 @@ class Graphs:
         try:
             _free()
             sample = x.detach().clone().requires_grad_()
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")  # of streams: the sample's is not the capture's
+            with _capturing(x.device), torch.enable_grad():
+                with _nothing_waits(x.device):
+                    torch.autograd.grad(net(sample).sum(), sample)
                 graphed = torch.cuda.make_graphed_callables(net.forward, (sample,))  # a module itself would be changed
         except Exception as error:  # a network that asks the device for something, or no memory left for its graph
             self._broken = True
@@ -82,7 +84,40 @@ class Graphs:
 def _kernels() -> tuple[Hashable, ...]:
     """What decides which kernels run: a graph keeps those that it was captured with."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # ty: ignore[missing-attribute]
-    return *(b.fp32_precision for b in backends), torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn
+    chosen = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    return *(b.fp32_precision for b in backends), *chosen, torch.is_autocast_enabled("cuda")
+
+
+@contextmanager
+def _capturing(device: torch.device) -> Generator[None]:
+    """Inside, kernels go to this device, whichever is the current one; after a failure, to the stream from before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of streams: the sample's is not the capture's
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            try:
+                yield
+            except Exception:
+                torch.cuda.set_stream(before)  # a capture that fails leaves its own
+                raise
+
+
+@contextmanager
+def _nothing_waits(device: torch.device) -> Generator[None]:
+    """Raises RuntimeError for what asks the device for something: a capture would fail of it, and leave traces."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _free() -> None:
@@ -215,9 +250,10 @@ class _Pass:
         statistics = [b.data for b in net.buffers()]  # `data`: gradients of passes under way do not see the change
         before = [s.clone() for s in statistics]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _capturing(x.device):
                 samples = (x.detach().clone(), *leaves)
+                with _nothing_waits(x.device):
+                    torch.autograd.grad(forward(*samples).sum(), leaves, allow_unused=True)
                 self._graph = torch.cuda.make_graphed_callables(forward, samples, allow_unused_input=True)
         finally:
             for statistic, value in zip(statistics, before, strict=True):

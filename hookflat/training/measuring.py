@@ -67,7 +67,8 @@ class Measurements:
     """The parameters with which the training began, by name."""
 
     def __post_init__(self) -> None:
-        self.precision = agreed(self.recipe.eval.precision, self.accelerator)
+        with full_float32():  # as it will measure
+            self.precision = agreed(self.recipe.eval.precision, self.accelerator)
         for measure in (plugin for measures in self.recipe.measures.values() for plugin in measures.values()):
             getattr(measure, "check", lambda data: None)(self.data)  # before anything is trained
 

@@ -45,9 +45,12 @@ class FirstLook:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's, allocated at most since the start; of a CPU's, this process at its largest."""
+    """Bytes: of the GPU's, held at most since the start; of a CPU's, this process at its largest.
+
+    Held, not allocated: what a CUDA graph works in counts as allocated only while it is captured.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")  # where there is one: getrusage also counts the process that started this one
     if status.exists() and (largest := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return 1024 * int(largest[1])
