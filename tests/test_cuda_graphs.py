@@ -21,7 +21,7 @@ class Replay:
     def __init__(self):
         self.captured, self.replayed = [], 0
 
-    def __call__(self, net, samples, allow_unused_input=False):
+    def __call__(self, net, samples, *, num_warmup_iters, allow_unused_input=False):
         if len(samples) > 1:
             return self._to_weights(net, *samples)
         assert torch.is_grad_enabled()  # a pass back is captured, too
@@ -218,7 +218,7 @@ def test_shapes_are_captured_when_they_come_back_and_the_latest_are_kept(replay)
 
 
 def test_a_network_that_cannot_be_captured_runs_as_it_is(replay, monkeypatch):
-    def refuses(net, samples):
+    def refuses(net, samples, **_):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
@@ -421,7 +421,7 @@ def test_networks_that_draw_or_have_two_heads_are_not_replayed(replay):
 
 
 def test_training_that_cannot_be_captured_goes_on(replay, monkeypatch):
-    def refuses(net, samples, allow_unused_input=False):
+    def refuses(net, samples, **_):
         net(*samples)  # the statistics have moved by then
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 

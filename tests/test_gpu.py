@@ -151,7 +151,7 @@ def test_graphs_find_what_passes_find(trained, monkeypatch):
     attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10)
     captured = []
     capture = torch.cuda.make_graphed_callables
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *a: captured.append(a) or capture(*a))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda *a, **o: captured.append(a) or capture(*a, **o))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="no CUDA graph")
         with_graphs = [hookflat.robust_loss(net, (x, y), attack=attack, restarts=3), *_points(net, x, y, attack)]

@@ -68,9 +68,9 @@ class Graphs:
             _free()
             sample = x.detach().clone().requires_grad_()
             with _capturing(x.device), torch.enable_grad():
-                with _nothing_waits(x.device):
-                    torch.autograd.grad(net(sample).sum(), sample)
-                graphed = torch.cuda.make_graphed_callables(net.forward, (sample,))  # a module itself would be changed
+                _warmed(net, (sample,))
+                # a module itself would be changed
+                graphed = torch.cuda.make_graphed_callables(net.forward, (sample,), num_warmup_iters=0)
         except Exception as error:  # a network that asks the device for something, or no memory left for its graph
             self._broken = True
             self._captured.clear()
@@ -91,7 +91,11 @@ def _kernels() -> tuple[Hashable, ...]:
 
 @contextmanager
 def _capturing(device: torch.device) -> Generator[None]:
-    """Inside, kernels go to this device, whichever is the current one; after a failure, to the stream from before."""
+    """Inside, kernels go to this device, whichever is the current one; after a failure, to the stream from before.
+
+    What cuBLAS works in is the graph's own: it would be a stream's, and graphs that are captured on the same of torch's
+    32 streams would lose it when one of them goes.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of streams: the sample's is not the capture's
         if device.type != "cuda":
@@ -99,25 +103,32 @@ def _capturing(device: torch.device) -> Generator[None]:
             return
         with torch.cuda.device(device):
             before = torch.cuda.current_stream()
+            torch._C._cuda_clearCublasWorkspaces()
             try:
                 yield
             except Exception:
                 torch.cuda.set_stream(before)  # a capture that fails leaves its own
                 raise
+            finally:
+                torch._C._cuda_clearCublasWorkspaces()
 
 
-@contextmanager
-def _nothing_waits(device: torch.device) -> Generator[None]:
-    """Raises RuntimeError for what asks the device for something: a capture would fail of it, and leave traces."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+def _warmed(forward: Callable[..., Tensor], samples: tuple[Tensor, ...]) -> None:
+    """One pass forward and back, so that a capture loads nothing.
+
+    Raises RuntimeError for what asks the device for something: a capture would fail of it, and leave traces.
+    """
+    on_gpu = samples[0].device.type == "cuda"
+    before = torch.cuda.get_sync_debug_mode() if on_gpu else 0
+    if on_gpu:
+        torch.cuda.set_sync_debug_mode("error")
     try:
-        yield
+        logits = forward(*samples)
+        learning = [s for s in samples if s.requires_grad]
+        torch.autograd.grad(logits, learning, torch.zeros_like(logits), allow_unused=True)
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def _free() -> None:
@@ -252,9 +263,10 @@ class _Pass:
         try:
             with _capturing(x.device):
                 samples = (x.detach().clone(), *leaves)
-                with _nothing_waits(x.device):
-                    torch.autograd.grad(forward(*samples).sum(), leaves, allow_unused=True)
-                self._graph = torch.cuda.make_graphed_callables(forward, samples, allow_unused_input=True)
+                _warmed(forward, samples)
+                self._graph = torch.cuda.make_graphed_callables(
+                    forward, samples, num_warmup_iters=0, allow_unused_input=True
+                )
         finally:
             for statistic, value in zip(statistics, before, strict=True):
                 statistic.copy_(value)  # capturing takes passes
