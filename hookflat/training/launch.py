@@ -73,10 +73,9 @@ def accelerator() -> Accelerator:
             mixed_precision="no",
             step_scheduler_with_optimizer=False,
             cpu=not torch.cuda.is_available(),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=1
-            ),  # whatever the launcher was asked for:
-            dynamo_backend="no",  # the run itself accumulates and compiles
+            # whatever the launcher was asked for: the run itself accumulates and compiles
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         if found.num_processes == int(wanted):
