@@ -122,8 +122,7 @@ class SelfSupervision:
         with statistics_kept(self._trunk):
             logits = auxiliary_logits(run.model, turned.x)
         mean_count = int(self.share * (turned.global_size // 2)) / run.processes  # a process may hold one more
-        part = len(batch.row) * run.processes / batch.global_size  # what the run multiplies by
-        return self.weight * cross_entropy(logits, turned.y).sum() / (mean_count * part)
+        return self.weight * cross_entropy(logits, turned.y).sum() / (mean_count * batch.weight(run.processes))
 
 
 def _rotation_loss(rotation: Tensor) -> Objective:

@@ -59,5 +59,5 @@ class UnsupervisedAdversarialTraining:
         if self._labeled is None:
             self._count(run, batch)
         assert self._labeled is not None
-        counted = self._labeled * (len(batch.row) * run.processes / batch.global_size)  # what the run multiplies by
+        counted = self._labeled * batch.weight(run.processes)
         return (run.criterion(logits, batch.target) * batch.labeled).sum() / counted + smoothness

@@ -120,6 +120,9 @@ def test_a_scale_brings_its_network_instead_of_the_default_alone(tmp_path):
     again = load_recipe(write(tmp_path, "whole.toml", scale.to_toml()), overlays=["scales/cifar10"])
     assert again.tables == scale.tables
     assert load_recipe(mine, overlays=["scales/cifar10", "scales/wrn"]).slot_names["model"] == "wide_resnet"
+    wrong = write(tmp_path, "n.toml", '[model]\nname = "resnet18"\ninstead_of = 3\n')
+    with pytest.raises(UserError, match=r"n.toml:3: model.instead_of: should be the name of a plugin"):
+        load_recipe("at", overlays=[wrong])
     wrong = write(tmp_path, "o.toml", '[plugins.awp]\ninstead_of = "sam"\n')
     with pytest.raises(UserError, match=r"o.toml:2: plugins.awp.instead_of"):
         load_recipe("at", overlays=[wrong])

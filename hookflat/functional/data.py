@@ -251,6 +251,10 @@ class Batch:
             for p, other in zip(places, beside, strict=True)
         ]
 
+    def weight(self, processes: int) -> float:
+        """By what a run of so many processes multiplies the mean loss of these examples, so that all weigh the same."""
+        return len(self.row) * processes / self.global_size
+
     def replace(self, taken: Tensor, x: Tensor, y: Tensor) -> None:
         """Put images (n, C, H, W) from elsewhere, with labels (n,) that may be wrong, where `taken` ((n,) bool)."""
         self.x = torch.where(taken[:, None, None, None], x, self.x)

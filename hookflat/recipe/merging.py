@@ -92,8 +92,12 @@ class Merged:
             if not is_table and (why := out_of_bounds(value)):
                 raise UserError(f"{origin(path)}: {_name(path)}: {why}")
             if is_table:
-                inner = {k: v for k, v in value.items() if k not in self._conditions(path)}
-                if not self._applies(value, path, table.get(key)):
+                conditions = ("if_used", "instead_of") if path in _SLOT_TABLES else ("if_used",)
+                if not isinstance(value.get("instead_of", ""), str) and "instead_of" in conditions:
+                    place = (*path, "instead_of")
+                    raise UserError(f"{origin(place)}: {_name(place)}: should be the name of a plugin")
+                inner = {k: v for k, v in value.items() if k not in conditions}
+                if not _applies({k: value[k] for k in conditions if k in value}, inner, table.get(key)):
                     continue
                 self._enter(table, path, inner)
                 self.origins[path] = origin(path)
@@ -103,17 +107,6 @@ class Merged:
                 self.origins[path] = origin(path)
                 self.norms.pop(path, None)
                 self.threat.discard(path)
-
-    def _conditions(self, path: Place) -> tuple[str, ...]:
-        """Keys that say when a table is laid over what is there."""
-        return ("if_used", "instead_of") if len(path) == 1 and path[0] in SLOTS else ("if_used",)
-
-    def _applies(self, new: dict[str, Any], path: Place, old: Any) -> bool:
-        if new.get("if_used") is True and old is None:
-            return False
-        if "instead_of" not in new or "instead_of" not in self._conditions(path):
-            return True
-        return not isinstance(old, dict) or old.get("name") in (None, new["instead_of"], new.get("name"))
 
     def _note_norms(self) -> None:
         for place in RADII:
@@ -134,6 +127,18 @@ class Merged:
                     {p: v for p, v in known.items() if p[: len(path)] != path or p in self.threat}
                     for known in (self.origins, self.norms)
                 )
+
+
+_SLOT_TABLES = {(slot,) for slot in SLOTS}
+
+
+def _applies(conditions: dict[str, Any], new: dict[str, Any], old: Any) -> bool:
+    """Whether a table is laid over what is there."""
+    if conditions.get("if_used") is True and old is None:
+        return False
+    if "instead_of" not in conditions or not isinstance(old, dict):
+        return True
+    return old.get("name") in (None, conditions["instead_of"], new.get("name"))
 
 
 _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")

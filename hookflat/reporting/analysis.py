@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from hookflat.records.quantities import Quantity, is_error_of, of_role, quantity
 from hookflat.reporting.gathering import Configuration, Gathered, evidence, evidence_in_words
@@ -75,76 +76,63 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     number = {id(run): i for c, i in zip(models, evidence(models), strict=True) for run in c.runs}
     runs = [run for c in models for run in c.runs]
     last = [(run.networks["last"], number[id(run)]) for run in runs if "last" in run.networks]
-    best = [(network, number[id(run)]) for run, _, network in distinct(runs, ["best"])]
+    stopped = [(network, number[id(run)]) for run, _, network in distinct(runs, ["best"])]
     measures = flatness_measures((network for network, _ in last), gathered.quantities)
+    papers = [measure for measure in _papers_measures(gathered.quantities) if measure in measures]
     outcomes = {loss: "RLoss", error: "RErr", f"{loss} gap": "gap of RLoss", f"{error} gap": "gap of RErr"}
     outcomes = {k: v for k, v in outcomes.items() if sum(not math.isnan(n.value(k)) for n, _ in last) > 2}
-    roles = (*of_role("average flatness", gathered.quantities), *of_role("worst flatness", gathered.quantities))
-    overall, early, within, seeds, beyond_fit = {}, {}, {}, {}, {}
+    overall, within, seeds = _correlations(last, measures, outcomes, clean, resamples), {}, {}
     for measure in measures:
         for key in outcomes:
-            points = _points(last, measure, key, clean)
-            if len(points) > 2:
-                overall[measure, key] = _correlation(points, resamples)
-            if measure in roles:
-                stopped = _points(best, measure, key, clean)
-                if len(stopped) > 2:
-                    early[measure, key] = _correlation(stopped, resamples)
-                if found := _beyond_fit(last, measure, key, f"{loss} train", resamples):
-                    beyond_fit[measure, key] = found
             within |= _within(models, measure, key, clean, resamples)
-            alike = [
-                _points([(run.networks["last"], 0) for run in c.runs if "last" in run.networks], measure, key, clean)
-                for c in models
-            ]
-            if found := _pooled(alike, resamples):
+            if found := _pooled(_by_seed(models, measure, key, clean), resamples):
                 seeds[measure, key] = found
-    contests = {key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))}
     claim = gathered.playing("average flatness")
     theirs = _of_the_paper(error) if gathered.norm == THEIR_NORM else {}
-    paper = {k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()}
     against = {}
     for key in theirs:
         if (claim, key) in overall:
             x, y, _, clusters = zip(*_points(last, claim, key, clean), strict=True)
             against[key] = difference(Sample(x, y, clusters), theirs[key], resamples=resamples)
-    names = {measure: gathered.name(measure) for measure in measures}
-    confidences = of_role("confidence", gathered.quantities)
-    ranking = rank(
-        models,
-        measures,
-        outcomes,
-        fixed=controls(gathered, clean),
-        confidences=confidences,
-        fit=f"{loss} train",
-        resamples=resamples,
-    )
-    percent = frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share")
+    fit = f"{loss} train"
+    beyond = {(m, k): _beyond_fit(last, m, k, fit, resamples) for m in papers for k in outcomes}
     return Analysis(
-        claim,
-        loss,
-        measures,
-        names,
-        outcomes,
-        percent,
-        evidence_in_words(models),
-        overall,
-        early,
-        within,
-        seeds,
-        contests,
-        paper,
-        against,
-        ranking,
-        beyond_fit,
+        claim=claim,
+        loss=loss,
+        measures=measures,
+        names={measure: gathered.name(measure) for measure in measures},
+        outcomes=outcomes,
+        percent=frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share"),
+        evidence=evidence_in_words(models),
+        overall=overall,
+        early=_correlations(stopped, papers, outcomes, clean, resamples),
+        within=within,
+        seeds=seeds,
+        best={key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))},
+        paper={k: correlation(s.x, s.y, clusters=s.clusters, resamples=resamples) for k, s in theirs.items()},
+        against=against,
+        ranking=rank(
+            models,
+            measures,
+            outcomes,
+            fixed=controls(gathered, clean),
+            confidences=of_role("confidence", gathered.quantities),
+            fit=fit,
+            resamples=resamples,
+        ),
+        beyond_fit={key: found for key, found in beyond.items() if found},
     )
+
+
+def _papers_measures(quantities: Mapping[str, Quantity]) -> list[str]:
+    return [*of_role("average flatness", quantities), *of_role("worst flatness", quantities)]
 
 
 def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
     """The numbers on test examples that may predict robustness, flatness above all; the paper's first."""
     found = [k for k in dict.fromkeys(k for n in networks for k in n.test) if not is_error_of(k)]
     kept = [k for k in found if quantity(k, quantities).predictor]
-    first = [*of_role("average flatness", quantities), *of_role("worst flatness", quantities)]
+    first = _papers_measures(quantities)
     return sorted(kept, key=lambda k: first.index(k) if k in first else len(first))
 
 
@@ -158,6 +146,24 @@ def _points(networks: Iterable[tuple[Network, int]], measure: str, key: str, cle
         for network, cluster in networks
     ]
     return [p for p in points if not math.isnan(p[0] + p[1])]
+
+
+def _correlations(
+    networks: Sequence[tuple[Network, int]],
+    measures: Iterable[str],
+    outcomes: Iterable[str],
+    clean: str,
+    resamples: int,
+) -> dict[tuple[str, str], Correlation]:
+    """By measure and outcome, where there are networks enough."""
+    points = {(m, k): _points(networks, m, k, clean) for m, k in product(measures, outcomes)}
+    return {pair: _correlation(some, resamples) for pair, some in points.items() if len(some) > 2}
+
+
+def _by_seed(models: Iterable[Configuration], measure: str, key: str, clean: str) -> list[list[_Point]]:
+    """The last networks of each configuration."""
+    last = ([(run.networks["last"], 0) for run in c.runs if "last" in run.networks] for c in models)
+    return [_points(networks, measure, key, clean) for networks in last]
 
 
 def _correlation(points: list[_Point], resamples: int) -> Correlation:

@@ -92,9 +92,9 @@ class CheckpointJob:
             return [f"{file} is younger than what was measured of it"]
         return differences(tables, self.resolved(), catalogue_of(self.plugins))
 
-    def being_made(self) -> list[str]:
+    def has_to_wait(self) -> bool:
         """It is made from no run."""
-        return []
+        return False
 
     def protocol_changes(self) -> list[str]:
         """None that `changes` has not."""

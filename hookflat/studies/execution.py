@@ -109,10 +109,12 @@ def run_job(
     try:
         lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock"))
         with lock.acquire(timeout=0):
-            state = job.state() if not job.being_made() else "elsewhere"
+            state = job.state()
             if state == "changed" and redo:
                 _move_aside(job.folder if job.changes() else job.measures)
                 state = job.state()
+            if state in ("begun", "todo") and job.has_to_wait():
+                return "elsewhere"
             if state in ("done", "begun", "todo"):
                 job.note()
             if state in ("done", "changed", "elsewhere"):
@@ -195,7 +197,7 @@ class Commands:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def _tell(self, pid: int, number: int) -> None:
-        workers = _elsewhere(pid) if number == getattr(signal, "SIGUSR1", None) else []
+        workers = _outside_its_group(pid) if number == getattr(signal, "SIGUSR1", None) else []
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
         for worker in workers:  # a launcher passes SIGTERM on, and not this one
@@ -203,8 +205,8 @@ class Commands:
                 os.kill(worker, number)
 
 
-def _elsewhere(pid: int) -> list[int]:
-    """The processes that a command started outside of its own group: a launcher's workers have a session each."""
+def _outside_its_group(pid: int) -> list[int]:
+    """The processes of a command that are not in its group: a launcher's workers have a session each."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):

@@ -104,10 +104,10 @@ class Job:
         """The runs that it learns from and that have no network yet."""
         return [source.name for source in self.learns_from if RunFolder(source).network("last") is None]
 
-    def being_made(self) -> list[str]:
-        """Those of the runs that it is made from that have no network yet, and that another process is making."""
+    def has_to_wait(self) -> bool:
+        """Whether another process is making a run that it is made from."""
         sources = map(RunFolder, (*self.learns_from, *(self.rescaled or ())[:1]))
-        return [source.path.name for source in sources if source.in_use() and source.network("last") is None]
+        return any(source.in_use() and source.network("last") is None for source in sources)
 
     def note(self) -> None:
         """Its folder says what it is."""

@@ -253,7 +253,7 @@ class Run:
         total, parts = torch.zeros((), device=self.device), self.parts(batch)
         for number, (place, part) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                loss = self.loss(part, x_adv[place]) * (len(part.row) * self.processes / batch.global_size)
+                loss = self.loss(part, x_adv[place]) * part.weight(self.processes)
                 if torch.is_grad_enabled():
                     self.backward(loss)
             total = total + loss.detach()
