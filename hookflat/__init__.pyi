@@ -136,6 +136,8 @@ from .reading.images import ImageSet as ImageSet
 from .reading.images import load_sets as load_sets
 from .reading.labels import class_labels as class_labels
 from .reading.streams import streamed as streamed
+from .reading.weights import load_foreign as load_foreign
+from .reading.weights import read_weights as read_weights
 
 # --- random numbers, figures
 

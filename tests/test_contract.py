@@ -51,6 +51,7 @@ def test_contract(check, plugin, extra_images, trained):
     files = {
         "extra_data": extra_images,
         "hat": {"helper": trained},
+        "start_from": {"weights": trained},
         "distillation": {"standard_teacher": trained, "robust_teacher": trained},
     }
     check(plugin, files.get(plugin, OPTIONS.get(plugin)))

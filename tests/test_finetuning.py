@@ -1,15 +1,82 @@
-"""What the scale of ImageNet adds: AdamW, the cosine with warm-up, random resized crops."""
+"""Fine-tuning: training from given weights; and what the scale of ImageNet adds to it."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as transforms
 
+from hookflat import UserError, distance_from_initialization, evaluate
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import find_recipe, needs, recipes_folder
-from hookflat.testing import tiny_run
+from hookflat.testing import TinyData, TinyModel, run_recipe, tiny_run
 from hookflat_plugins.random_resized_crop import RandomResizedCrop, resized_crops
+
+SELF_SUPERVISED = {"activation": {"act": "silu"}, "self_supervision": {"hidden": 4}}
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    return run_recipe({"plugins": {"snapshots": {}}}, tmp_path_factory.mktemp("before") / "run").folder
+
+
+@pytest.mark.parametrize(
+    ("which", "file"), [("last", "model.safetensors"), ("1", "checkpoints/epoch-000001.safetensors")]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_starts_from_the_weights_of_another(which, file, first, before):
+    """Before what other plugins add to the network, which is as without."""
+    given, start = load_file(before / file), {"start_from": {"weights": str(before), "which": which}}
+    plugins = start | SELF_SUPERVISED if first else SELF_SUPERVISED | start
+    with tiny_run({"plugins": plugins}) as run, tiny_run({"plugins": SELF_SUPERVISED}) as without:
+        weights = {name.replace(".classifier.", "."): value for name, value in run.network.state_dict().items()}
+        heads = {name: value for name, value in without.network.state_dict().items() if ".head." in name}
+        assert heads
+        assert weights.keys() == given.keys() | heads.keys()
+        for name, value in (given | heads).items():
+            assert torch.equal(weights[name], value), name
+        assert distance_from_initialization(run.network, run.measurements.start) == 0
+
+
+def test_a_run_that_started_from_another_is_measured_from_there(before, tmp_path):
+    tables = {"plugins": {"start_from": {"weights": str(before)}}, "optimizer": {"lr": 1e-30, "weight_decay": 0.0}}
+    folder = run_recipe(tables, tmp_path / "after").folder
+    options = {"measures": ["weight_norm"], "plugins": [TinyData, TinyModel]}
+    measured = evaluate(folder, folder=tmp_path / "a", **options).results.models["last"]
+    assert measured.test["distance_from_start"] == 0
+    shutil.move(before, tmp_path / "moved")
+    with pytest.raises(UserError, match=r"neither a run's folder nor a file.*start_from.enabled=false"):
+        evaluate(folder, folder=tmp_path / "b", **options)
+    options["overrides"] = ["plugins.start_from.enabled=false"]
+    measured = evaluate(folder, folder=tmp_path / "c", **options).results.models["last"]
+    assert measured.test["distance_from_start"] > 0
+    shutil.move(tmp_path / "moved", before)
+
+
+@pytest.mark.parametrize("normalize", ["none", "data", "0.2/0.5"])
+def test_a_training_starts_from_a_file_with_the_normalisation_that_is_asked_for(normalize, tmp_path):
+    with tiny_run() as other:
+        net = other.network.net
+        torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}, "best": {}}, tmp_path / "net.pt")
+        start = {"weights": str(tmp_path / "net.pt"), "key": "model", "normalize": normalize}
+        with tiny_run({"plugins": {"start_from": start}, "run": {"seed": 1}}) as run:
+            mean, std = {"none": (0, 1), "data": run.data.train.statistics(), "0.2/0.5": (0.2, 0.5)}[normalize]
+            x = torch.rand(4, 1, 6, 6)
+            assert torch.allclose(run.network.eval()(x), net.eval()((x - mean) / std), atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", ["0.2", "0.2/0", "nan/1", "0.2/nan", "1,2/1,2"])
+def test_no_normalisation_is_told(normalize, tmp_path):
+    with tiny_run() as run:
+        torch.save(run.network.net.state_dict(), tmp_path / "net.pt")
+    start = {"weights": str(tmp_path / "net.pt"), "normalize": normalize}
+    with (
+        pytest.raises(UserError, match=f"start_from.normalize = {normalize}: should be none"),
+        tiny_run({"plugins": {"start_from": start}}),
+    ):
+        pass
 
 
 def test_adamw_decays_matrices_alone_and_not_through_the_gradient():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
@@ -122,6 +123,37 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
         f"{source} does not fit the network ({told}): is it another architecture, or another --set model...? "
         f"It holds {_told(weights)}"
     )
+
+
+def load_foreign(
+    network: nn.Module, weights: Mapping[str, Tensor], source: str, normalize: str = "none", option: str = "normalize ="
+) -> None:
+    """Load others' `weights` into `network` by `load_into`, and the normalisation they were trained with.
+
+    Where they bring none and `network` has one, that becomes what `normalize` says: "none", "data" (what it is, the
+    training set's) or "MEAN,.../STD,...", a number for each channel. Raises UserError, which calls it by `option`,
+    where it says anything else, or where weights or network have a normalisation of their own.
+    """
+    fitted = load_into(network, weights, source)
+    if not isinstance(network, Normalized) or fitted is network:
+        if normalize not in ("none", "data"):
+            raise UserError(f"{option} {normalize}: {source} or its network brings a normalisation of its own")
+        return
+    if normalize == "data":
+        return
+    channels = network.mean.numel()
+    mean, std = [0.0] * channels, [1.0] * channels
+    if normalize != "none":
+        try:
+            mean, std = ([float(v) for v in part.split(",")] for part in normalize.split("/"))
+        except ValueError:
+            mean, std = [], []
+        if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+            raise UserError(
+                f"{option} {normalize}: should be none, data, or MEAN,.../STD,... with {channels} numbers each"
+            )
+    for buffer, values in ((network.mean, mean), (network.std, std)):
+        buffer.copy_(torch.tensor(values).view_as(buffer))
 
 
 def _candidates(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
