@@ -118,7 +118,8 @@ def test_early_stopped_networks_are_judged_alone_too(tmp_path):
     for i in range(8):
         for seed in range(2):
             a, b = rng.random(2)
-            last, best = network(0.4, 3.0 + i, 2.0 + i), network(0.3, 1 + a, 1 + a + b) | {"weights": f"{i} {seed}"}
+            last = network(0.4, 3.0 + i, 2.0 + i, logit_margin_robust=-i)
+            best = network(0.3, 1 + a, 1 + a + b, logit_margin_robust=-a) | {"weights": f"{i} {seed}"}
             write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=best)
     write(tmp_path / "twin-0", "twin", best=best)  # early stopping ended before they parted
     gathered = gather([tmp_path])
@@ -127,6 +128,7 @@ def test_early_stopped_networks_are_judged_alone_too(tmp_path):
     best = {n.networks["best"].value("rloss"): n.networks["best"].value("average_flatness") for n in gathered.runs}
     assert found.spearman.value == pytest.approx(spearmanr([*best], [*best.values()]).statistic)
     assert (found.models, found.clusters) == (16, 8)
+    assert analysis.early["logit_margin_robust", "rloss"].spearman.value == pytest.approx(-1)
     (said,) = [text for text in details(analysis, gathered) if text.startswith("Over the early-stopped")]
     assert f"alone (16 networks of 8 configurations), Spearman {estimate(found.spearman)} with RLoss" in said
     assert any(row.startswith("early-stopped,average_flatness,rloss,16,8,") for row in statistics_csv(analysis).split())

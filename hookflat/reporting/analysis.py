@@ -40,9 +40,8 @@ class Contest:
 class Analysis:
     """Correlations by (measure, outcome) over last networks; within methods over last and early-stopped ones.
 
-    `early`: over the early-stopped networks alone, of the paper's measures. `seeds`: between the last networks of each
-    configuration, as differences from its mean. `evidence`: what is counted, "configurations" or of checkpoints
-    "methods".
+    `early`: over the early-stopped networks alone. `seeds`: between the last networks of each configuration, as
+    differences from its mean. `evidence`: what is counted, "configurations" or of checkpoints "methods".
 
     `claim`: the measure that the paper's claim is about, `loss`: of which loss. `names`: of the measures, in words.
     `outcomes`: key to heading; `percent`: those that are shares. `within`: by (method, measure, outcome); method "" is
@@ -105,7 +104,7 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
         percent=frozenset(k for k in outcomes if quantity(k.split()[0], gathered.quantities).unit == "share"),
         evidence=evidence_in_words(models),
         overall=overall,
-        early=_correlations(stopped, papers, outcomes, clean, resamples),
+        early=_correlations(stopped, measures, outcomes, clean, resamples),
         within=within,
         seeds=seeds,
         best={key: contest for key in outcomes if (contest := _contest(last, measures, key, resamples))},
