@@ -9,7 +9,7 @@ from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.evaluation.opening import foreign_weights, networks
-from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.seeds import fingerprint
 from hookflat.reading.shapes import classes_of
 from hookflat.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ from hookflat.training.run import Run
 
 def measured(source: Checkpoint, recipe: Recipe, place: Path, *, quiet: bool = True) -> FinishedRun:
     """The networks of `source` measured by `recipe`, in the folder `place`."""
-    with global_generators_restored():
+    with global_state_restored():
         run = Run(recipe, place, quiet=quiet)
         with ending(run), run.folder.held():
             results = _measured(source, run)

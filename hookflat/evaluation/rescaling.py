@@ -9,7 +9,7 @@ from pathlib import Path
 from hookflat.errors import UserError
 from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.evaluation.opening import foreign_weights, networks
-from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.rescaling import rescale
 from hookflat.reading.shapes import classes_of
 from hookflat.recipe.catalogue import Catalogue
@@ -36,7 +36,7 @@ def rescaled(
     given = foreign_weights(source)
     run = Run(recipe, out)
     run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})
-    with global_generators_restored():
+    with global_state_restored():
         run.build_network()
     _, about, network = next(iter(networks(source, run, given)))
     about |= {"rescaled": factor * about.get("rescaled", 1.0)}

@@ -19,6 +19,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import differentiable, measuring
+from hookflat.functional.choices import check_choice, check_count
 from hookflat.functional.curvature import Sharpness, attack_for
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.flatness import Flatness, Held
@@ -52,8 +53,11 @@ def average_sharpness(
 
     u is Gaussian of deviation `rho` ("L2"; its norm is about rho sqrt(parameters)), or uniform in [-rho, rho] ("Linf").
     `normalize_logits`: of the network that divides its centred logits by their norm. The robust loss is attacked anew
-    at every sample, from the same starts. `reference`: L(w), where it is known already.
+    at every sample, from the same starts. `reference`: L(w), where it is known already. Raises ValueError for no
+    samples.
     """
+    check_choice("weight_norm", weight_norm, WeightNorm)
+    check_count("samples", samples)
     work, attack = work or Work(), attack_for(robust, attack, options)
     weights, scales = _moving(model, adaptive)
     net = NormalizedLogits(model) if normalize_logits else model
@@ -95,6 +99,7 @@ def worst_sharpness(
     Unlike the authors' search in L2, which follows |w| g and projects by Euclid, this one climbs and projects in u, so
     that the number is as invariant to rescaling as its definition.
     """
+    check_choice("weight_norm", weight_norm, WeightNorm)
     work, attack = work or Work(), attack_for(robust, attack, options)
     weights, scales = _moving(model, adaptive)
     net = NormalizedLogits(model) if normalize_logits else model

@@ -5,17 +5,18 @@ Croce and Hein (2020), Alg. 1; in L1 Croce and Hein (2021), "Mind the box"; gith
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
-from hookflat.functional.attacks import Objective, better, check_start, cross_entropy_with, gradient_at
+from hookflat.functional.attacks import Mode, Objective, better, check_start, cross_entropy_with, gradient_at
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
 from hookflat.functional.broadcasting import per_image
+from hookflat.functional.choices import check_choice
 from hookflat.functional.examples import check_images
 from hookflat.functional.threats import Attack, AttackOptions
 
@@ -31,7 +32,7 @@ def apgd(
     *,
     attack: Attack = APGD10,
     objective: Objective | None = None,
-    mode: Literal["eval", "train"] = "eval",
+    mode: Mode = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
     **options: Unpack[AttackOptions],
@@ -45,6 +46,7 @@ def apgd(
     """
     if objective is None and y is None:
         raise ValueError("apgd needs the labels y, or an objective")
+    check_choice("mode", mode, Mode)
     attack = attack.but(**options)
     if attack.restarts < 1:
         raise ValueError("apgd needs restarts >= 1")

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hookflat.functional import cuda_graphs
-from hookflat.functional.choices import Precision
+from hookflat.functional.choices import Precision, check_choice
+from hookflat.functional.copying import NoCopyError, identity, shared_copy
 from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d
 from hookflat.functional.winograd import WinogradConv2d, pays
 
@@ -43,13 +44,13 @@ class AttackView(nn.Module):
 
     def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
-        plain = _shared_copy(model)
+        plain = shared_copy(model)
         self._device = _device_of(model)
         self._precision = _decided(precision, self._device)
         self._layout = _layout(self._precision, self._device)
         fast, self._folds = _fold(plain, model, self._layout)
         if not compile and (wide := [name for name, module in fast.named_modules() if pays(module)]):
-            fast = _shared_copy(model) if fast is plain else fast
+            fast = shared_copy(model) if fast is plain else fast
             for name in wide:
                 fast.set_submodule(name, WinogradConv2d(cast(nn.Conv2d, fast.get_submodule(name))))
         self._plain = plain if fast is not plain else None
@@ -158,26 +159,32 @@ def once(model: nn.Module) -> nn.Module:
     return model.once() if isinstance(model, AttackView) else model
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
 _views: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, AttackView]]] = WeakKeyDictionary()
 
 
 def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
-    """The attack view of a network, fresh; the network itself where it is a view, or where it has forward hooks.
+    """The attack view of a network, fresh; the network itself where it is a view, has forward hooks, or has no copy.
 
     A view is made once for a network and kept as long as it lives; another one is made where modules, their settings,
-    or the memory of the weights were exchanged since. For networks in evaluation mode or inside `frozen`.
+    or the memory of the weights were exchanged since; not where a class attribute or a global variable was that the
+    network looks at. For networks in evaluation mode or inside `frozen`. Raises ValueError for other precisions, and
+    inside `torch.inference_mode()`.
     """
     if isinstance(model, AttackView) or hooked(model):
         return model
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a view made in torch.inference_mode() has no gradients later: call outside it")
+    check_choice("precision", precision, Precision)
     device = _device_of(model)
     precision = _decided(precision, device)
     kind = precision, _layout(precision, device)
-    now, views = _identity(model), _views.setdefault(model, {})
+    now, views = identity(model), _views.setdefault(model, {})
     then, view = views.get(kind, (None, None))
     if view is None or then != now:
-        view = AttackView(model, precision=precision)
+        try:
+            view = AttackView(model, precision=precision)
+        except NoCopyError:  # it holds a lock, say
+            return model
         views[kind] = now, view
     else:
         view.refresh()
@@ -232,17 +239,6 @@ def _bf16_pays(device: torch.device, precision: str) -> bool:
     return seconds[False] > 1.3 * seconds[True]
 
 
-def _identity(model: nn.Module) -> Hashable:
-    """Everything about a network that may change what it computes, but for the values of its tensors."""
-    modules = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        own = ((k, v) for k, v in vars(module).items() if k not in _OF_EVERY_MODULE)
-        settings = tuple((k, v if isinstance(v, int | float | str | None) else id(v)) for k, v in own)
-        modules.append((name, id(module), type(module), settings))
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return tuple(modules), tuple((n, t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for n, t in tensors)
-
-
 def hooked(model: nn.Module) -> bool:
     """Whether hooks of its user see what goes through: a copy's would be others'."""
     return _hooked(model.modules())
@@ -250,15 +246,6 @@ def hooked(model: nn.Module) -> bool:
 
 def _hooked(modules: Iterable[nn.Module]) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
-
-
-def _shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the model's own memory, frozen."""
-    memo: dict[int, Tensor] = {id(b): b for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    attributes = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
-    memo |= {id(v): v.detach() for v in attributes}  # neither parameters nor buffers; weight norm's cannot be copied
-    return copy.deepcopy(model, memo).eval()
 
 
 @dataclass
@@ -327,7 +314,7 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
     None where the network cannot be traced.
     """
-    plain = _shared_copy(model)
+    plain = shared_copy(model)
     graph = _traced(plain)
     found = _pairs(graph, plain) if graph is not None else []
     return [(cast(nn.Conv2d, model.get_submodule(c)), cast(nn.BatchNorm2d, model.get_submodule(n))) for c, n in found]

@@ -17,10 +17,13 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import frozen
 from hookflat.functional.broadcasting import per_image
+from hookflat.functional.choices import check_choice
 from hookflat.functional.examples import check_images, check_labels, check_pairs
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.threats import Attack, AttackOptions, Ball
+
+Mode = Literal["eval", "train"]
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
 """What an attack maximises: `objective(model, x_adv)` gives one value for each example, (n,).
@@ -42,7 +45,7 @@ def pgd(
     keep: Literal["best", "last"] = "best",
     momentum: float = 0.0,
     cycle_detection: bool = False,
-    mode: Literal["eval", "train"] = "eval",
+    mode: Mode = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
     **options: Unpack[AttackOptions],
@@ -66,6 +69,8 @@ def pgd(
     if objective is None and y is None:
         raise ValueError("pgd needs the labels y, or an objective")
     attack = attack.but(**options)
+    check_choice("keep", keep, Literal["best", "last"])
+    check_choice("mode", mode, Mode)
     if attack.restarts < 1:
         raise ValueError("pgd needs restarts >= 1")
     if cycle_detection and (keep == "last" or momentum or mode == "train"):
@@ -171,6 +176,10 @@ def gradient_at(model: nn.Module, objective: Objective, x_adv: Tensor) -> tuple[
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
         value = objective(once(model), x_adv)
+        if value.shape != x_adv.shape[:1]:
+            raise ValueError(f"an objective gives one value for each example, {len(x_adv)}, not {tuple(value.shape)}")
+        if not value.requires_grad:
+            raise ValueError("the objective has no gradient for the images: does the network detach them?")
         (gradient,) = torch.autograd.grad(value.sum(), x_adv)
     return x_adv.detach(), value.detach(), gradient
 
@@ -184,7 +193,7 @@ def pgd_tau(
     attack: Attack = FRIENDLY,
     objective: Objective | None = None,
     noise: float = 0.0,
-    mode: Literal["eval", "train"] = "eval",
+    mode: Mode = "eval",
     seed: int = 0,
     keys: Tensor | None = None,
     **options: Unpack[AttackOptions],
@@ -197,6 +206,7 @@ def pgd_tau(
     there is one start, uniform in the ball where nothing is said, and 10 steps.
     """
     checked = keys is None
+    check_choice("mode", mode, Mode)
     objective = objective or cross_entropy_with(y, x, checked=checked)
     if keys is None:
         check_images(x)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import measuring
-from hookflat.functional.choices import Norm
-from hookflat.functional.examples import Examples, Loader, Set, classes_of, set_of
+from hookflat.functional.choices import Norm, check_choice
+from hookflat.functional.examples import Examples, Loader, Set, check_order, classes_of, set_of
 from hookflat.functional.robustness import RobustLoss
 from hookflat.functional.work import Values, Work
 
@@ -68,6 +68,9 @@ def autoattack(
     """
     if (version == "custom") != (attacks is not None):
         raise ValueError('name `attacks` with version="custom", and only there')
+    check_choice("norm", norm, Norm)
+    if clean is not None:
+        check_order(loader)
     work = work or Work()
     log: list[str] = []
     with measuring(model):
@@ -94,6 +97,7 @@ def autoattack(
 
 def autoattacks(version: Version, classes: int, attacks: Sequence[str] | None = None) -> list[str]:
     """The attacks of a version that are possible with so many classes, in their order."""
+    check_choice("version", version, Version)
     found = {
         "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
         "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hookflat.functional.layers import Normalized
+
 
 @contextmanager
 def restored(tensors: Iterable[Tensor]) -> Generator[None]:
@@ -64,16 +66,28 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Generator[None]:
 
 @contextmanager
 def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
-    """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside."""
+    """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside.
+
+    Raises ValueError inside `torch.inference_mode()`, which knows no gradients.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() knows no gradients, which attacks need: call outside it")
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         for p, _ in flags:
             p.requires_grad_(False)
-        with in_mode(model, train), restored(model.buffers() if train else ()):
+        with in_mode(model, train), restored(model.buffers() if train else _moving_buffers(model)):
             yield
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
+
+
+def _moving_buffers(model: nn.Module) -> list[Tensor]:
+    """Those that may change in evaluation mode, too: observers' and counters', not batch norm's."""
+    still = nn.modules.batchnorm._NormBase, Normalized
+    modules = (m for m in model.modules() if m._buffers and not isinstance(m, still))
+    return [b for m in modules for b in m._buffers.values() if b is not None]
 
 
 @contextmanager
@@ -123,12 +137,13 @@ def draws_undone() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def global_generators_restored() -> Generator[None]:
-    """The generators of random, numpy and torch are outside as they were."""
-    states = random.getstate(), np.random.get_state()
+def global_state_restored() -> Generator[None]:
+    """The generators of random, numpy and torch, and how many threads torch has, are outside as they were."""
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
     try:
         with draws_undone():
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+        torch.set_num_threads(threads)

@@ -1,9 +1,28 @@
 """What a threat and its attack may be told to be; apart, as recipes are checked before torch is loaded."""
 
-from typing import Literal
+import math
+from typing import Any, Literal, get_args
 
 Norm = Literal["Linf", "L2", "L1"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError where `value` is none of a `Literal`'s."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: should be one of {', '.join(map(repr, get_args(choices)))}, not {value!r}")
+
+
+def check_length(name: str, value: float) -> None:
+    """Raises ValueError where `value` is negative or not finite."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: should be a finite number from 0 on, not {value:g}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raises ValueError for fewer than `least`."""
+    if value < least:
+        raise ValueError(f"{name}: should be at least {least}, not {value}")
 
 
 def check_radius(norm: Norm, eps: float) -> None:

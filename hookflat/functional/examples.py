@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Images
+
+_SHUFFLING = RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,6 +81,12 @@ class Examples(Set):
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum").to(values.device)
 
 
+def check_order(loader: object) -> None:
+    """Raises ValueError for a loader that shuffles: numbers of examples by position would be those of others."""
+    if isinstance(getattr(loader, "sampler", None), _SHUFFLING):
+        raise ValueError("`clean` is of examples in their order, which this loader shuffles: use shuffle=False")
+
+
 class Pairs(Set):
     """Batches (x, y) from anywhere, the whole set on this process, in the order in which they come."""
 
@@ -96,7 +105,7 @@ class Pairs(Set):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         seen = classes = 0
-        for x, y in self.batches:
+        for x, y in map(_pair, self.batches):
             check_images(x)
             classes = classes or classes_of(self.model, x)
             check_labels(y, classes)
@@ -141,11 +150,25 @@ def evenly(count: int, most: int) -> int:
 def classes_of(model: nn.Module, x: Tensor) -> int:
     """How many logits `model` has for the first of the images `x`; it is left as found."""
     with frozen(model), torch.no_grad():
-        return model(x[:1].to(_device_of(model))).shape[-1]
+        logits = model(x[:1].to(_device_of(model)))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        raise ValueError(f"a network gives logits (n, K), not {type(logits).__name__}{shape}: wrap it in one that does")
+    return logits.shape[1]
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _pair(batch: object) -> tuple[Tensor, Tensor]:
+    """Raises ValueError for a batch that is no pair of tensors, or a single example."""
+    match batch:
+        case (Tensor(), Tensor(ndim=0)):
+            raise ValueError("expected batches (x, y), not single examples: put the data set into a DataLoader")
+        case (Tensor() as x, Tensor() as y):
+            return x, y
+    raise ValueError(f"expected batches (x, y) of images and labels, two tensors, not {type(batch).__name__}")
 
 
 def check_pairs(x: Tensor, y: Tensor) -> None:

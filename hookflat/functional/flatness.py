@@ -19,6 +19,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import measuring
+from hookflat.functional.choices import check_count
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, scaled_to, stretches
@@ -62,11 +63,15 @@ def average_flatness(
 
     Each perturbation is the same for all examples and gets new adversarial examples (PGD). `filters`: radii relative to
     each filter of a convolution instead of each layer. The reference RLoss at w uses `reference_restarts`; pass
-    `reference` where it is known already. `restarts=0` and `reference_restarts=0` measure the clean loss.
+    `reference` where it is known already. `restarts=0` measures the clean loss. Raises ValueError for no samples, and
+    for a clean reference beside attacks.
     """
     work, attack = work or Work(), attack.but(**options)
+    check_count("samples", samples)
     if reference is None:
-        most = attack.but(restarts=reference_restarts)
+        if attack.restarts and not reference_restarts:
+            raise ValueError("reference_restarts: 0 is the clean loss, which restarts=0 alone is compared with")
+        most = attack.but(restarts=reference_restarts if attack.restarts else 0)
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
     weights = list(layers(model).values())
     losses = []
@@ -104,12 +109,14 @@ def worst_flatness(
     of `batch_size`. At each batch the perturbation of every layer moves by `weight_step_size` times the layer's norm
     along its gradient and back into the ball, and the batch's inputs take a step of PGD. All examples are scored at
     the last weights and inputs. `filters`: ball and steps relative to each filter of a convolution. `robust=False`: on
-    the clean loss, the weights alone, scored at the weights of the sweep of largest loss. `restarts`, `steps`: of the
-    reference RLoss at w, where `reference` is not given.
+    the clean loss, the weights alone, scored at the weights of the sweep of largest loss; so is `restarts=0`.
+    `restarts`, `steps`: of the reference RLoss at w, where `reference` is not given. Raises ValueError for no attempts.
 
     `batch_size` is part of the definition; how `loader` batches, and over how many processes, is not.
     """
     work, attack = work or Work(), attack.but(**options)
+    check_count("attempts", attempts)
+    robust = robust and attack.restarts > 0
     if reference is None:
         most = attack if robust else attack.but(restarts=0)
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss

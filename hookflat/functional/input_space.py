@@ -20,6 +20,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, Objective, pgd
 from hookflat.functional.brackets import measuring
+from hookflat.functional.choices import check_choice
 from hookflat.functional.curvature import attack_for
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
@@ -28,6 +29,7 @@ from hookflat.functional.threats import Attack, AttackOptions, Threat
 from hookflat.functional.work import Values, Work
 
 ORDERS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
+Top = Literal["L1", "KL"]
 LIPSCHITZ = Attack(steps=10, start="uniform")
 
 
@@ -116,7 +118,7 @@ def local_lipschitz(
     model: nn.Module,
     loader: Loader,
     *,
-    top: Literal["L1", "KL"] = "L1",
+    top: Top = "L1",
     attack: Attack = LIPSCHITZ,
     seed: int = 0,
     work: Work | None = None,
@@ -130,6 +132,7 @@ def local_lipschitz(
     differentiated (there it is, which pulls its largest pixel back in), and the best iterate counts (there: the last).
     """
     attack = attack.but(**options)
+    check_choice("top", top, Top)
 
     def measured(x: Tensor, y: Tensor, keys: Tensor) -> Values:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.brackets import measuring
+from hookflat.functional.choices import check_choice
 from hookflat.functional.examples import Loader
 from hookflat.functional.flatness import PGD10, adversarial_direction
 from hookflat.functional.neighborhood import layers, moved, scaled_to, sphere
@@ -88,6 +89,7 @@ def _direction(
     model: nn.Module, loader: Loader, kind: Kind, radius: float | None, index: int, attack: Attack, seed: int
 ) -> tuple[list[nn.Parameter], list[Tensor]]:
     """The weights that move and their direction."""
+    check_choice("kind", kind, Kind)
     xi = LANDSCAPE_RADIUS[kind] if radius is None else radius
     weights = list(layers(model, biases=kind != "filter").values())
     generator = seeds.generator(seed, "landscape", index)

@@ -33,8 +33,12 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
     for prefix, module in model.named_modules():
         if isinstance(module, _LAYERS) and module not in auxiliary:
-            if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
-                raise ValueError(f"layer {prefix!r} is parametrized (weight norm?): make its weight a parameter first")
+            computed = any(name.endswith(("_orig", "_g")) for name in module._parameters)  # pruned; weight norm
+            if computed or parametrize.is_parametrized(module):
+                raise ValueError(
+                    f"layer {prefix!r} is parametrized or pruned: make its weight a parameter first "
+                    "(torch.nn.utils: prune.remove, remove_weight_norm, parametrize.remove_parametrizations)"
+                )
             for name, p in module.named_parameters(prefix, recurse=False):
                 if p.requires_grad and (biases or p.dim() > 1) and not any(p is other for other in found.values()):
                     found[name] = p

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hookflat.functional.brackets import measuring
 from hookflat.functional.broadcasting import per_image
-from hookflat.functional.examples import Loader, set_of
+from hookflat.functional.examples import Loader, check_order, set_of
 from hookflat.functional.robustness import (
     PGD20X10,
     RobustLoss,
@@ -53,6 +53,8 @@ def robust_error(
     adversarial example. This process's share of the examples is held in memory. `clean`: as in `robust_loss`.
     """
     work, attack = work or Work(), attack.but(**options)
+    if clean is not None:
+        check_order(loader)
     with measuring(model):
         examples = set_of(loader, model)
         found = work.once(

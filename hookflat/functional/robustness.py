@@ -20,7 +20,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import measuring
-from hookflat.functional.examples import Loader, Set, evenly, set_of
+from hookflat.functional.examples import Loader, Set, check_order, evenly, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
@@ -72,8 +72,10 @@ def robust_loss(
 
     `attack`, or any of its values by keyword (20 steps of 0.007, 10 restarts, in the L-infinity ball of 8/255). The
     search runs on the attack view; both numbers are those of `model` itself at the points found. `clean`: what
-    `restarts=0` gave for the same network and examples, where it is known already.
+    `restarts=0` gave for the same network and examples in their order, where it is known already.
     """
+    if clean is not None:
+        check_order(loader)
     with measuring(model):
         r = attacked(model, loader, attack.but(**options), seed, work or Work(), clean)
     correct, incorrect = (mean(r.loss[chosen]) for chosen in (~r.clean_wrong, r.clean_wrong))

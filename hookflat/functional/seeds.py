@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -22,7 +23,8 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every part and on their order."""
+    """A seed in [0, 2**63) that depends on every part and on their order; numpy's and torch's integers are integers."""
+    parts = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

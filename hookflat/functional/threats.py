@@ -8,15 +8,21 @@ from typing import TypedDict, Unpack
 from torch import Tensor
 
 from hookflat.functional.balls import BALLS, Ball, Start
-from hookflat.functional.choices import Norm, Precision
+from hookflat.functional.choices import Norm, Precision, check_choice, check_length
 
 
 @dataclass(frozen=True)
 class Threat:
-    """An adversary who may move an image by at most `eps` in a norm, inside [0, 1]."""
+    """An adversary who may move an image by at most `eps` in a norm, inside [0, 1].
+
+    Raises ValueError for an `eps` that is negative or not finite.
+    """
 
     eps: float = 8 / 255
     norm: Norm = "Linf"
+
+    def __post_init__(self) -> None:
+        check_length("eps", self.eps)
 
     def ball(self, x: Tensor) -> Ball:
         """Around images (n, C, H, W). Raises ValueError for a norm that is none of `Norm`."""
@@ -43,7 +49,7 @@ class Attack:
 
     Without restarts, measures take the images as they are. `precision`: of the search's convolutions; "auto" is bf16
     where this device is faster in it. Measures take their numbers from the network in its own precision, and search
-    again in fp32 what bf16 did not break. Raises ValueError for negative numbers.
+    again in fp32 what bf16 did not break. Raises ValueError for negative numbers and for other starts and precisions.
     """
 
     threat: Threat = field(default_factory=Threat)
@@ -56,6 +62,11 @@ class Attack:
     def __post_init__(self) -> None:
         if self.restarts < 0 or self.steps < 0:
             raise ValueError(f"an attack needs restarts >= 0 and steps >= 0, not {self.restarts} and {self.steps}")
+        if not isinstance(self.threat, Threat):
+            raise ValueError(f"threat: should be a hookflat.Threat, as Threat(eps), not {self.threat!r}")
+        check_length("step_size", self.step_size)
+        check_choice("start", self.start, Start)
+        check_choice("precision", self.precision, Precision)
 
     @property
     def passes(self) -> int:

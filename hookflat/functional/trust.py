@@ -21,7 +21,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen, measuring
-from hookflat.functional.examples import Loader, set_of
+from hookflat.functional.examples import Examples, Loader, set_of
 from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.robust_error import robust_error
@@ -89,6 +89,8 @@ def trust(
     """
     work, attack = work or Work(), attack.but(**options)
     eps, step = attack.threat.eps, attack.step_size
+    if not isinstance(loader, tuple | Examples):
+        loader = list(loader)  # a loader that shuffles gives the same examples every time, then
 
     def wrong(other: Attack, name: str) -> Tensor:
         return robust_error(model, loader, attack=other, seed=seed, clean=clean, work=work.part(name)).wrong

@@ -22,11 +22,13 @@ def distance_from_initialization(model: nn.Module, initial: Mapping[str, Tensor]
     """The L2 distance of the same weights from the `initial` ones, by name (Nagarajan and Kolter 2019, 1901.01672).
 
     Other names in `initial` are passed over. Raises ValueError where a weight has no initial one, or one of another
-    shape. Not invariant to rescaling.
+    shape, or shares its memory (`model.state_dict()` is not a copy). Not invariant to rescaling.
     """
     weights = {name: w.detach().double() for name, w in layers(model).items()}
     if strange := [name for name, w in weights.items() if name not in initial or initial[name].shape != w.shape]:
         raise ValueError(f"no initial weight of its shape for {', '.join(strange)}")
+    if live := [name for name, w in layers(model).items() if w.numel() and initial[name].data_ptr() == w.data_ptr()]:
+        raise ValueError(f"the initial {live[0]} is the network's own: take copy.deepcopy(model.state_dict())")
     return _norm([w - initial[name].to(w) for name, w in weights.items()])
 
 

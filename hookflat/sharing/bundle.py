@@ -39,7 +39,7 @@ def bundle(
         raise UserError(f"{place} is no folder to share a run in: it holds other files (choose another with --out)")
     import torch  # with nothing left that could be known without it
 
-    from hookflat.functional.brackets import global_generators_restored
+    from hookflat.functional.brackets import global_state_restored
     from hookflat.reading.weights import load_into
     from hookflat.sharing.card import Card
     from hookflat.sharing.exporting import export
@@ -47,7 +47,7 @@ def bundle(
 
     catalogue = Catalogue(plugins)
     run = Run(load_recipe(tables, origin=str(run_folder.recipe), catalogue=catalogue, needs=("data", "model")), source)
-    with global_generators_restored():
+    with global_state_restored():
         run.build_network()
     load_into(run.network, run_folder.load_network("last")[0], f"{source}: the network 'last'")
     images = run.data.test.x[:4].float() / 255

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from hookflat.functional.brackets import full_float32, global_generators_restored
+from hookflat.functional.brackets import full_float32, global_state_restored
 from hookflat.functional.data import Batch, Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.robustness import RobustLoss
@@ -241,7 +241,7 @@ _SETTINGS = ("num_classes", "threat", "step_size", "seed", "precision")
 
 def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = ()) -> Cost:
     """What a run of `recipe` costs on one process of this device, measured then by `protocols` on networks by name."""
-    with global_generators_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as folder:
+    with global_state_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as folder:
         began = time.perf_counter()
         run = in_nowhere(recipe, folder)
         parts = [Part("building", 1, 0, 0, time.perf_counter() - began, 0)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from hookflat import collector
 from hookflat.errors import UserError
-from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.brackets import global_state_restored
 from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
@@ -53,12 +53,12 @@ def run(
     `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes, or
     classes. `folder`: instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right,
     `hookflat.TrainingFailed` when the training cannot go on, and KeyboardInterrupt when a signal stopped it. The
-    global random generators are left as found.
+    global random generators and torch's number of threads are left as found.
     """
     extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
-    with global_generators_restored():
+    with global_state_restored():
         files = tuple(p for p in extra if isinstance(p, Path))
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
         with ending(run), run.folder.held():
@@ -69,7 +69,7 @@ def run(
 
 def first_steps(recipe: Recipe, steps: int, *, plugins: Iterable[Path] = (), folder: Path | None = None) -> None:
     """The training of a recipe up to step `steps`, a line for each, and a checkpoint from which `run` goes on."""
-    with global_generators_restored():
+    with global_state_restored():
         run = Run(recipe, folder or recipe.folder, quiet=False)
         with ending(run), run.folder.held():
             _run(run, tuple(plugins), steps)
@@ -118,10 +118,9 @@ def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
 
     Raises UserError for weights that are not of that network, or not finite.
     """
-    run, threads = Run(recipe, Path(folder)), torch.get_num_threads()
-    with global_generators_restored():
+    run = Run(recipe, Path(folder))
+    with global_state_restored():
         run.build_network()
-    torch.set_num_threads(threads)  # those of whoever asks
     load_into(run.network, RunFolder(Path(folder)).load_network("last")[0], f"{folder}: the network 'last'")
     return run.network
 

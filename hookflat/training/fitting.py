@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hookflat import threads
 from hookflat.errors import UserError
-from hookflat.functional.brackets import frozen, global_generators_restored
+from hookflat.functional.brackets import frozen, global_state_restored
 from hookflat.functional.data import Data, Images
 
 WORK_OF_A_THREAD = 60e6
@@ -25,7 +25,7 @@ def check_fit(network: nn.Module, name: str, data: Data) -> None:
     shape, classes = data.train.shape, data.num_classes
     x = data.train.part(0, 2).__getitems__(torch.arange(min(2, len(data.train))))[0].to(device)
     try:
-        with frozen(network), torch.no_grad(), global_generators_restored():
+        with frozen(network), torch.no_grad(), global_state_restored():
             logits = network(x)
     except Exception as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hookflat.functional.brackets import global_generators_restored
+from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.examples import Examples
 from hookflat.recipe.recipe import Recipe
 from hookflat.training import checkpoints, loop
@@ -76,7 +76,7 @@ def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
     from accelerate.utils import broadcast_object_list
 
     accelerator()  # before anything else begins the group of processes
-    with global_generators_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
+    with global_state_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
         run = in_nowhere(recipe, place[0], quiet=False, files=plugins)
