@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from hookflat import TrainingFailed, hookimpl
+from hookflat import Quantity, TrainingFailed, hookimpl
 from hookflat.testing import run_recipe
 
 
@@ -50,6 +50,61 @@ def test_a_wrapper_that_does_not_restore_the_weights_is_told(tmp_path):
     plugin = made("gradients", never_restores, wrapper=True)
     with pytest.raises(TrainingFailed, match=r"'gradients' .plugins: 'made'. leaves the weights moved"):
         run_recipe({"plugins": {"made": {}}}, tmp_path / "run", [plugin])
+
+
+def stretches(self, subject):
+    with torch.no_grad():
+        next(subject.model.parameters()).mul_(1.5)
+    return {"mine": 1.0}
+
+
+def trains_on(self, subject):
+    subject.model.train()
+    with torch.no_grad():
+        subject.model(torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
+    subject.model.eval()
+    return {"mine": 1.0}
+
+
+def other_mode(self, subject):
+    subject.model.train(not subject.model.training)
+    return {"mine": 1.0}
+
+
+MEASURES = {
+    "weights": (stretches, "measure 'made' leaves .* of the network changed: put it back in `finally`"),
+    "statistics": (trains_on, "measure 'made' leaves .*running_mean of the network changed"),
+    "mode": (other_mode, "leaves the network in another mode"),
+    "no dict": (lambda self, subject: 1.0, "measure 'made' should return a dict of numbers, not float"),
+    "a text": (lambda self, subject: {"mine": "abc"}, "should return a float for 'mine', not str"),
+    "a tensor": (lambda self, subject: {"mine": torch.ones(2)}, "should return a float for 'mine', not Tensor"),
+}
+
+
+@pytest.mark.parametrize("stage", [{"every": 1}, {}])
+@pytest.mark.parametrize("case", MEASURES)
+def test_a_measure_that_leaves_the_network_changed_or_gives_no_numbers_is_told(case, stage, tmp_path):
+    measure, message = MEASURES[case]
+    tables = {"eval": {"own": {**stage, "made": {}}}}
+    with pytest.raises(TrainingFailed, match=message):
+        run_recipe(tables, tmp_path / "run", [made("measure", measure)])
+
+
+DECLARED = {
+    "unit": (lambda self: {"mine": Quantity("mine", unit="%")}, "numbers.*unit: should be one of 'share', 'loss'"),
+    "role": (lambda self: {"mine": Quantity("mine", role="flat")}, "numbers.*role: should be one of 'clean error'"),
+    "text": (lambda self: {"mine": "mine"}, "numbers.*should give a hookflat.Quantity for each name"),
+}
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_declaration_of_numbers_that_is_none_is_told_before_anything_is_trained(case, tmp_path):
+    numbers, message = DECLARED[case]
+    plugin = made("measure", lambda self, subject: {"mine": 1.0})
+    plugin.numbers = numbers
+    with pytest.raises(TrainingFailed, match=f"measure 'made', {message}"):
+        run_recipe({"eval": {"own": {"made": {}}}}, tmp_path / "run", [plugin])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_wrapper_that_yields_twice_is_told(tmp_path):

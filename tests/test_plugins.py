@@ -7,7 +7,8 @@ import pytest
 
 from hookflat import UserError, hookimpl, hookspecs
 from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, hooks_of, kind_of
-from hookflat.testing import tiny_run
+from hookflat.recipe.loading import load_recipe
+from hookflat.testing import TinyData, TinyModel, recipe, tiny_run
 from hookflat.training.hooks import Hooks
 
 ROOT = Path(__file__).parents[1]
@@ -71,10 +72,26 @@ def test_classes_that_are_no_plugins_are_refused_with_the_remedy():
         "compares by value": dataclass(type("Made", (), marked())),
         "method 'after_step' without @hookimpl": plugin(after_step=lambda self: None),
         "implements no hook": plugin(),
+        "has 'state_dict' alone: a run that goes on needs both": plugin(**marked(), state_dict=lambda self: {}),
+        "has 'load_state_dict' alone": plugin(**marked(), load_state_dict=lambda self, state: None),
     }
     for message, cls in cases.items():
         with pytest.raises(UserError, match=message):
             Catalogue([cls]).find("made").load()
+
+
+def test_a_plugin_of_one_slot_answers_no_other_slot_s_hook():
+    """It would be asked before the plugin that the recipe names, which nobody would hear of."""
+    marked = hookimpl(lambda self: None)
+    both = plugin(loss=marked, craft=hookimpl(lambda self: None))
+    with pytest.raises(UserError, match=r"plugin 'made' answers 'loss' too, which is for \[loss\] alone: wrap it"):
+        load_recipe(recipe({"attack": {"name": "made"}}), catalogue=Catalogue([TinyData, TinyModel, both]))
+
+    def around(self):
+        return (yield)
+
+    beside = plugin(craft=hookimpl(lambda self: None), loss=hookimpl(around, wrapper=True))
+    load_recipe(recipe({"attack": {"name": "made"}}), catalogue=Catalogue([TinyData, TinyModel, beside]))
 
 
 def test_hook_arguments_and_names_that_do_not_exist_are_refused():
@@ -231,7 +248,8 @@ def test_a_plugin_s_other_methods_are_named_too(tmp_path):
     from hookflat import TrainingFailed
     from hookflat.testing import run_recipe
 
-    file = mine(tmp_path, after="    def state_dict(self): raise ValueError('oh')")
+    methods = "    def state_dict(self): raise ValueError('oh')\n    def load_state_dict(self, state): pass"
+    file = mine(tmp_path, after=methods)
     with pytest.raises(TrainingFailed, match=r"plugin 'mine' failed in method 'state_dict': ValueError: oh"):
         run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
 

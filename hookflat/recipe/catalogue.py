@@ -170,6 +170,9 @@ def _plugin_class(cls: Any, name: str) -> type:
     stray = [n for n, m in inspect.getmembers(cls) if hasattr(m, "hookflat_impl") and n not in HOOKS]
     if stray:
         raise UserError(f"plugin {name!r} marks {stray[0]!r}, which is no hook{nearest(stray[0], list(HOOKS))}")
+    pair = "state_dict", "load_state_dict"
+    if len(there := [method for method in pair if callable(getattr(cls, method, None))]) == 1:
+        raise UserError(f"plugin {name!r} has {there[0]!r} alone: a run that goes on needs both of {', '.join(pair)}")
     if not hooks_of(cls):
         raise UserError(f"plugin {name!r} implements no hook: mark a method with @hookimpl")
     return cls

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
-from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, kind_of
+from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, hooks_of, kind_of
 from hookflat.recipe.merging import Merged, assignments
 from hookflat.recipe.naming import suffix
 from hookflat.recipe.nearest import nearest
@@ -179,8 +179,12 @@ class _Checker:
         kind = kind if kind in SLOTS or kind == "measure" else "plugin"
         if kind != fits:
             places = {"measure": "[eval.STAGE.NAME]", "plugin": "[plugins.NAME]"}
-            what = "no slot's and no measure" if kind == "plugin" else f"a {kind}"
+            what = "no slot's and no measure" if kind == "plugin" else f"{'an' if kind[0] in 'ao' else 'a'} {kind}"
             self._fault(path, f"plugin {shortened(name)} is {what}: it belongs in {places.get(kind, f'[{kind}]')}")
+            return None
+        if others := [slot for slot, hook in SLOTS.items() if slot != fits and hooks_of(cls).get(hook) is False]:
+            told = f"answers {SLOTS[others[0]]!r} too, which is for [{others[0]}] alone: wrap it"
+            self._fault(path, f"plugin {shortened(name)} {told}")
             return None
         return cls
 

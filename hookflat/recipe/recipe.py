@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,6 +148,12 @@ class Recipe:
     def registered(self) -> dict[str, Any]:
         """All training plugins by name in call order: `[plugins.*]` first, then the slots."""
         return self.plugins | {self.slot_names[s]: p for s, p in self.slots.items()}
+
+    def packages(self) -> list[str]:
+        """The installed packages that its plugins and measures are of."""
+        measures = (name for measures in self.measures.values() for name in measures)
+        sources = map(self.catalogue.find, {*self.slot_names.values(), *self.plugins, *measures})
+        return sorted({s.package.rpartition(" ")[0] for s in sources if isinstance(s.target, EntryPoint)})
 
     def to_toml(self) -> str:
         """The resolved recipe, re-runnable as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.resources
+import keyword
 import re
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
     """
     name = name.replace("-", "_").removeprefix("hookflat_")
     known = Catalogue().names()
-    if not _NAME.fullmatch(name) or len(name) > 30:
+    if not _NAME.fullmatch(name) or len(name) > 30 or keyword.iskeyword(name):
         raise UserError(
-            f"{name!r}: a plugin's name is at most 30 of a-z, 0-9 and _, and each part begins with a letter"
+            f"{name!r}: a plugin's name is at most 30 of a-z, 0-9 and _, each part begins with a letter, and it is no "
+            "word of Python's own"
         )
     if name in known or f"hookflat_{name}" == "hookflat_plugins":
         raise UserError(f"a plugin is called {name!r} already: choose another name")

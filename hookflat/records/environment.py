@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 _PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy", "datasets", "pyautoattack", "numpy")
 
 
-def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Versions, code revision, hardware and command line."""
+def environment(plugin_files: tuple[Path, ...] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Versions, code revision, hardware and command line; `packages`: others whose versions matter, by name."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -24,7 +25,7 @@ def environment(plugin_files: tuple[Path, ...] = ()) -> dict[str, Any]:
         "command": sys.argv,
         "plugin_files": {str(f): f.read_text(encoding="utf-8") for f in plugin_files},
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
         "git_revision": _git_revision(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

@@ -163,7 +163,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not begun:
                 self._replace(self.recipe, recipe.to_toml())
-            self._replace(self.environment, json.dumps(environment(plugin_files), indent=2))
+            if not self.results.exists():  # of a run that is complete it says what made it
+                known = environment(plugin_files, recipe.packages())
+                self._replace(self.environment, json.dumps(known, indent=2))
 
     @contextmanager
     def held(self) -> Generator[None]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from hookflat.functional.choices import check_choice
+
 Unit = Literal["share", "loss", "count", "number", "flag"]
 Role = Literal[
     "clean error",
@@ -28,7 +30,7 @@ class Quantity:
     `lower_is_better`: None where it is neither good nor bad. `role`: the column of Table 1 that it may fill; of several
     measures the one of the highest `rank` does. `headline`: whether it stands in the line of an epoch, and its gap
     (test minus train) in the final table. `predictor`: whether reports ask how well it goes with RLoss, RErr and their
-    gaps; False for losses and errors, which others should predict.
+    gaps; False for losses and errors, which others should predict. Raises ValueError for other units and roles.
     """
 
     label: str
@@ -38,6 +40,11 @@ class Quantity:
     rank: int = 0
     headline: bool = False
     predictor: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, Unit)
+        if self.role is not None:
+            check_choice("role", self.role, Role)
 
     def text(self, value: float) -> str:
         """A value as a table shows it: "12.3 %", "1.234"."""

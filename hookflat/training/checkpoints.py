@@ -140,7 +140,10 @@ def _restore(run: Run, weights: dict[str, Tensor], state: dict[str, Any]) -> Non
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
     for name, plugin_state in state["plugins"].items():
-        run.plugins[name].load_state_dict(plugin_state)
+        try:
+            run.plugins[name].load_state_dict(plugin_state)
+        except Exception as error:
+            raise ValueError(f"plugin {name!r}, load_state_dict: {type(error).__name__}: {error}") from error
     if run.rank < len(state["generators"]):  # another number of processes: what is new begins as built
         _set_generators(state["generators"][run.rank], run.device)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from hookflat.errors import UserError
+from hookflat.errors import TrainingFailed, UserError
 from hookflat.functional.brackets import full_float32
 from hookflat.functional.data import Data
 from hookflat.functional.examples import Examples
@@ -23,6 +23,7 @@ from hookflat.recipe.recipe import Recipe, Stage
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of
 from hookflat.records.results import NetworkResults, Protocol, StageProtocol
+from hookflat.training.as_found import checked_numbers, left_as_found
 from hookflat.training.hooks import Hooks
 from hookflat.training.launch import agreed
 from hookflat.training.set_aside import set_aside
@@ -44,11 +45,20 @@ Done = Callable[[Tally, float], None]
 
 
 def quantities(recipe: Recipe) -> dict[str, Quantity]:
-    """What every number of the recipe's measures is, as they declare it (their `numbers()`)."""
+    """What every number of the recipe's measures is, as they declare it (their `numbers()`).
+
+    Raises TrainingFailed for a declaration that is none.
+    """
     declared: dict[str, Quantity] = {}
     for measures in recipe.measures.values():
-        for plugin in measures.values():
-            declared |= getattr(plugin, "numbers", dict)()
+        for name, plugin in measures.items():
+            try:
+                numbers = getattr(plugin, "numbers", dict)()
+            except Exception as error:
+                raise TrainingFailed(f"measure {name!r}, numbers(): {type(error).__name__}: {error}") from error
+            if not isinstance(numbers, dict) or not all(isinstance(q, Quantity) for q in numbers.values()):
+                raise TrainingFailed(f"measure {name!r}, numbers(): should give a hookflat.Quantity for each name")
+            declared |= numbers
     return declared
 
 
@@ -129,9 +139,9 @@ class Measurements:
             seconds: dict[str, float] = {}
             for measure, plugin in measures.items():
                 began, before = time.perf_counter(), self.tally.seconds_before
-                with full_float32():
+                with full_float32(), left_as_found(subjects[split].model, measure):
                     answers = self.hooks[name].only("measure", plugin)(subject=subjects[split])
-                for answer in answers:
+                for answer in (checked_numbers(answer, measure) for answer in answers):
                     if clash := answer.keys() & values.keys():
                         raise UserError(f"[eval.{name}]: two measures return {', '.join(sorted(clash))!r}")
                     values |= answer
