@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.runs import Network
@@ -15,26 +13,22 @@ from hookflat.reporting.trust import raised
 
 PLACE = Path(__file__).resolve().parent / "examples"
 RECORDS = PLACE / "cifar10-mini" / "records"
-EARLY = PLACE / "cifar10-mini" / "early_stopped"
+FOURTH = PLACE / "cifar10-measures" / "records"
 HEAD = """# Early-stopped networks by the whole protocol
 
-Made from records by `python docs/make_early_stopped.py`. The study of [CIFAR-10 at 16 pixels](README.md) measures its
-early-stopped networks on test images; fourth seeds, here, on training images and in the worst case, too, and by every
-measure of `critics` and `trust` ([records](cifar10-mini/early_stopped), which have the other numbers):
+Made from records by `python docs/make_early_stopped.py`: the fourth seeds of [CIFAR-10 at 16 pixels](README.md), which
+are measured by all of `mini` and `critics`, on test and training images, last and early stopped
+([report](cifar10-measures/report.md), [records](cifar10-measures/records)):
 
 ```sh
 hookflat run at --with scales/cifar10-mini --set run.seed=3 --out runs/table1/at-3
-hookflat eval runs/table1/at-3 --protocol mini --which best
-hookflat eval runs/table1/at-3 --protocol critics --which best --set 'eval.attack.trust.sibling="runs/table1/at-0"'
+hookflat eval runs/table1/at-3 --protocol mini --which last --which best
+hookflat eval runs/table1/at-3 --protocol critics --which last --which best \\
+    --set 'eval.attack.trust.sibling="runs/table1/at-0"'
 ```
 
-`critics` had the measures of weights and along the attack on test images alone then. The records of {complete}
-configurations have what it has on training images since, of the last networks, too (`critics-last-best`, `mini-last`);
-their numbers on test images are the same.
-
-Rows as in Table 1, of {count} twenty configurations. RErr by AutoAttack's two APGDs, in %. Last networks: the
-study's other seeds, mean ± standard deviation, flatness on training images of the first (of AT of two). Late
-multi-step is AT up to its sixteenth epoch: early stopping gives the same network.
+Rows as in Table 1. RErr by AutoAttack's two APGDs, in %. Late multi-step is AT up to its
+sixteenth epoch: early stopping gives the same network.
 
 | | state | RErr, test | train | RLoss, test | train | flatness, test | train | worst case |
 |---|---|---|---|---|---|---|---|---|
@@ -71,40 +65,30 @@ SIGNS = ("rerr_one_start", "rerr_four_times_the_steps", "rerr_single_step", "rer
 SIGNS += ("broken_by_square_alone", "rerr_transfer")
 
 
-def cell(networks: Sequence[Network], key: str, digits: int) -> str:
-    """Mean and standard deviation of the networks that have the number, errors in %."""
-    values = [value for n in networks if not math.isnan(value := n.value(key))]
-    if not values:
-        return ""
-    values = [100 * value for value in values] if key.startswith("rerr") else values
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+def cell(network: Network, key: str, digits: int) -> str:
+    """A number of the network, errors in %."""
+    return f"{(100 if key.startswith('rerr') else 1) * network.value(key):.{digits}f}"
 
 
 def page() -> str:
     """The text of docs/examples/early_stopped.md."""
-    study, early = gather([RECORDS]), gather([EARLY])
-    titles = method_titles(table1(study))
-    order = sorted(early.runs, key=lambda run: list(titles).index(run.method))
+    titles, fourth = method_titles(table1(gather([RECORDS]))), gather([FOURTH])
+    order = sorted(fourth.runs, key=lambda run: list(titles).index(run.method))
     lines, signs = [], []
     for run in order:
-        last = [other.networks["last"] for other in study.runs if other.method == run.method]
         best = run.networks["best"]
-        for name, state, networks in (
-            (titles[run.method], "last", last),
-            ("", f"early stopped, epoch {best.epoch}", [best]),
+        for name, state, network in (
+            (titles[run.method], "last", run.networks["last"]),
+            ("", f"early stopped, epoch {best.epoch}", best),
         ):
-            lines.append([name, state, *(cell(networks, *number) for number in NUMBERS)])
-        flags = raised(best.test, early.quantities)
+            lines.append([name, state, *(cell(network, *number) for number in NUMBERS)])
+        flags = raised(best.test, fourth.quantities)
         told = "; ".join(flags) or "none" if flags is not None else ""
         signs.append([titles[run.method], *(f"{100 * best.value(key):.1f}" for key in SIGNS), told])
-    head = HEAD.replace("{count}", f"{len(order)} of its" if len(order) < 20 else "all its")
-    head = head.replace("{complete}", str(sum(1 for _ in EARLY.glob("*/eval/mini-last"))))
-    found = {e.weights["best"]: run.networks["best"] for run in order for e in run.evaluations if "best" in e.weights}
-    different = list(found.values())
-    told = "".join(map(row, claims(different)))
-    claim = CLAIM.replace("{count}", str(len(different)))
-    return head + "".join(map(row, lines)) + claim + told + TRUST + "".join(map(row, signs))
+    stopped = {e.weights["best"]: run.networks["best"] for run in order for e in run.evaluations if "best" in e.weights}
+    claim = CLAIM.replace("{count}", str(len(stopped)))
+    parts = HEAD, *map(row, lines), claim, *map(row, claims([*stopped.values()])), TRUST, *map(row, signs)
+    return "".join(parts)
 
 
 def claims(networks: Sequence[Network]) -> list[list[str]]:
