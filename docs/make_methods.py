@@ -16,7 +16,7 @@ from hookflat.recipe.shipped import recipes_folder, recipes_naming, title
 
 ORDER = (
     *("loss", "attack", "weight perturbation", "optimizer", "schedule", "regularizer", "activation", "averaging"),
-    *("more data", "initial weights", "model selection", "diagnostic", "measure", "model", "data", "figure", "tool"),
+    *("more data", "model selection", "diagnostic", "measure", "model", "data", "figure", "tool"),
 )
 METHODS = (*ORDER[:8], "more data", "model")
 """Kinds of what a recipe is made of."""

@@ -22,7 +22,7 @@ class StartFrom:
     from the initial weights is that from these, so that measuring the run later on asks for them, too.
     """
 
-    kind: ClassVar[str] = "initial weights"
+    kind: ClassVar[str] = "tool"
 
     weights: Annotated[str, Field(description="folder of a run, or a file of weights")] = "runs/at-0"
     which: Annotated[
