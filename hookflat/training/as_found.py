@@ -1,4 +1,7 @@
-"""A measure leaves the network as it found it: one that does not would train on, or spoil what is measured next."""
+"""What a measure hands back: numbers, and the network as it found it.
+
+One that left it changed would train on, or spoil what is measured next.
+"""
 
 from __future__ import annotations
 
