@@ -233,9 +233,10 @@ def test_each_norm_counts_where_it_breaks_what_the_others_do_not(monkeypatch):
         asked.append((attack.threat.norm, attack.threat.eps, attack.step_size, attack.steps, attack.restarts))
         return SimpleNamespace(wrong=torch.arange(5) == len(asked))
 
-    monkeypatch.setattr("hookflat_plugins.multi_norm.robust_error", breaks_one)
     options = {"linf": 0.05, "l2": 0.3, "l1": 1.2, "alpha": 0.5, "steps": 3, "restarts": 2}
     with tiny_run({"eval": {"final": {"multi_norm": options}}}) as run:
+        globals_ = type(run.recipe.measures["final"]["multi_norm"]).measure.__globals__  # whoever imported it when
+        monkeypatch.setitem(globals_, "robust_error", breaks_one)
         measured = run.measures["final"].call.measure(subject=run.subject("test"))
     assert asked == [("Linf", 0.05, 0.025, 3, 2), ("L2", 0.3, 0.15, 3, 2), ("L1", 1.2, 0.6, 3, 2)]
     expected = {"rerr_linf": 0.2, "rerr_l2": 0.2, "rerr_l1": 0.2, "rerr_any_norm": 0.6}
