@@ -244,6 +244,18 @@ def test_an_option_of_a_strange_type_is_told_in_a_line(fields, told, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_complete_run_keeps_the_record_of_what_made_it(tmp_path):
+    from hookflat.testing import run_recipe
+
+    file = mine(tmp_path)
+    folder = run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file]).folder
+    record = (folder / "environment.json").read_text()
+    assert '"hookflat":' in record
+    file.write_text(file.read_text() + "\n# another formula\n")
+    run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+    assert (folder / "environment.json").read_text() == record
+
+
 def test_a_plugin_s_other_methods_are_named_too(tmp_path):
     from hookflat import TrainingFailed
     from hookflat.testing import run_recipe

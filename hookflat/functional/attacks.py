@@ -70,7 +70,6 @@ def pgd(
         raise ValueError("pgd needs the labels y, or an objective")
     attack = attack.but(**options)
     check_choice("keep", keep, Literal["best", "last"])
-    check_choice("mode", mode, Mode)
     if attack.restarts < 1:
         raise ValueError("pgd needs restarts >= 1")
     if cycle_detection and (keep == "last" or momentum or mode == "train"):
@@ -81,9 +80,9 @@ def pgd(
         keys = torch.arange(len(x), device=x.device)
     objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
     check_start(attack, objective)
-    x = x.detach()
+    check_choice("mode", mode, Mode)
+    x_adv = best_x = x = x.detach()
     ball = attack.threat.ball(x)
-    x_adv = best_x = x
     best = torch.full((len(x),), -torch.inf, device=x.device)
     with frozen(model, train=mode == "train"):
         attacked = model if mode == "train" else attack_view(model, attack.precision)

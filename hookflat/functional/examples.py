@@ -133,6 +133,11 @@ ValueError.
 """
 
 
+def repeatable(loader: Loader) -> Loader:
+    """The same examples at every pass: those of a loader, which may shuffle, are held."""
+    return loader if isinstance(loader, tuple | Examples) else list(loader)
+
+
 def set_of(loader: Loader, model: nn.Module) -> Set:
     """What a measure of `model` iterates over, images and labels checked and moved to its device."""
     if not isinstance(loader, Examples):

@@ -21,7 +21,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen, measuring
-from hookflat.functional.examples import Examples, Loader, set_of
+from hookflat.functional.examples import Loader, repeatable, set_of
 from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.robust_error import robust_error
@@ -89,8 +89,7 @@ def trust(
     """
     work, attack = work or Work(), attack.but(**options)
     eps, step = attack.threat.eps, attack.step_size
-    if not isinstance(loader, tuple | Examples):
-        loader = list(loader)  # a loader that shuffles gives the same examples every time, then
+    loader = repeatable(loader)
 
     def wrong(other: Attack, name: str) -> Tensor:
         return robust_error(model, loader, attack=other, seed=seed, clean=clean, work=work.part(name)).wrong
@@ -101,10 +100,7 @@ def trust(
     with measuring(model):
         examples = set_of(loader, model)
         first = next(iter(examples), None)  # a process may have none
-        looks = (
-            [randomised(model, *first[:2]), probabilities(model, first[0]), dynamic(model, first[0])] if first else []
-        )
-        seen = examples.sum(torch.tensor([*map(float, looks)] or [0.0] * 3)) > 0
+        seen = examples.sum(torch.tensor(_looks(model, *first[:2]) if first else [0.0] * 3)) > 0
         raised = dict(zip(("randomised", "probabilities", "dynamic"), map(bool, seen), strict=True))
         zero = columns(examples, lambda *batch: _zero(model, attack, seed, *batch), work.part("zero"), _NONE)["zero"]
     clean = robust_loss(model, loader, restarts=0, work=work.part("clean"))
@@ -126,6 +122,11 @@ def trust(
         more["error_transfer"] = rate(_transfer(model, sibling, loader, attack, seed, work.part("transfer")))
         raised["transfer"] = more["error_transfer"] > error + tolerance
     return Trust(error, stepped, single, (radii[0], radii[1]), rate(zero), raised=raised, **more)
+
+
+def _looks(model: nn.Module, x: Tensor, y: Tensor) -> list[float]:
+    """Whether it is randomised, gives probabilities, is dynamic: 1 or 0 each."""
+    return [float(found) for found in (randomised(model, x, y), probabilities(model, x), dynamic(model, x))]
 
 
 @torch.no_grad()
