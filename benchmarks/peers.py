@@ -43,7 +43,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hookflat import Attack, Data, Images, Recipe, Run, Threat, hookimpl, load_recipe, network_of
+from hookflat import Attack, Data, Images, Recipe, Threat, hookimpl, load_recipe
 from hookflat.functional.brackets import full_float32
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.shipped import recipes_folder
@@ -533,12 +533,9 @@ class Bench:
 
     def _attacked(self) -> tuple[Any, Tensor, Tensor, float]:
         """Network, images and labels for AutoAttack, and a radius: of a run folder, or quickly trained on digits."""
-        first = torch.arange(self.options.examples)
         if self.options.run:
-            recipe = load_recipe(Path(self.options.run, "recipe.toml"))
-            run = Run(recipe, Path(self.options.run))
-            run.build_data()
-            net, (x, y), eps = network_of(recipe, self.options.run), run.data.test.__getitems__(first), recipe.eval.eps
+            loaded = hookflat.load(self.options.run)
+            net, (x, y), eps = loaded.network, loaded.data.test[: self.options.examples], loaded.attack.threat.eps
         else:
             tables = {"data": {"name": "digits"}, "model": {"name": "resnet_small"}}
             attack = {"name": "pgd", "eps": 0.15, "step_size": 0.0335, "steps": 7}
@@ -547,7 +544,7 @@ class Bench:
                     for batch in run.batches():
                         loop.step(run, batch)
                     run.epoch += 1
-            net, (x, y), eps = run.network, run.data.test.__getitems__(first), 0.1
+            net, (x, y), eps = run.network, run.data.test[: self.options.examples], 0.1
         net = net.eval().to(memory_format=torch.contiguous_format).to(self.device)
         return net, x.to(self.device), y.to(self.device), eps
 

@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hookflat import Run, load_recipe, network_of
-
 ATTACKS = {"FGSM": (1, 0.0), "I-FGSM": (10, 0.0), "MI-FGSM": (10, 1.0)}
 """Steps and momentum."""
 
@@ -47,12 +45,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
     parser.add_argument("--examples", type=int, default=1000)
     options = parser.parse_args()
-    recipes = {folder: load_recipe(folder / "recipe.toml") for folder in options.runs}
-    nets = {folder: network_of(recipe, folder).eval() for folder, recipe in recipes.items()}
-    first = options.runs[0]
-    run = Run(recipes[first], first)
-    run.build_data()
-    x, y = run.data.test.__getitems__(torch.arange(options.examples))
+    loaded = {folder: hookflat.load(folder) for folder in options.runs}
+    nets = {folder: run.network for folder, run in loaded.items()}
+    x, y = loaded[options.runs[0]].data.test[: options.examples]
     known = {folder: right(net, x, y) for folder, net in nets.items()}
     print("clean error:", ", ".join(f"{folder.name} {1 - k.float().mean():.1%}" for folder, k in known.items()))
     print(f"\n| eps x 255 | from, to | {' | '.join(ATTACKS)} |\n|---|---|{'---|' * len(ATTACKS)}")

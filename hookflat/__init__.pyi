@@ -40,6 +40,8 @@ from .training.entry import network_of as network_of
 from .training.entry import run as run
 from .training.entry import teacher_of as teacher_of
 from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.opening import Loaded as Loaded
+from .evaluation.opening import load as load
 from .functional.rescaling import rescale as rescale
 from .records.folder import RunFolder as RunFolder
 from .records.results import Results as Results

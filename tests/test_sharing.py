@@ -107,7 +107,7 @@ def test_the_card_says_what_the_results_say(trained, shared, plugin):
         "the first 20 test examples",
         "eps 0.15 (L-infinity), step size 0.0335, seed 0",
         'hf_hub_download("somebody/plain", "network.pt2")',
-        'snapshot_download("somebody/plain")',
+        'hookflat.load("hub:somebody/plain")',
         "hookflat eval hub:somebody/plain",
         "## Intended use, and limits",
         "| loss | at |",

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from hookflat import collector
 from hookflat.errors import UserError
-from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint
-from hookflat.evaluation.opening import foreign_weights, networks
+from hookflat.evaluation.opening import built, networks
 from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.seeds import fingerprint
-from hookflat.reading.shapes import classes_of
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.results import Results
 from hookflat.training.ending import ending
@@ -33,13 +31,7 @@ def measured(source: Checkpoint, recipe: Recipe, place: Path, *, quiet: bool = T
 def _measured(source: Checkpoint, run: Run) -> Results:
     recipe, place, console = run.recipe, run.folder.path, run.console
     run.accelerator.wait_for_everyone()  # the main process holds the folder
-    given = foreign_weights(source)
-    run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})
-    if source.is_robustbench:
-        robustbench.check(source.model)
-        run.build_data()
-    else:
-        run.build_network()
+    given = built(source, run)
     measurements = run.measurements
     plan = {label: measurements.planned(label) for label in source.there}
     results = Results(

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from hookflat.errors import UserError
 from hookflat.evaluation.checkpoint import Checkpoint
-from hookflat.evaluation.opening import foreign_weights, networks
+from hookflat.evaluation.opening import built, networks
 from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.rescaling import rescale
-from hookflat.reading.shapes import classes_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder
@@ -33,11 +32,9 @@ def rescaled(
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
     tables, needs = source.tables(), ("data", "model")
     recipe = load_recipe(tables, origin=source.origin, overrides=overrides, catalogue=catalogue, needs=needs)
-    given = foreign_weights(source)
     run = Run(recipe, out)
-    run.expected_classes = classes_of({name: tensor.shape for name, tensor in (given or {}).items()})
     with global_state_restored():
-        run.build_network()
+        given = built(source, run)
     _, about, network = next(iter(networks(source, run, given)))
     about |= {"rescaled": factor * about.get("rescaled", 1.0)}
     try:

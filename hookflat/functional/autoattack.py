@@ -227,8 +227,8 @@ class _Climb:
 def _whole(loader: Loader, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, Set]:
     """All images and labels of a set, on every process: batches are formed over the whole set."""
     spread = set_of(loader, model)
-    if isinstance(loader, Examples):
-        x, y = loader.images.__getitems__(torch.arange(len(loader)))
+    if isinstance(spread, Examples):
+        x, y = spread.images.__getitems__(torch.arange(len(spread)))
         return x.to(device), y.to(device), spread
     xs, ys, _ = zip(*spread, strict=True)
     return torch.cat(xs), torch.cat(ys), spread

@@ -47,7 +47,10 @@ class Images(Dataset):
         """Images (n, C, H, W) float32 in [0, 1] and labels (n,) for `indices` ((n,) int64)."""
         return next(self.batches([indices]))
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int | slice) -> tuple[Tensor, Tensor]:
+        """One image (C, H, W) and its label (), or those of a slice as above."""
+        if isinstance(index, slice):
+            return self.__getitems__(torch.arange(len(self))[index])
         x, y = self.__getitems__(torch.tensor([index]))
         return x[0], y[0]
 

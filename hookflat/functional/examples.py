@@ -125,8 +125,8 @@ class Pairs(Set):
         return values
 
 
-Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Examples
-"""Batches (x, y), one pair of tensors (split into batches of 250 at most), or `Examples`.
+Loader = Iterable[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | Images | Examples
+"""Batches (x, y), one pair of tensors or `Images` (split into batches of 250 at most), or `Examples`.
 
 Images that are not floats in [0, 1], and labels that are not integers from 0 to the network's outputs minus 1, raise
 ValueError.
@@ -135,11 +135,13 @@ ValueError.
 
 def repeatable(loader: Loader) -> Loader:
     """The same examples at every pass: those of a loader, which may shuffle, are held."""
-    return loader if isinstance(loader, tuple | Examples) else list(loader)
+    return loader if isinstance(loader, tuple | Images | Examples) else list(loader)
 
 
 def set_of(loader: Loader, model: nn.Module) -> Set:
     """What a measure of `model` iterates over, images and labels checked and moved to its device."""
+    if isinstance(loader, Images):
+        loader = Examples(loader, device=_device_of(model))
     if not isinstance(loader, Examples):
         return Pairs(loader, model)
     if len(loader):
