@@ -56,11 +56,11 @@ def run(
     from hookflat.training.trial import dry_run as run_dry
 
     if dry_run:
-        run_dry(loaded, plugins=plugin)
+        run_dry(loaded)
     elif max_steps is not None:
-        first_steps(loaded, max_steps, plugins=plugin, folder=out)
+        first_steps(loaded, max_steps, folder=out)
     else:
-        run_recipe(loaded, plugins=plugin, folder=out, quiet=False)
+        run_recipe(loaded, folder=out, quiet=False)
 
 
 @command("eval")

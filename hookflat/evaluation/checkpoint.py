@@ -15,7 +15,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.evaluation import robustbench
 from hookflat.reading.shapes import check_classes, classes_of, shapes_in
-from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.catalogue import SLOTS, Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.merging import assignments
 from hookflat.recipe.recipe import Recipe
@@ -93,7 +93,7 @@ class Checkpoint:
             if self.arch or self.data or self.key or self.normalize != "none":
                 told = "its recipe names data and network (no --arch, --data, --normalize, --key)"
                 raise UserError(f"{self.model} is a run folder: {told}")
-            return self._of_the_run()
+            return self._of_the_run(catalogue or Catalogue())
         if self.which != ("last",):
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
         if self.is_robustbench:
@@ -117,12 +117,19 @@ class Checkpoint:
         kind, _, network = (self.arch or "").partition(":")
         return tables | {"model": {"name": kind} | ({"network": network} if network else {})}
 
-    def _of_the_run(self) -> dict[str, Any]:
+    def _of_the_run(self, catalogue: Catalogue) -> dict[str, Any]:
         tables = self.run_folder.read_recipe()
-        for name in ("data", "model", "eval"):
+        for name in ("data", "model", "eval"):  # with what it was trained is no matter
             if not isinstance(tables.setdefault(name, {} if name == "eval" else None), dict):
                 raise UserError(f"{self.run_folder.recipe} is not what hookflat writes: it has no table [{name}]")
         tables["eval"] = {k: v for k, v in tables["eval"].items() if not isinstance(v, dict)}
+        tables = {name: table for name, table in tables.items() if name not in SLOTS or name in ("data", "model")}
+        named = [tables["data"].get("name", ""), tables["model"].get("name", ""), *(tables.get("plugins") or ())]
+        if (missing := [name for name in named if name not in catalogue.names()]) and (
+            by := self.run_folder.made_with()
+        ):
+            unknown = f"no plugin is called {shortened(missing[0])}"
+            raise UserError(f"{self.run_folder.recipe}: {unknown} (the run was trained with {by})")
         return tables
 
 

@@ -44,9 +44,13 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         numbers=quantities(recipe),
     )
     done = _same(run, results)
-    run.folder.prepare(recipe)
+    changed = run.folder.prepare(recipe)
+    if source.is_run and run.main:
+        changed += source.run_folder.changed_code(recipe.foreign_code())
     if without := set(source.which) - set(source.there):
         console.say(f"{source.model} has no network {', '.join(sorted(without))}")
+    if changed:
+        console.say(f"this is other code than before: {'; '.join(dict.fromkeys(changed))}")
     if done:
         console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
     else:

@@ -102,7 +102,9 @@ class Catalogue:
         """Raises UserError for an unknown name, and for one that two packages claim."""
         sources = self._sources.get(name, [])
         if not sources:
-            raise UserError(f"no plugin is called {shortened(name)}{nearest(name, self.names())}")
+            near = nearest(name, self.names())
+            hint = near if "did you mean" in near else " (`hookflat plugins` lists them)"
+            raise UserError(f"no plugin is called {shortened(name)}{hint}")
         if len(sources) > 1:
             packages = " and ".join(s.package for s in sources)
             raise UserError(f"plugin {name!r} is claimed by {packages}: uninstall one of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
@@ -154,6 +155,17 @@ class Recipe:
         measures = (name for measures in self.measures.values() for name in measures)
         sources = map(self.catalogue.find, {*self.slot_names.values(), *self.plugins, *measures})
         return sorted({s.package.rpartition(" ")[0] for s in sources if isinstance(s.target, EntryPoint)})
+
+    def foreign_code(self) -> dict[str, Path]:
+        """The files of code that are not hookflat's: those of `--plugin`, and of what its packages' plugins are in."""
+        files = {str(file): file.resolve() for file in self.catalogue.extra if isinstance(file, Path)}
+        for cls in map(type, [*self.registered().values(), *(m for s in self.measures.values() for m in s.values())]):
+            own = cls.__module__.partition(".")[0] in ("hookflat", "hookflat_plugins")
+            source = None if own else getattr(sys.modules.get(cls.__module__), "__file__", None)
+            file = Path(source or "").resolve()
+            if file.suffix == ".py" and file not in files.values() and file.is_file():
+                files[cls.__module__] = file
+        return files
 
     def to_toml(self) -> str:
         """The resolved recipe, re-runnable as it is."""

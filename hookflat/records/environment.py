@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 _PACKAGES = ("hookflat", "torch", "torchvision", "timm", "accelerate", "pluggy", "datasets", "pyautoattack", "numpy")
 
 
-def environment(plugin_files: tuple[Path, ...] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
+def environment(plugin_files: Mapping[str, Path] | None = None, packages: Iterable[str] = ()) -> dict[str, Any]:
     """Versions, code revision, hardware and command line; `packages`: others whose versions matter, by name."""
     import torch
 
@@ -23,7 +23,7 @@ def environment(plugin_files: tuple[Path, ...] = (), packages: Iterable[str] = (
     tf32 = torch.backends.cudnn.conv.fp32_precision != "ieee"  # ty: ignore[missing-attribute]
     return {
         "command": sys.argv,
-        "plugin_files": {str(f): f.read_text(encoding="utf-8") for f in plugin_files},
+        "plugin_files": {name: file.read_text(encoding="utf-8") for name, file in (plugin_files or {}).items()},
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
         "git_revision": _git_revision(),
@@ -34,6 +34,37 @@ def environment(plugin_files: tuple[Path, ...] = (), packages: Iterable[str] = (
         "tf32": {"training": tf32, "measures": False} if gpus else None,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def changed_code(before: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
+    """Which of these files of plugins have other code than when `before` was written, in words."""
+    then = {Path(name).name: text for name, text in _table(before, "plugin_files").items()}
+    known = {Path(name).name: file for name, file in files.items()}
+    return [f"{n} has changed" for n, f in known.items() if n in then and f.read_text(encoding="utf-8") != then[n]]
+
+
+def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has another version than when `before` was written, in words."""
+    then, there = ({"Python": e.get("python"), **_table(e, "packages")} for e in (before, now))
+    changed = [f"{name} {then[name]} is {there[name]} now" for name in then.keys() & there.keys()
+               if then[name] != there[name]]  # fmt: skip
+    old, new = (e.get("git_revision") for e in (before, now))
+    if isinstance(old, str) and isinstance(new, str) and old != new:
+        changed.append(f"hookflat's revision {old[:9]} is {new[:9]} now")
+    return sorted(changed)
+
+
+def foreign_plugins(of: Mapping[str, Any]) -> str:
+    """Files and packages whose plugins may be needed where a run that was made by these is opened, in words."""
+    files = [name for name in _table(of, "plugin_files") if name.endswith(".py")]
+    packages = [f"{name} {version}" for name, version in _table(of, "packages").items() if name not in _PACKAGES]
+    told = [f"--plugin {file}, whose text is in environment.json" for file in files]
+    return ", ".join(told + ([f"the package {', '.join(packages)}"] if packages else []))
+
+
+def _table(of: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = of.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 @cache

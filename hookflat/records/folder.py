@@ -18,7 +18,7 @@ from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.tables import as_json
 from hookflat.records.checkpoints import METRICS, RECIPE, Checkpoints
 from hookflat.records.disk import has_failed, replacing
-from hookflat.records.environment import environment
+from hookflat.records.environment import changed_code, changed_versions, environment, foreign_plugins
 from hookflat.records.results import NetworkResults, Results, first_fault
 from hookflat.records.texts import DamagedError, read_json, read_lines, read_toml
 
@@ -151,21 +151,44 @@ class RunFolder:
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, recipe: Recipe, plugin_files: tuple[Path, ...] = ()) -> None:
+    def prepare(self, recipe: Recipe) -> list[str]:
         """Make the folder, or check that the one there belongs to the same recipe.
 
+        Returns what has changed since the run was worked on, in words: code of plugins, and versions where it goes on.
         Raises UserError when it cannot be written, or holds another recipe's run.
         """
-        begun = self.same_recipe(recipe)
+        begun, files = self.same_recipe(recipe), recipe.foreign_code()
         if not self.main:
-            return
+            return []
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.results.exists():  # its record says what made it
+                return self.changed_code(files)
+            before, now = self.made_by() if begun else {}, environment(files, recipe.packages())
+            changed = self.changed_code(files) + changed_versions(before, now) if before else []
             if not begun:
                 self._replace(self.recipe, recipe.to_toml())
-            if not self.results.exists():  # of a run that is complete it says what made it
-                known = environment(plugin_files, recipe.packages())
-                self._replace(self.environment, json.dumps(known, indent=2))
+            earlier = before.get("changed")
+            if all_of_it := [*(earlier if isinstance(earlier, list) else []), *changed]:
+                now["changed"] = all_of_it
+            self._replace(self.environment, json.dumps(now, indent=2))
+            return changed
+
+    def made_by(self) -> dict[str, Any]:
+        """The record of what made it; empty where there is none that can be read."""
+        try:
+            known = read_json(self.environment) if self.environment.exists() else {}
+        except DamagedError:
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def made_with(self) -> str:
+        """The files and packages of others whose plugins it may need, in words; "" where none is known."""
+        return foreign_plugins(self.made_by())
+
+    def changed_code(self, files: dict[str, Path]) -> list[str]:
+        """Which of these files of plugins have other code than those that made it, in words."""
+        return changed_code(self.made_by(), files)
 
     @contextmanager
     def held(self) -> Generator[None]:

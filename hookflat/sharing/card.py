@@ -152,8 +152,9 @@ def _measured(title: str, results: Results) -> Measured:
 
 
 def _packages(tables: dict[str, Any], catalogue: Catalogue) -> list[str]:
-    """Packages beside hookflat whose data set or network the recipe names; of files of plugins the names alone."""
-    names, known = {tables[slot]["name"] for slot in ("data", "model")}, {source.name: source for source in catalogue}
+    """Packages beside hookflat that opening the run takes; of files of plugins the names alone."""
+    names = {*(tables[slot]["name"] for slot in ("data", "model")), *tables.get("plugins", ())}
+    known = {source.name: source for source in catalogue}
     sources = [known[name] for name in names if name in known]
     packages = {s.package if isinstance(s.target, EntryPoint) else Path(s.package).name for s in sources}
     return sorted(package for package in packages if not package.startswith("hookflat "))

@@ -51,38 +51,38 @@ def run(
     """Train a recipe and measure the result; an existing folder of the same recipe is resumed.
 
     `overrides`: {"loss.beta": 3} or "loss.beta=3" strings. `plugins`: Python files with plugin classes, or
-    classes. `folder`: instead of the recipe's. Raises `hookflat.UserError` for what the caller can put right,
-    `hookflat.TrainingFailed` when the training cannot go on, and KeyboardInterrupt when a signal stopped it. The
-    global random generators and torch's number of threads are left as found.
+    classes (a `Recipe` has its own). `folder`: instead of the recipe's. Raises `hookflat.UserError` for what the caller
+    can put right, `hookflat.TrainingFailed` when the training cannot go on, and KeyboardInterrupt when a signal stopped
+    it. The global random generators and torch's number of threads are left as found.
     """
-    extra = [p if isinstance(p, type) else Path(p) for p in plugins]
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overlays=overlays, overrides=overrides, catalogue=Catalogue(extra))
+        catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
+        recipe = load_recipe(recipe, overlays=overlays, overrides=overrides, catalogue=catalogue)
     with global_state_restored():
-        files = tuple(p for p in extra if isinstance(p, Path))
         run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
         with ending(run), run.folder.held():
-            results = _run(run, files)
+            results = _run(run)
             assert results is not None
     return FinishedRun(run.folder.path, results)
 
 
-def first_steps(recipe: Recipe, steps: int, *, plugins: Iterable[Path] = (), folder: Path | None = None) -> None:
+def first_steps(recipe: Recipe, steps: int, *, folder: Path | None = None) -> None:
     """The training of a recipe up to step `steps`, a line for each, and a checkpoint from which `run` goes on."""
     with global_state_restored():
         run = Run(recipe, folder or recipe.folder, quiet=False)
         with ending(run), run.folder.held():
-            _run(run, tuple(plugins), steps)
+            _run(run, steps)
 
 
-def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Results | None:
+def _run(run: Run, max_steps: int | None = None) -> Results | None:
     """None where `max_steps` ended it."""
     recipe, path, console = run.recipe, run.folder.path, run.console
     run.accelerator.wait_for_everyone()  # the main process holds the folder
-    run.folder.prepare(recipe, files)
+    changed = run.folder.prepare(recipe)
     run.accelerator.wait_for_everyone()
     if done := run.folder.whole_results(console.say):
-        console.say(f"{path} is complete already; its results:")
+        since = f" ({'; '.join(changed)} since)" if changed else ""
+        console.say(f"{path} is complete already{since}; its results:")
         console.results(done)
         if run.folder.undrawn.exists():
             draw(run)
@@ -93,6 +93,8 @@ def _run(run: Run, files: tuple[Path, ...], max_steps: int | None = None) -> Res
     resumed = checkpoints.resume(run)
     console.quantities = quantities(recipe)
     say_training(run, resumed=resumed)
+    if changed:
+        console.say(f"this is other code than it had before: {'; '.join(changed)}")
     console.training(run.total_steps, run.step, run.measurements.tally)
     run.trackers = Trackers(recipe, run.folder, run.accelerator, console.quantities)
     collector.as_usual()

@@ -7,7 +7,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,16 +61,16 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def in_nowhere(recipe: Recipe, folder: str, *, quiet: bool = True, files: Iterable[Path] = ()) -> Run:
+def in_nowhere(recipe: Recipe, folder: str, *, quiet: bool = True) -> Run:
     """A built run whose folder is a temporary one."""
     run = Run(recipe, Path(folder, "run"), quiet=quiet, trial=True)
-    run.folder.prepare(recipe, tuple(files))
+    run.folder.prepare(recipe)
     run.accelerator.wait_for_everyone()
     run.build()
     return run
 
 
-def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
+def dry_run(recipe: Recipe) -> None:
     """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
     from accelerate.utils import broadcast_object_list
 
@@ -79,7 +78,7 @@ def dry_run(recipe: Recipe, *, plugins: Iterable[Path] = ()) -> None:
     with global_state_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
-        run = in_nowhere(recipe, place[0], quiet=False, files=plugins)
+        run = in_nowhere(recipe, place[0], quiet=False)
         with ending(run):
             say = run.console.say
             say_training(run, resumed=False)
