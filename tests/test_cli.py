@@ -68,6 +68,25 @@ def test_the_shown_tables_are_toml():
     assert tables["schedule"]["milestones"] == [0.4, 0.6, 0.8]
 
 
+def test_who_answers_a_hook_that_is_answered_once_is_shown(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom hookflat import hookimpl\n\n@dataclass(eq=False)\nclass Mine:\n"
+        "    @hookimpl\n    def criterion(self, logits, target):\n        return None\n"
+        "    @hookimpl\n    def extra_loss(self):\n        return None\n"
+    )
+    more = ("--set", "plugins.mine.enabled=true", "--set", "plugins.label_smoothing.tau=0.1")
+    shown = hookflat(
+        "show", "entropy_sgd", "--plugin", file, *more, "--set", "plugins.self_supervision.hidden=4"
+    ).stdout
+    hooks = dict(
+        line.split(maxsplit=1) for line in shown.split("hooks, in call order\n")[1].splitlines() if "  " in line
+    )
+    assert hooks["criterion"] == "mine, else label_smoothing, else core"
+    assert hooks["extra_loss"] == "mine, self_supervision"  # whom all are asked
+    assert hooks["build_model"] == "self_supervision (around), resnet_small"
+
+
 def test_plugins_are_listed_and_explained():
     listed = hookflat("plugins").stdout
     assert "awp" in listed

@@ -49,7 +49,7 @@ def show(
 
     loaded = load_recipe(recipe, overlays=with_, overrides=set_, catalogue=Catalogue(plugin))
     from hookflat.training.core import Core  # loads torch
-    from hookflat.training.hooks import Hooks
+    from hookflat.training.hooks import ANSWERED_ONCE, Hooks
 
     if cost:
         from hookflat.training.cost import cost_of
@@ -74,7 +74,9 @@ def show(
             say(f"{line:<44} # {loaded.origin((*path, key))}")
     say_head("\nhooks, in call order")
     for hook, names in order.items():
-        say(f"  {hook:<18} {', '.join(names)}")
+        around, answers = ([n for n in names if n.endswith(" (around)") == wraps] for wraps in (True, False))
+        asked = ", else " if hook in ANSWERED_ONCE else ", "
+        say(f"  {hook:<18} {', '.join(filter(None, [*around, asked.join(answers)]))}")
     say_head("measures")
     for stage, measures in loaded.measures.items():
         every = loaded.stages[stage].every

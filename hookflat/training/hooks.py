@@ -11,6 +11,9 @@ from hookflat import hookspecs
 from hookflat.errors import TrainingFailed, UserError, thrown
 from hookflat.recipe.catalogue import HOOKS
 
+ANSWERED_ONCE = frozenset(hook for hook in HOOKS if getattr(hookspecs, hook).hookflat_spec["firstresult"])
+"""The hooks of which the first plugin that answers is the only one: others are asked where it answers None."""
+
 
 class Hooks:
     """The hooks of one run: `hooks.call.NAME(...)` calls the registered plugins, first registered first."""
