@@ -1,3 +1,4 @@
+import json
 import re
 import signal
 from dataclasses import dataclass
@@ -264,6 +265,43 @@ def test_a_plugin_s_other_methods_are_named_too(tmp_path):
     file = mine(tmp_path, after=methods)
     with pytest.raises(TrainingFailed, match=r"plugin 'mine' failed in method 'state_dict': ValueError: oh"):
         run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+
+
+def test_a_state_that_a_plugin_does_not_take_back_is_told_with_its_name(tmp_path):
+    from hookflat.training.entry import first_steps
+
+    methods = (
+        "    def state_dict(self): return {'seen': 3}\n    def load_state_dict(self, state): raise KeyError('sum')"
+    )
+    file = mine(tmp_path, after=methods)
+    loaded = load_recipe(recipe({"plugins": {"mine": {}}}), catalogue=Catalogue([TinyData, TinyModel, file]))
+    first_steps(loaded, 1, folder=tmp_path / "run")
+    with pytest.raises(UserError, match=r"does not hold the state of this run: plugin 'mine', load_state_dict: KeyErr"):
+        first_steps(loaded, 2, folder=tmp_path / "run")
+
+
+def test_the_record_has_the_versions_of_the_packages_whose_plugins_were_used(tmp_path, monkeypatch):
+    from hookflat.recipe import catalogue
+    from hookflat.training.entry import first_steps
+
+    mine(tmp_path).rename(tmp_path / "strangers.py")
+    info = tmp_path / "strangers_dist-3.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers-dist\nVersion: 3.1\n")
+    (info / "entry_points.txt").write_text("[hookflat]\nmine = strangers:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    catalogue._installed.cache_clear()
+    try:
+        for name, versions in (("used", {"strangers-dist": "3.1"}), ("unused", {})):
+            tables = {"plugins": {"mine": {}}} if name == "used" else {}
+            loaded = load_recipe(recipe(tables), catalogue=Catalogue([TinyData, TinyModel]))
+            first_steps(loaded, 1, folder=tmp_path / name)
+            known = json.loads((tmp_path / name / "environment.json").read_text())["packages"]
+            assert known.items() >= versions.items()
+            assert ("strangers-dist" in known) == (name == "used")
+    finally:
+        monkeypatch.undo()
+        catalogue._installed.cache_clear()
 
 
 BROKEN = {

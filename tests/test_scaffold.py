@@ -129,6 +129,7 @@ def test_what_cannot_be_made_is_told_and_nothing_is_written(tmp_path):
         ("2fast", "each part begins with a letter"),
         ("a/../b", "at most 30 of a-z"),
         ("x" * 31, "at most 30"),
+        ("lambda", "no word of Python's own"),
     ):
         assert reason in fails(2, "new-plugin", name, "--kind", "loss", cwd=tmp_path)
     made("loss", tmp_path)
