@@ -8,7 +8,7 @@ import torch
 from made_runs import network, write
 from torch import nn
 
-from hookflat import Quantity, UserError, report, trust
+from hookflat import Quantity, UserError, report, robust_error, trust
 from hookflat.functional.trust import TRUST_FLAGS, dynamic, probabilities, randomised
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.results import NetworkResults
@@ -154,6 +154,23 @@ def test_masked_gradients_are_seen(found, name):
     assert flags(masked) >= {"zero_gradients", "square"}
     assert "radius" in flags(masked)
     assert masked.zero_gradients > 0.5
+
+
+def test_square_is_asked_only_about_what_pgd_leaves_right(net, digits_pair, monkeypatch):
+    from pyautoattack.square import SquareAttack
+
+    masked, asked, perturb = Around(net, PLANTED["quantised"]), [], SquareAttack.perturb
+    monkeypatch.setattr(SquareAttack, "perturb", lambda self, x, y: asked.append((x, y)) or perturb(self, x, y))
+    found = trust(masked, digits_pair, queries=50, **ATTACK)
+    monkeypatch.undo()
+    plain = robust_error(masked, digits_pair, restarts=1, seed=0, **ATTACK).wrong
+    [(x, y)] = asked
+    assert torch.equal(x, digits_pair[0][~plain])
+    with torch.no_grad():
+        x_adv = SquareAttack(masked, "Linf", 50, ATTACK["eps"], seed=0, device="cpu").perturb(x, y)
+        broken = int((masked(x_adv).argmax(dim=1) != y).sum())
+    assert 0 < broken < len(y)
+    assert found.square == pytest.approx(broken / len(plain))
 
 
 def test_more_steps_than_one_should_break_more_and_many_more_not_many_more(found):

@@ -115,8 +115,7 @@ def trust(
     raised["inconsistent"] = stepped < error - tolerance
     more: dict[str, Any] = {}
     if queries:
-        found = _square(model, loader, attack, queries, seed, work.part("square"))
-        more["square"] = rate(found & ~plain)
+        more["square"] = rate(_square(model, loader, attack, queries, seed, plain, work.part("square")))
         raised["square"] = more["square"] > tolerance
     if sibling is not None:
         more["error_transfer"] = rate(_transfer(model, sibling, loader, attack, seed, work.part("transfer")))
@@ -186,19 +185,21 @@ def _zero(model: nn.Module, attack: Attack, seed: int, x: Tensor, y: Tensor, key
     return {"zero": zero}
 
 
-def _square(model: nn.Module, loader: Loader, attack: Attack, queries: int, seed: int, work: Work) -> Tensor:
-    """(N,) which examples Square breaks, or are wrong without it; through the package."""
+def _square(
+    model: nn.Module, loader: Loader, attack: Attack, queries: int, seed: int, wrong: Tensor, work: Work
+) -> Tensor:
+    """(N,) which examples Square breaks of those that are not `wrong` (N,) already; through the package."""
     from pyautoattack.square import SquareAttack
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
-        broken = (model(x).argmax(dim=1) != y).detach()
-        if len(left := (~broken).nonzero().flatten()):
+        broken = torch.zeros(len(y), dtype=torch.bool, device=x.device)
+        if len(left := (~wrong.to(keys.device)[keys]).nonzero().flatten()):
             eps, norm = attack.threat.eps, attack.threat.norm
             square = SquareAttack(view, norm, queries, eps, seed=seed, device=x.device)
             with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
                 x_adv = square.perturb(x[left], y[left])
                 broken[left] = model(x_adv).argmax(dim=1) != y[left]
-        work.passed(len(y) * queries)
+        work.passed(len(left) * queries)
         return {"broken": broken}
 
     with measuring(model), torch.no_grad():
