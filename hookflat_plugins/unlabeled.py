@@ -101,10 +101,9 @@ class Unlabeled:
     def transform_batch(self, run: Run, batch: Batch) -> None:
         if self._images is None:
             return
-        drawn = (run.uniform("unlabeled", batch) * len(self._images)).long()
+        drawn = (run.uniform("unlabeled", batch, at=self._images.y) * len(self._images)).long()
         taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
-        x, y = self._images.__getitems__(drawn.to(self._images.y.device))
-        batch.replace(taken, x.to(batch.x.device), y.to(batch.y.device))
+        batch.replace(taken, *self._images.at(drawn, run.device))
 
     # --- the pool and its labels --------------------------------------------------------------------------------------
 

@@ -34,6 +34,23 @@ class Branching(nn.Module):
         return -x if x.sum() > 1e9 else x
 
 
+def test_whether_folding_is_right_is_looked_at_in_full_float32():
+    """What deep networks round in TF32 is as much as the tolerance: the same weights would be folded now and then."""
+    seen, backend = [], torch.backends.cudnn.conv
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    before = backend.fp32_precision
+    view = AttackView(net)
+    view.view.get_submodule("3").register_forward_hook(lambda *_: seen.append(backend.fp32_precision))
+    try:
+        backend.fp32_precision = "tf32"
+        view(torch.rand(2, 3, 6, 6))
+    finally:
+        backend.fp32_precision = before
+    assert seen == ["ieee", "ieee", "tf32"]  # the network and the folded one; then as an attack asks
+    assert view._folds
+
+
 def in_use(net):
     """With running statistics and norms that are not trivial."""
     net.train()

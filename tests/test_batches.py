@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hookflat import Images
-from hookflat.training.batches import Batches, on_device, one_ahead
+from hookflat.functional.data import on_device
+from hookflat.training.batches import Batches, one_ahead
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from hookflat.functional.brackets import statistics_kept
 from hookflat.functional.cuda_graphs import Replayed
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.testing import tiny_run
-from hookflat.training import loop
+from hookflat.training import epochs, loop
 
 
 class Replay:
@@ -227,6 +227,66 @@ def test_a_network_that_cannot_be_captured_runs_as_it_is(replay, monkeypatch):
         found = ATTACKS["best"](net)
     monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
     assert torch.equal(found, ATTACKS["best"](net))
+
+
+def test_other_threads_go_on_while_a_pass_is_captured(replay, monkeypatch):
+    """A loader's that pins memory would end in an error: where torch can, captures forbid things to their own alone."""
+    modes = []
+
+    def knows(net, samples, *, num_warmup_iters, allow_unused_input=False, capture_error_mode="global"):
+        modes.append(capture_error_mode)
+        return replay(net, samples, num_warmup_iters=num_warmup_iters, allow_unused_input=allow_unused_input)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", knows)
+    ATTACKS["best"](network())
+    _trained({})
+    assert set(modes) == {"thread_local"}
+    assert len(modes) > 1
+
+
+def test_a_capture_leaves_no_trace_in_generators(replay):
+    """It takes a pass more, and falls elsewhere in a run that goes on."""
+
+    class Drawing(nn.Module):
+        def forward(self, x):
+            return x + 0 * torch.rand(())
+
+    net = nn.Sequential(Drawing(), *network()).train()
+    model, draws = Replayed(net), []
+    for _ in range(cuda_graphs.AFTER):
+        model(X)
+    torch.manual_seed(5)
+    cuda_graphs._captured(lambda x, *leaves: draws.append(torch.rand(())) or net(x), (X.clone(), *net.parameters()))
+    torch.manual_seed(5)
+    assert draws[0] == draws[1]
+
+
+def test_what_computes_its_activations_again_is_not_captured(replay):
+    net = network()
+    net.grad_checkpointing = True
+    view, model = attack_view(net), Replayed(net.train())
+    assert once(view) is view
+    for _ in range(cuda_graphs.AFTER + 2):
+        model(X).sum().backward()
+    assert not replay.captured
+
+
+def test_memory_is_given_back_where_the_training_is_over(replay, monkeypatch):
+    freed = []
+    monkeypatch.setattr(cuda_graphs, "_free", lambda: freed.append(1))
+    with tiny_run(SMALL) as run:
+        for _ in range(2):
+            for batch in run.batches():
+                loop.step(run, batch)
+            run.epoch += 1
+        views, model = run.kept_views(), next(m for m in run.model.modules() if isinstance(m, Replayed))
+        assert any(view._graphs._captured for view in views)
+        assert model._passes
+        freed.clear()
+        epochs.finish(run)
+        assert len(freed) >= 2
+        assert not model._passes
+        assert not any(view._graphs._captured for view, _ in run._views.values())
 
 
 def test_who_looks_inside_is_not_replayed(replay):

@@ -79,6 +79,8 @@ class Ranks:
 
     num_processes = 2
 
+    device = torch.device("cpu")
+
     def __init__(self, process_index):
         self.process_index = process_index
 
@@ -168,7 +170,7 @@ def test_more_processes_than_examples_leave_some_without_any():
     images = Images(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     counts = []
     for rank in range(4):
-        place = types.SimpleNamespace(process_index=rank, num_processes=4)
+        place = types.SimpleNamespace(process_index=rank, num_processes=4, device=torch.device("cpu"))
         counts.append(len(list(Examples(images, accelerator=place))))
     assert counts == [1, 1, 0, 0]
 

@@ -6,16 +6,22 @@ from contextlib import suppress
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hookflat.functional import data
+from hookflat.functional.attacks import prepared
 from hookflat.functional.data import Images
+from hookflat.functional.examples import Examples, set_of
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
-from hookflat.testing import TinyModel
+from hookflat.testing import TinyData, TinyModel
 from hookflat.training import loop
 from hookflat.training import run as training
 
@@ -131,6 +137,46 @@ def test_no_step_waits_for_its_device(recipe, elsewhere, tmp_path):
 )
 def test_no_step_of_at_waits_with(sets, elsewhere, tmp_path):
     assert not waits("at", tmp_path / "run", *sets)
+
+
+@pytest.mark.parametrize("plugin", ["extra_data", "unlabeled"])
+def test_no_step_waits_for_images_that_are_too_many_for_its_device(plugin, elsewhere, tmp_path, monkeypatch):
+    """They stay on the CPU, where they are drawn; what goes to the device goes there as bytes, from pinned memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", image=pixels, label=np.arange(40) % 10)
+    on, sent = Images.on, []
+
+    def pinned(tensor, device):
+        sent.append(tensor.dtype)
+        return torch.empty_like(tensor, device=device)
+
+    monkeypatch.setattr(Images, "on", lambda self, device: self if len(self) == 40 else on(self, device))
+    monkeypatch.setattr(data, "on_device", pinned)
+    sets = f"plugins.{plugin}.path={tmp_path / 'more.npz'}", f"plugins.{plugin}.fraction=0.5"
+    assert not waits("at", tmp_path / "run", *sets)
+    assert sent == [torch.uint8, torch.int64] * 2
+
+
+def test_images_go_where_the_network_is():
+    net, images = (
+        TinyModel().build_model(run=SimpleNamespace(data=TinyData().build_data())),
+        TinyData().build_data().test,
+    )
+    x, y = images[:4]
+    for device in (META, torch.device("cpu")):
+        net = net.to_empty(device=device)
+        assert {t.device for t in prepared(net, x, y, None)} == {device}
+        assert {t.device for t in prepared(nn.Flatten(), x, y, None)} == {x.device}  # it has none
+        assert prepared(net, x, y, keys := torch.arange(4))[2] is keys  # of a training, where all is
+        for examples in (
+            images,
+            Examples(images),
+            Examples(images, accelerator=SimpleNamespace(device=device, process_index=0, num_processes=1)),
+        ):
+            assert {t.device for batch in set_of(examples, net) for t in batch} == {device}
+    assert {t.device for batch in Examples(images) for t in batch} == {images.x.device}
+    place = SimpleNamespace(device=META, process_index=0, num_processes=1)
+    assert {t.device for batch in Examples(images, accelerator=place) for t in batch} == {META}
 
 
 @pytest.mark.parametrize("wait", ["x.sum().item()", "x[x > 0]", "x.cpu()", "x + torch.zeros(x.shape)", "x.nonzero()"])

@@ -6,13 +6,16 @@ import warnings
 from dataclasses import dataclass
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from test_device import RECIPES
+from torch.utils.data import DataLoader, TensorDataset
 
 import hookflat
 from hookflat import Data, Images, hookimpl
 from hookflat.functional import cuda_graphs, data, seeds
+from hookflat.functional.attack_view import attack_view
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder
@@ -211,6 +214,32 @@ def test_a_network_on_another_gpu_than_the_current_one(trained):
     attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10)
     there = hookflat.pgd(copy.deepcopy(net).to("cuda:1"), x.to("cuda:1"), y.to("cuda:1"), attack=attack)
     assert (there.to("cuda:0") != hookflat.pgd(net, x, y, attack=attack)).float().mean() < 0.01
+
+
+def test_the_library_takes_images_that_are_on_the_cpu(trained):
+    net, x, y = trained
+    attack = hookflat.Attack(hookflat.Threat(0.15), 0.03, 5)
+    there = x.cpu(), y.cpu()
+    for name, options in (("pgd", {}), ("pgd_tau", {"tau": 1}), ("apgd", {})):
+        x_adv = getattr(hookflat, name)(net, *there, attack=attack, **options)
+        assert torch.equal(x_adv, getattr(hookflat, name)(net, x, y, attack=attack, **options))
+    images = Images((there[0] * 255).round().byte(), there[1])
+    pinning = DataLoader(TensorDataset(*images[:]), batch_size=16, num_workers=2, pin_memory=True)  # while it captures
+    expected = hookflat.robust_loss(net, images[:], attack=attack, restarts=2).per_example.loss
+    for given in (images, hookflat.Examples(images, batch_size=16), pinning):
+        found = hookflat.robust_loss(net, given, attack=attack, restarts=2).per_example.loss
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deep_networks_are_folded_in_tf32_too(seed):
+    torch.manual_seed(seed)
+    net = timm.create_model("resnet152", num_classes=10).cuda()
+    for _ in range(3):
+        net(torch.rand(32, 3, 64, 64, device="cuda"))
+    view = attack_view(net.eval())
+    view(torch.rand(8, 3, 64, 64, device="cuda"))
+    assert view._folds
 
 
 def _points(net, x, y, attack):

@@ -267,6 +267,18 @@ def test_a_plugin_s_other_methods_are_named_too(tmp_path):
         run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
 
 
+def test_a_gpu_without_memory_left_is_nobodys_fault_and_what_takes_less_is_told(tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    file = mine(tmp_path, top="import torch", hook="raise torch.OutOfMemoryError('CUDA out of memory. Tried to\\nand')")
+    told = (
+        r"^the GPU has no memory left \(CUDA out of memory. Tried to\).*HOOKFLAT_CUDA_GRAPHS=0.*accumulation.* goes on"
+    )
+    with pytest.raises(TrainingFailed, match=told):
+        run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
+
+
 def test_a_state_that_a_plugin_does_not_take_back_is_told_with_its_name(tmp_path):
     from hookflat.training.entry import first_steps
 

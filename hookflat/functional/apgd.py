@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
-from hookflat.functional.attacks import Mode, Objective, better, check_start, cross_entropy_with, gradient_at
+from hookflat.functional.attacks import Mode, Objective, better, check_start, cross_entropy_with, gradient_at, prepared
 from hookflat.functional.balls import Ball
 from hookflat.functional.brackets import frozen
 from hookflat.functional.broadcasting import per_image
 from hookflat.functional.choices import check_choice
-from hookflat.functional.examples import check_images
 from hookflat.functional.threats import Attack, AttackOptions
 
 APGD10 = Attack(steps=10, start="uniform")
@@ -51,12 +50,9 @@ def apgd(
     if attack.restarts < 1:
         raise ValueError("apgd needs restarts >= 1")
     checked = keys is None
-    if keys is None:
-        check_images(x)
-        keys = torch.arange(len(x), device=x.device)
+    x, y, keys = prepared(model, x, y, keys)
     objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
     check_start(attack, objective)
-    x = x.detach()
     ball = attack.threat.ball(x)
     best_x, best = x, torch.full((len(x),), -torch.inf, device=x.device)
     with frozen(model, train=mode == "train"):

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hookflat.functional import cuda_graphs
+from hookflat.functional.brackets import full_float32
 from hookflat.functional.choices import Precision, check_choice
 from hookflat.functional.copying import NoCopyError, identity, shared_copy
-from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d
+from hookflat.functional.layers import Autocast, AuxiliaryHead, RecenteredBatchNorm2d, device_of
 from hookflat.functional.winograd import WinogradConv2d, pays
 
 
@@ -45,7 +46,7 @@ class AttackView(nn.Module):
     def __init__(self, model: nn.Module, *, precision: Precision = "fp32", compile: bool = False) -> None:
         super().__init__()
         plain = shared_copy(model)
-        self._device = _device_of(model)
+        self._device = device_of(model)
         self._precision = _decided(precision, self._device)
         self._layout = _layout(self._precision, self._device)
         fast, self._folds = _fold(plain, model, self._layout)
@@ -65,7 +66,7 @@ class AttackView(nn.Module):
         self._run = torch.compile(self.view) if self._compile else self.view
         super().train(False)
         self._parts = [*self.modules()]  # to walk through them takes longer than to launch a pass
-        self._two_heads = any(isinstance(m, AuxiliaryHead) for m in self._parts)
+        self._capturable = not any(isinstance(m, AuxiliaryHead) or cuda_graphs.recomputes(m) for m in self._parts)
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
         if self._precision == "fp16":
@@ -86,7 +87,7 @@ class AttackView(nn.Module):
     def forget(self) -> None:
         """Let go of what is made anew when it is needed: on CPUs folded weights and Winograd's transforms of weights.
 
-        Graphs of a GPU keep the memory that they were captured with.
+        Graphs of a GPU keep the memory that they were captured with until `release`.
         """
         if self._forgotten:
             return
@@ -95,6 +96,10 @@ class AttackView(nn.Module):
             self._forgotten = True
             for fold in self._folds:
                 fold.view.weight.untyped_storage().resize_(0)
+
+    def release(self) -> None:
+        """Let go of its graphs on a GPU, which keep the activations of their passes; they are made anew when asked."""
+        self._graphs.release()
 
     def _forget_transforms(self) -> None:
         for module in self._parts:
@@ -110,7 +115,7 @@ class AttackView(nn.Module):
 
     def once(self) -> nn.Module:
         """The same for one pass, forward and back to the images or forward alone, replayed on GPUs (`cuda_graphs`)."""
-        if self._compile or self._two_heads or not cuda_graphs.possible(self._device) or _hooked(self._parts):
+        if self._compile or not self._capturable or not cuda_graphs.possible(self._device) or _hooked(self._parts):
             return self
         return cuda_graphs.Once(self, self._graphs)
 
@@ -144,10 +149,14 @@ class AttackView(nn.Module):
 
     @torch.no_grad()
     def _check(self, x: Tensor) -> None:
-        """Once: the folded network must agree with the plain one on the first batch it sees."""
+        """Once: the folded network must agree with the plain one on the first batch it sees.
+
+        In full float32: how deep networks round in TF32 would decide it otherwise.
+        """
         plain, self._plain = self._plain, None
         assert plain is not None
-        expected, got = self._wrapped(plain).eval()(x), self.view(x)
+        with full_float32():
+            expected, got = self._wrapped(plain).eval()(x), self.view(x)
         tolerance = 0.1 if self._precision in ("bf16", "fp16") else 1e-3
         if (got - expected).abs().max() > tolerance * (1 + expected.abs().max()):
             self._folds = []
@@ -175,7 +184,7 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     if torch.is_inference_mode_enabled():
         raise ValueError("a view made in torch.inference_mode() has no gradients later: call outside it")
     check_choice("precision", precision, Precision)
-    device = _device_of(model)
+    device = device_of(model)
     precision = _decided(precision, device)
     kind = precision, _layout(precision, device)
     now, views = identity(model), _views.setdefault(model, {})
@@ -194,10 +203,6 @@ def attack_view(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
 def views_of(model: nn.Module) -> list[AttackView]:
     """Those that `attack_view` keeps of a network."""
     return [view for _, view in _views.get(model, {}).values()]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _decided(precision: Precision, device: torch.device) -> Precision:

@@ -19,7 +19,7 @@ from hookflat.functional.brackets import frozen
 from hookflat.functional.broadcasting import per_image
 from hookflat.functional.choices import check_choice
 from hookflat.functional.examples import check_images, check_labels, check_pairs
-from hookflat.functional.layers import AuxiliaryHead
+from hookflat.functional.layers import AuxiliaryHead, device_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.threats import Attack, AttackOptions, Ball
 
@@ -74,14 +74,12 @@ def pgd(
         raise ValueError("pgd needs restarts >= 1")
     if cycle_detection and (keep == "last" or momentum or mode == "train"):
         raise ValueError('cycle_detection needs keep="best", no momentum and mode="eval"')
-    checked = keys is None  # keys come with examples that were looked at already; looking makes a device wait
-    if keys is None:
-        check_images(x)
-        keys = torch.arange(len(x), device=x.device)
+    checked = keys is None
+    x, y, keys = prepared(model, x, y, keys)
     objective = objective or cross_entropy_with(cast(Tensor, y), x, checked=checked)
     check_start(attack, objective)
     check_choice("mode", mode, Mode)
-    x_adv = best_x = x = x.detach()
+    x_adv = best_x = x
     ball = attack.threat.ball(x)
     best = torch.full((len(x),), -torch.inf, device=x.device)
     with frozen(model, train=mode == "train"):
@@ -95,6 +93,21 @@ def pgd(
             for x_adv, value in points:
                 best_x, best = better(best_x, best, x_adv, value)
     return best_x if keep == "best" else x_adv
+
+
+def prepared(
+    model: nn.Module, x: Tensor, y: Tensor | None, keys: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Images, labels and keys as attacks go through them.
+
+    Without keys: checked (ValueError), on the device of the model, keys their positions. With keys they were looked at
+    already: looking makes a device wait.
+    """
+    if keys is not None:
+        return x.detach(), y, keys
+    check_images(x)
+    device = device_of(model, x.device)
+    return x.detach().to(device), None if y is None else y.to(device), torch.arange(len(x), device=device)
 
 
 def ascent(
@@ -206,11 +219,9 @@ def pgd_tau(
     """
     checked = keys is None
     check_choice("mode", mode, Mode)
+    x, labels, keys = prepared(model, x, y, keys)
+    y, attack = cast(Tensor, labels), attack.but(**options)
     objective = objective or cross_entropy_with(y, x, checked=checked)
-    if keys is None:
-        check_images(x)
-        keys = torch.arange(len(x), device=x.device)
-    x, attack = x.detach(), attack.but(**options)
     check_start(attack, objective)
     ball = attack.threat.ball(x)
     x_adv = ball.start(attack.start, keys, seeds.derive_seed(seed, "start", 0))

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from hookflat.functional.brackets import draws_undone, restored
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples
-from hookflat.functional.layers import AuxiliaryHead
+from hookflat.functional.layers import AuxiliaryHead, device_of
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -60,13 +60,16 @@ class MovingAverage:
         self._loaded = state
 
 
-def recalibrated(model: nn.Module, images: Images, *, batch_size: int, device: torch.device | str = "cpu") -> nn.Module:
+def recalibrated(
+    model: nn.Module, images: Images, *, batch_size: int, device: torch.device | str | None = None
+) -> nn.Module:
     """A copy of `model` whose batch statistics are those of `images`, in batches, without augmentation.
 
-    A last batch of less than a quarter of the others is left out; auxiliary heads keep their statistics.
+    On the model's device where none is named. A last batch of less than a quarter of the others is left out; auxiliary
+    heads keep their statistics.
     """
     copied = copy.deepcopy(model)
-    examples = Examples(images, batch_size=batch_size, device=device)
+    examples = Examples(images, batch_size=batch_size, device=device or device_of(model))
     batches = ((x, y) for x, y, _ in examples if 4 * len(x) >= min(examples.batch_size, len(examples)))
     heads = [m.head for m in copied.modules() if isinstance(m, AuxiliaryHead)]
     with draws_undone(), restored(b for head in heads for b in head.buffers()):

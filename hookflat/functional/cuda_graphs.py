@@ -7,6 +7,7 @@ kernels on the same memory: weights that changed in place since are seen.
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import warnings
 import weakref
@@ -17,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hookflat.functional.brackets import draws_undone
 from hookflat.functional.layers import AuxiliaryHead
 
 SWITCH = "HOOKFLAT_CUDA_GRAPHS"
@@ -37,6 +39,11 @@ def possible(device: torch.device) -> bool:
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     alone = not together or torch.distributed.get_world_size() == 1
     return device.type == "cuda" and alone and os.environ.get(SWITCH, "1") != "0"
+
+
+def recomputes(module: nn.Module) -> bool:
+    """Whether it computes its activations again for the pass back, as timm's networks may: no capture holds that."""
+    return bool(getattr(module, "grad_checkpointing", False))
 
 
 class Graphs:
@@ -61,6 +68,12 @@ class Graphs:
         self._seen[kind] = self._seen.get(kind, 0) + 1
         return self._capture(net, x, kind) if self._seen[kind] > AFTER else None
 
+    def release(self) -> None:
+        """Give their memory back; what comes again is captured again."""
+        if self._captured:
+            self._captured.clear()
+            _free()
+
     def _capture(self, net: nn.Module, x: Tensor, kind: Hashable) -> Callable[[Tensor], Tensor] | None:
         while len(self._captured) >= MOST:
             del self._captured[next(iter(self._captured))]
@@ -68,9 +81,7 @@ class Graphs:
             _free()
             sample = x.detach().clone().requires_grad_()
             with _capturing(x.device), torch.enable_grad():
-                _warmed(net, (sample,))
-                # a module itself would be changed
-                graphed = torch.cuda.make_graphed_callables(net.forward, (sample,), num_warmup_iters=0)
+                graphed = _captured(net.forward, (sample,))  # a module itself would be changed
         except Exception as error:  # a network that asks the device for something, or no memory left for its graph
             self._broken = True
             self._captured.clear()
@@ -111,6 +122,17 @@ def _capturing(device: torch.device) -> Generator[None]:
                 raise
             finally:
                 torch._C._cuda_clearCublasWorkspaces()
+
+
+def _captured(forward: Callable[..., Tensor], samples: tuple[Tensor, ...], **options: Any) -> Callable[..., Tensor]:
+    """The graphs of one pass forward and back; where torch can, other threads, as a loader's that pins, go on."""
+    others = tuple(s.detach().requires_grad_(s.requires_grad) for s in samples)  # a pass may leave something behind
+    with draws_undone():
+        _warmed(forward, others)
+    capture = torch.cuda.make_graphed_callables
+    if "capture_error_mode" in inspect.signature(capture).parameters:
+        options["capture_error_mode"] = "thread_local"
+    return cast(Callable[..., Tensor], capture(forward, samples, num_warmup_iters=0, **options))
 
 
 def _warmed(forward: Callable[..., Tensor], samples: tuple[Tensor, ...]) -> None:
@@ -201,6 +223,12 @@ class Replayed(nn.Module):
         replay = self._pass_over(x) if asked else None
         return self.net(x) if replay is None else replay(x)
 
+    def release(self) -> None:
+        """Give the memory of all passes back, where no gradient of them is to come; they are captured again."""
+        if self._passes:
+            self._passes.clear()
+            _free()
+
     def _pass_over(self, x: Tensor) -> _Pass | None:
         """One that is free, captured if it has to be; None where `net` must compute it."""
         kind = self._kind(x)
@@ -234,7 +262,7 @@ class Replayed(nn.Module):
             watched = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
             dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p
             draws = dropout or getattr(module, "drop_prob", None)
-            if watched or draws or isinstance(module, AuxiliaryHead):
+            if watched or draws or isinstance(module, AuxiliaryHead) or recomputes(module):
                 return None
             tensors += [(t.data_ptr(), t.requires_grad) for t in module._parameters.values() if t is not None]
             tensors += [t.data_ptr() for t in module._buffers.values() if t is not None]
@@ -263,10 +291,7 @@ class _Pass:
         try:
             with _capturing(x.device):
                 samples = (x.detach().clone(), *leaves)
-                _warmed(forward, samples)
-                self._graph = torch.cuda.make_graphed_callables(
-                    forward, samples, num_warmup_iters=0, allow_unused_input=True
-                )
+                self._graph = _captured(forward, samples, allow_unused_input=True)
         finally:
             for statistic, value in zip(statistics, before, strict=True):
                 statistic.copy_(value)  # capturing takes passes
@@ -280,8 +305,7 @@ class _Pass:
     def __call__(self, x: Tensor) -> Tensor:
         pending = _Pending()
         self._pending = weakref.ref(pending)
-        graph = cast(Callable[..., Tensor], self._graph)
-        return _Answered.apply(pending, graph(x, *_Learning.apply(*self._weights)))
+        return _Answered.apply(pending, self._graph(x, *_Learning.apply(*self._weights)))
 
 
 class _Pending:

@@ -20,6 +20,13 @@ _SAMPLE = 4096
 """Images of a streamed set, evenly spread, whose statistics stand for those of all."""
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU fetches it from pinned memory, while this process goes on."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Images(Dataset):
     """Labelled images of one split: `x` (N, C, H, W) uint8, in memory or mapped from a file, `y` (N,) int64."""
@@ -63,6 +70,14 @@ class Images(Dataset):
         """The images alone, as they are kept: (n, C, H, W) uint8 for each of these batches of indices."""
         for index in indices:
             yield self.x[index].contiguous()
+
+    def at(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) float32 in [0, 1] and labels (n,) for `index` (n,), which is where `y` is.
+
+        On the device, where images become floats: a byte a value goes there, and nothing waits.
+        """
+        levels = next(self.levels([index]))
+        return on_device(levels, device).float() / 255, on_device(self.y[index], device)
 
     def part(self, start: int, stop: int) -> Images:
         """The examples from `start` to `stop`, in order."""

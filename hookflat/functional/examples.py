@@ -12,6 +12,7 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 
 from hookflat.functional.brackets import frozen
 from hookflat.functional.data import Images
+from hookflat.functional.layers import device_of
 
 _SHUFFLING = RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
@@ -43,17 +44,21 @@ class Set(Protocol):
 
 
 class Examples(Set):
-    """The images of one split; over several processes each takes its share, each example once."""
+    """The images of one split; over several processes each takes its share, each example once.
+
+    `device`: where they are wanted; where none is named, the accelerator's or, in a measure, that of its network.
+    """
 
     def __init__(
         self,
         images: Images,
         *,
         batch_size: int = 250,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.images, self.batch_size, self.device, self.accelerator = images, batch_size, device, accelerator
+        self.images, self.batch_size, self.accelerator = images, batch_size, accelerator
+        self.device = accelerator.device if device is None and accelerator else device
         self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.mine = torch.arange(len(images))[self.rank :: self.processes]
 
@@ -64,7 +69,8 @@ class Examples(Set):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         batches = self.mine.split(evenly(len(self.mine), self.batch_size)) if len(self.mine) else ()
         for indices, (x, y) in zip(batches, self.images.batches(batches), strict=True):
-            yield x.to(self.device), y.to(self.device), indices.to(self.device)
+            device = self.device or x.device
+            yield x.to(device), y.to(device), indices.to(device)
 
     def gather(self, values: Tensor) -> Tensor:
         """(N,) values of all examples in their order, from this process's values (in the order of iteration)."""
@@ -101,7 +107,7 @@ class Pairs(Set):
                 self.batches: Iterable[tuple[Tensor, Tensor]] = list(zip(x.split(size), y.split(size), strict=True))
             case _:
                 self.batches = loader
-        self.model, self.device = model, _device_of(model)
+        self.model, self.device = model, device_of(model)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         seen = classes = 0
@@ -141,11 +147,13 @@ def repeatable(loader: Loader) -> Loader:
 def set_of(loader: Loader, model: nn.Module) -> Set:
     """What a measure of `model` iterates over, images and labels checked and moved to its device."""
     if isinstance(loader, Images):
-        loader = Examples(loader, device=_device_of(model))
+        loader = Examples(loader)
     if not isinstance(loader, Examples):
         return Pairs(loader, model)
     if len(loader):
         check_labels(loader.images.y, classes_of(model, loader.images.__getitems__(torch.tensor([0]))[0]))
+    if loader.device is None:
+        return Examples(loader.images, batch_size=loader.batch_size, device=device_of(model))
     return loader
 
 
@@ -157,15 +165,11 @@ def evenly(count: int, most: int) -> int:
 def classes_of(model: nn.Module, x: Tensor) -> int:
     """How many logits `model` has for the first of the images `x`; it is left as found."""
     with frozen(model), torch.no_grad():
-        logits = model(x[:1].to(_device_of(model)))
+        logits = model(x[:1].to(device_of(model)))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f" {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
         raise ValueError(f"a network gives logits (n, K), not {type(logits).__name__}{shape}: wrap it in one that does")
     return logits.shape[1]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _pair(batch: object) -> tuple[Tensor, Tensor]:

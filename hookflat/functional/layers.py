@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hookflat.functional.broadcasting import per_image
+
+
+def device_of(model: nn.Module, default: torch.device | None = None) -> torch.device:
+    """Where a network's parameters and buffers are; `default` for one that has none, or the CPU."""
+    there = (t.device for t in chain(model.parameters(), model.buffers()))
+    return next(there, default or torch.device("cpu"))
 
 
 class Normalized(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hookflat.functional import seeds
-from hookflat.functional.data import Batch, Images
+from hookflat.functional.data import Batch, Images, on_device
 
 T = TypeVar("T")
 
@@ -24,13 +24,6 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device; a GPU fetches it from pinned memory, while this process goes on."""
-    if device.type != "cuda" or tensor.device.type == "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +82,17 @@ class Batches:
 
     def images_at(self, index: Tensor) -> Tensor:
         """Images (n, C, H, W) on the device; where they all live there, without a wait."""
-        levels = next(self._source.levels([index.to(self._source.y.device)]))
-        return on_device(levels, self.device).float() / 255
+        return self._source.at(index.to(self._source.y.device), self.device)[0]
 
     def _batch(self, levels: Tensor, y: Tensor, index: Tensor) -> Batch:
         share = len(index)
-        row = torch.arange(self.rank * share, (self.rank + 1) * share, device=self.device)
+        row = self.rows(share, self.device)
         labeled = torch.ones_like(y, dtype=torch.bool)
         return Batch(levels.float() / 255, y, y, index, labeled, row, global_size=share * self.processes)
+
+    def rows(self, share: int, device: torch.device) -> Tensor:
+        """Where this process's `share` of a batch stands in it (share,)."""
+        return torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
 
     def _mine(self, members: Tensor) -> Tensor:
         """This process's part of a batch."""

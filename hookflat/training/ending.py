@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
+import torch
 from torch.distributed import DistError
 
 from hookflat.errors import Stopped, TrainingFailed, UserError
@@ -56,17 +57,29 @@ def _told(run: Run, error: Exception) -> TrainingFailed | None:
     again = f"the same command goes on{_kept(run)}"
     if told := refused(error, run.folder.path):
         return TrainingFailed(f"{told}; {again}")
-    if run.processes > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
-        return TrainingFailed(
-            f"another of the {run.processes} processes ended, killed or without memory perhaps (its own output may say "
-            f"more); {again}"
-        )
-    if blamed := run.blame(error):
+    if told := _of_the_machine(run, error):
+        return TrainingFailed(f"{told}; {again}")
+    if blamed := next((told for hooks in (run.hooks, *run.measures.values()) if (told := hooks.blame(error))), None):
         return blamed
     if told := refused(error, run.folder.path, inside=True):
         return TrainingFailed(f"{told}; {again}")
     if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
         return TrainingFailed(f"a hook wrapper must yield exactly once: {error}")
+    return None
+
+
+def _of_the_machine(run: Run, error: Exception) -> str | None:
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the GPU has no memory left ({str(error).strip().splitlines()[0]}). It takes less with "
+            "HOOKFLAT_CUDA_GRAPHS=0 in the environment, with run.accumulation = 2 in a step, with a smaller "
+            "eval.batch_size in a measure"
+        )
+    if run.processes > 1 and (isinstance(error, DistError) or _LOST.search(str(error))):
+        return (
+            f"another of the {run.processes} processes ended, killed or without memory perhaps (its own output may say "
+            "more)"
+        )
     return None
 
 

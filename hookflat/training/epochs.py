@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from hookflat.functional.brackets import restored
+from hookflat.functional.cuda_graphs import Replayed
 from hookflat.reading.weights import load_into
 from hookflat.records.results import Results
 from hookflat.training.measuring import Subjects, quantities
@@ -37,9 +38,16 @@ def end_epoch(run: Run) -> dict[str, Any]:
     return line
 
 
+def _release(run: Run) -> None:
+    """What the passes of a training kept on a GPU is given back, for measures to work in."""
+    for kept in (*run.kept_views(), *(m for m in run.model.modules() if isinstance(m, Replayed))):
+        kept.release()
+
+
 def finish(run: Run) -> Results:
     """Save the network and measure the last and the best one by the final stages."""
     seconds = round(time.perf_counter() - run.began, 1)
+    _release(run)
     model, folder, measurements = run.eval_model(), run.folder, run.measurements
     folder.save_network("last", model, epoch=run.epoch)
     if model is not run.network:

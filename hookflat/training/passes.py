@@ -35,8 +35,8 @@ class Compiled(nn.Module):
         """What `net` says."""
         return self._run[0](x)
 
-    def try_on(self, x: Tensor, accelerator: Accelerator) -> str | None:
-        """A pass forward and back over `x` in training mode; why it failed, if it did: then no process compiles.
+    def try_on(self, x: Tensor, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+        """A pass forward and back over `x` in training mode; where it fails, no process compiles, and why is said.
 
         Leaves no trace.
         """
@@ -48,10 +48,10 @@ class Compiled(nn.Module):
         except Exception as error:  # no compiler, or a network that it cannot take
             failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
         self.net.zero_grad()
-        if not accelerator.reduce(torch.tensor(float(failed is not None), device=x.device), "sum"):
-            return None
-        self.plain()
-        return failed or "on another process"
+        if accelerator.reduce(torch.tensor(float(failed is not None), device=x.device), "sum"):
+            self.plain()
+            why = failed or "on another process"
+            say(f"run.compile: torch.compile failed, the network trains uncompiled: {why}")
 
     def plain(self) -> None:
         """Compile no more."""

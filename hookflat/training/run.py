@@ -152,8 +152,8 @@ class Run:
         model = in_precision(self.network, options)
         if isinstance(model, Compiled):
             share = max(2, self.batch_size // self.processes // options.accumulation)
-            if failed := model.try_on(torch.zeros(share, *self.data.train.shape, device=self.device), self.accelerator):
-                self.console.say(f"run.compile: torch.compile failed, the network trains uncompiled: {failed}")
+            x = torch.zeros(share, *self.data.train.shape, device=self.device)
+            model.try_on(x, self.accelerator, self.console.say)
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
         if isinstance(self.model, DistributedDataParallel):
             self.model.broadcast_buffers = False  # else the main process's statistics replace the others' at every pass
@@ -172,9 +172,10 @@ class Run:
         """A seed for this purpose and step, the same on every process."""
         return seeds.derive_seed(self.recipe.run.seed, name, self.step)
 
-    def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = ()) -> Tensor:
-        """Uniform draws in [0, 1) for every example of the batch: (n, *shape), however many processes share it."""
-        return seeds.uniform(batch.row, shape, self.seed(name))
+    def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = (), *, at: Tensor | None = None) -> Tensor:
+        """Uniform draws in [0, 1) for each example, (n, *shape), on every process the same. `at`: where they are."""
+        rows = batch.row if at is None else self._batches.rows(len(batch.row), at.device)
+        return seeds.uniform(rows, shape, self.seed(name))
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -223,8 +224,12 @@ class Run:
         """A step's adversarial examples are found."""
         self.finite.see("craft", x_adv)
         self.last = batch, x_adv
-        for view in (*(view for view, _ in self._views.values()), *views_of(self.network)):
+        for view in self.kept_views():
             view.forget()  # the next attack is at other weights
+
+    def kept_views(self) -> list[AttackView]:
+        """The views that attacks of this run made of its network."""
+        return [*(view for view, _ in self._views.values()), *views_of(self.network)]
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """The whole training loss, a scalar: the `[loss]` slot and every `extra_loss`."""
@@ -392,8 +397,3 @@ class Run:
         self.console.close()
         if self.trackers:
             self.trackers.close()
-
-    def blame(self, error: BaseException) -> TrainingFailed | None:
-        """The plugin and hook that `error` came out of, as told to a user."""
-        every = [self.hooks, *self.measures.values()]
-        return next((told for hooks in every if (told := hooks.blame(error))), None)
