@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import fails, hookflat
 from hub_stand_in import stand_in
+from safetensors.torch import load_file
 
 import hookflat as library
 from hookflat.errors import UserError
@@ -160,6 +161,7 @@ def test_plain_torch_loads_the_network_as_the_card_says(shared, plugin, tmp_path
     code = f"""
 import sys; sys.modules["hookflat"] = None
 import torch
+from safetensors.torch import load_file
 network = torch.export.load(r"{shared / "network.pt2"}").module()
 x = torch.load(r"{tmp_path / "x.pt"}").requires_grad_()
 logits = network(x)
@@ -191,6 +193,9 @@ def test_pushed_and_fetched_it_is_the_same_network(trained, plugin, hub, tmp_pat
     here = hookflat("eval", trained, *measure, "--out", tmp_path / "here")
     assert json.loads(fetched.stdout)["models"]["last"]["test"] == json.loads(here.stdout)["models"]["last"]["test"]
     assert (tmp_path / "evals" / "hub-somebody-plain-clean_error-last" / "eval.json").is_file()
+    loaded = library.load("hub:somebody/plain", which="best", plugins=[plugin])  # as the card says
+    weights = load_file(trained / "checkpoints" / "best.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.network.state_dict().items())
     fetched = {path.rpartition("/")[2] for method, path in hub.asked if method == "GET" and "/resolve/" in path}
     assert fetched == {"recipe.toml", "eval.json", "model.safetensors", "best.safetensors"}
 
