@@ -267,6 +267,36 @@ def test_a_plugin_s_other_methods_are_named_too(tmp_path):
         run_recipe({"plugins": {"mine": {}}}, tmp_path / "run", [file])
 
 
+WRONG = {
+    "build_data": ("[1]", "a hookflat.Data"),
+    "build_model": ("'net'", "a torch.nn.Module"),
+    "build_optimizer": ("3", "a torch.optim.Optimizer"),
+    "build_schedule": ("None", "a torch scheduler"),
+    "attack_objective": ("3", "a function of network and images"),
+    "gradients": ("0.5", "the loss, a tensor"),
+    "eval_model": ("{}", "a torch.nn.Module"),
+    "draw": ("{'a': 3}", "figures by name, a dict"),
+}
+
+
+@pytest.mark.parametrize("hook", WRONG)
+def test_an_answer_of_a_wrong_type_is_told_with_its_plugin(hook, tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    answer, meant = WRONG[hook]
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom hookflat import hookimpl\n\n@dataclass(eq=False)\nclass Mine:\n"
+        f"    @hookimpl\n    def {hook}(self):\n        return {answer}\n"
+    )
+    slot = next((slot for slot, answered in SLOTS.items() if answered == hook), None)
+    tables = {slot: {"name": "mine"}} if slot else {"plugins": {"mine": {}}}
+    told = rf"hook {hook!r} \(plugins: 'mine'\) should return {meant}.*, not {re.escape(answer)}$"
+    with pytest.raises(TrainingFailed, match=told):
+        run_recipe(tables | {"run": {"epochs": 1}}, tmp_path / "run", [file])
+
+
 def test_a_gpu_without_memory_left_is_nobodys_fault_and_what_takes_less_is_told(tmp_path):
     from hookflat import TrainingFailed
     from hookflat.testing import run_recipe

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hookflat.errors import TrainingFailed
-from hookflat.training.hooks import Hooks
+from hookflat.training.hooks import Hooks, answering
 from hookflat.training.set_aside import set_aside
 
 
@@ -31,8 +31,7 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
             if hook_name == "gradients" and _moved(network, weights):
                 wrong = "leaves the weights moved: restore them in `finally` (hookflat.moved does)"
             if wrong:
-                plugins = ", ".join(repr(i.plugin_name) for i in reversed(hook_impls) if i.plugin_name != "core")
-                raise TrainingFailed(f"hook {hook_name!r} (plugins: {plugins or 'core'}) {wrong}")
+                raise TrainingFailed(f"hook {hook_name!r} (plugins: {answering(hook_impls)}) {wrong}")
 
     undo = hooks.manager.add_hookcall_monitoring(before, after)
     try:

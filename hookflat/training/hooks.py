@@ -10,6 +10,7 @@ import pluggy
 from hookflat import hookspecs
 from hookflat.errors import TrainingFailed, UserError, thrown
 from hookflat.recipe.catalogue import HOOKS
+from hookflat.training.answers import wrong_answer
 
 ANSWERED_ONCE = frozenset(hook for hook in HOOKS if getattr(hookspecs, hook).hookflat_spec["firstresult"])
 """The hooks of which the first plugin that answers is the only one: others are asked where it answers None."""
@@ -26,7 +27,7 @@ class Hooks:
                 self.manager.register(plugin, name)
             except pluggy.PluginValidationError as error:
                 raise UserError(_told(name, error)) from error
-        self.manager.add_hookcall_monitoring(lambda *_: None, self._exits)
+        self.manager.add_hookcall_monitoring(lambda *_: None, self._look)
         try:
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:
@@ -55,9 +56,11 @@ class Hooks:
         names = [i.plugin_name for i in reversed(getattr(self.call, hook).get_hookimpls()) if not i.wrapper]
         return names if len(names) == len(answers) else [" or ".join(names)] * len(answers)
 
-    def _exits(self, outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any, /) -> None:
-        """A plugin that would end the whole program, or a `with` around it, has failed."""
+    def _look(self, outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any, /) -> None:
+        """Answers are of their types. A plugin that would end the whole program, or a `with` around it, has failed."""
         error = outcome.exception
+        if error is None and (wrong := wrong_answer(hook_name, outcome.get_result())):
+            raise TrainingFailed(f"hook {hook_name!r} (plugins: {answering(hook_impls)}) {wrong}")
         ends = isinstance(error, StopIteration) or not isinstance(error, Exception | None)
         if ends and thrown(error) and (told := self.blame(error)):
             raise told from error
@@ -90,6 +93,11 @@ class Hooks:
         return TrainingFailed(
             f"plugin {name!r} failed in {where}: {type(error).__name__}: {error} ({place}; --debug shows the traceback)"
         )
+
+
+def answering(impls: Any) -> str:
+    """The names of the plugins behind a hook's call, the core where there is no other."""
+    return ", ".join(repr(i.plugin_name) for i in reversed(impls) if i.plugin_name != "core") or "core"
 
 
 class _Manager(pluggy.PluginManager):
