@@ -7,7 +7,7 @@ from torch import nn
 
 import hookflat
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.threats import Threat
+from hookflat.functional.threats import Attack, Threat
 from hookflat.testing import Found
 
 STARTS = ["uniform_norm", "uniform", "gaussian", "zero"]
@@ -172,3 +172,25 @@ def test_images_outside_the_box_are_refused(change, message):
         hookflat.robust_loss(network(), (change(x), y))
     with pytest.raises(ValueError, match="restarts >= 1"):
         hookflat.pgd(network(), x, y, restarts=0)
+
+
+def test_a_step_that_nobody_chose_follows_the_radius():
+    """As 0.007 follows from 8/255; PGD with 20 steps of 0.007 moves a pixel by 0.14 at most."""
+    for eps, step in ((8 / 255, 0.007), (16 / 255, 0.014), (0.3, 0.0669375)):
+        for attack in (Attack(Threat(eps)), Attack().but(eps=eps), Attack().but(eps=1.0).but(eps=eps, steps=3)):
+            assert attack.step_size == pytest.approx(step, rel=1e-12)
+    assert Attack().step_size == 0.007  # to the bit: earlier numbers stay
+    assert Attack(step_size=0.01).but(eps=0.3).step_size == 0.01
+    assert Attack().but(step_size=0.02, eps=0.3).but(eps=0.1).step_size == 0.02
+    with pytest.raises(ValueError, match="step_size: should be a finite number"):
+        Attack(step_size=float("nan"))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x = torch.full((1, 1, 2, 2), 0.5)
+    x_adv = hookflat.pgd(net, x, torch.tensor([0]), eps=0.4)
+    assert (x_adv - x).abs().max() == pytest.approx(0.4, abs=1e-6)
+
+
+def test_a_radius_of_grey_levels_is_told():
+    with pytest.raises(ValueError, match=r"eps: should be at most 1 in the L-infinity norm, as images are in \[0, 1\]"):
+        hookflat.pgd(nn.Flatten(), torch.zeros(1, 1, 2, 2), torch.tensor([0]), eps=8)
+    assert Threat(8, "L2").eps == 8

@@ -88,3 +88,12 @@ def test_a_file_of_weights_is_loaded_as_eval_measures_it(trained, tmp_path):
 def test_what_cannot_be_loaded_is_said(trained, model, options, match):
     with pytest.raises(UserError, match=match):
         hookflat.load(trained if model == "run" else model, plugins=PLUGINS, **options)
+
+
+@pytest.mark.parametrize(
+    ("sets", "step"), [([], 0.007), (["eval.eps=0.3"], 0.0669375), (["eval.step_size=0.01"], 0.01)]
+)
+def test_a_step_of_an_evaluation_that_nobody_chose_follows_the_radius(trained, sets, step):
+    file = trained / "model.safetensors"
+    loaded = hookflat.load(file, arch="tiny_model", data="tiny_data", overrides=sets, plugins=PLUGINS)
+    assert loaded.attack.step_size == pytest.approx(step, rel=1e-12)

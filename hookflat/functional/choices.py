@@ -25,6 +25,15 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name}: should be at least {least}, not {value}")
 
 
+UNSAID = math.nan
+"""A step that follows the radius."""
+
+
+def step_for(eps: float) -> float:
+    """The length of a step where nothing is said: the paper's 0.007 at 8/255, in proportion at other radii."""
+    return 0.007 * (eps / (8 / 255)) if eps else 0.007
+
+
 def check_radius(norm: Norm, eps: float) -> None:
     """Raises ValueError for an L-infinity radius above 1, which is most likely one of 255 grey levels."""
     if norm == "Linf" and eps > 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hookflat.errors import UserError
+from hookflat.functional.choices import step_for
 from hookflat.recipe.catalogue import SLOTS, Catalogue, PluginSource, hooks_of, kind_of
 from hookflat.recipe.merging import Merged, assignments
 from hookflat.recipe.naming import suffix
@@ -270,6 +271,8 @@ class _Checker:
         """Options of `[eval]`, and of each of its stages that is not switched off."""
         table, stages = self._table("eval"), {}
         options = self._options(("eval",), EvalOptions, {k: v for k, v in table.items() if not isinstance(v, dict)})
+        if options and "step_size" not in table:
+            options.step_size = step_for(options.eps)
         for stage in [k for k, v in table.items() if isinstance(v, dict)]:
             keys = {k: v for k, v in table[stage].items() if not isinstance(v, dict)}
             if self._enabled(("eval", stage), keys):

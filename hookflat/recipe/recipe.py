@@ -68,7 +68,7 @@ class EvalOptions:
         "Linf"
     )
     eps: Annotated[Number, Field(ge=0, description="radius of every measure's threat, images in [0, 1]")] = 8 / 255
-    step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD")] = 0.007
+    step_size: Annotated[Number, Field(gt=0, description="of every measure's PGD; unsaid, it follows eps")] = 0.007
     batch_size: Annotated[int, Field(ge=1, description="examples a batch, on each process")] = 250
     precision: Annotated[Precision, Field(description="of PGD's search; every number is the network's in float32")] = (
         "fp32"
