@@ -97,3 +97,18 @@ def test_a_step_of_an_evaluation_that_nobody_chose_follows_the_radius(trained, s
     file = trained / "model.safetensors"
     loaded = hookflat.load(file, arch="tiny_model", data="tiny_data", overrides=sets, plugins=PLUGINS)
     assert loaded.attack.step_size == pytest.approx(step, rel=1e-12)
+
+
+def test_what_a_notebook_shows_is_a_line(trained):
+    loaded = hookflat.load(trained, plugins=PLUGINS)
+    assert repr(loaded.data.test) == "Images(9 of 1x6x6)"
+    assert repr(loaded).startswith("Loaded(network=<Normalized, ")
+    r = hookflat.robust_loss(loaded.network, loaded.data.test, attack=loaded.attack)
+    f = hookflat.average_flatness(loaded.network, loaded.data.test, attack=loaded.attack.but(restarts=1), samples=2)
+    a = hookflat.autoattack(loaded.network, loaded.data.test, eps=0.1, version="custom", attacks=["apgd-ce"])
+    e = hookflat.hessian_eigenvalues(loaded.network, loaded.data.test, k=2, robust=False)
+    for value in (loaded, r, f, a, e, hookflat.margins(loaded.network, loaded.data.test)):
+        assert len(repr(value)) < 500
+        assert "tensor" not in repr(value)
+    assert f"RobustLoss(loss={r.loss:.4g}, error={r.error:.4g}, " in repr(r)
+    assert "wrong=<9>" in repr(r)

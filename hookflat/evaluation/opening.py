@@ -14,6 +14,7 @@ from hookflat.evaluation import robustbench
 from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.data import Data
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, Threat
 from hookflat.reading.shapes import classes_of
 from hookflat.reading.weights import check_finite, load_foreign, load_into, read_weights
@@ -23,8 +24,8 @@ from hookflat.training.fitting import check_fit
 from hookflat.training.run import Run
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(frozen=True, repr=False)
+class Loaded(Shown):
     """A trained network, in evaluation mode and on the GPU where there is one, and what it was made for.
 
     `data`: its training and test images, which every measure takes (`data.test`, `data.test.part(0, 1000)`), and of

@@ -17,14 +17,15 @@ from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import each_on_sphere, layers, moved
 from hookflat.functional.robustness import Scored, columns
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
 FROM_THE_IMAGE = Attack(steps=10, start="zero")
 
 
-@dataclass(frozen=True, eq=False)
-class AlongAttack:
+@dataclass(frozen=True, eq=False, repr=False)
+class AlongAttack(Shown):
     """At the image and after every step of the attack, for every example: (steps + 1, N) each, on the CPU.
 
     `relative`: relative flatness of the penultimate layer; `rise`: the mean loss in weight-perturbed networks minus the

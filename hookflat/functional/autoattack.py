@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -24,13 +24,14 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.choices import Norm, check_choice
 from hookflat.functional.examples import Examples, Loader, Set, check_order, classes_of, set_of
 from hookflat.functional.robustness import RobustLoss
+from hookflat.functional.shown import Shown
 from hookflat.functional.work import Values, Work
 
 Version = Literal["standard", "plus", "rand", "custom"]
 
 
-@dataclass(frozen=True, eq=False)
-class AutoAttackResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AutoAttackResult(Shown):
     """`error`: RErr in [0, 1], wrong clean or under any attack; `clean_error`; `broken`: each attack's share of it.
 
     `broken_by` (N,) int64, in the order of the set: -1 robust, 0 wrong without an attack, i by the i-th of `broken`.
@@ -41,7 +42,7 @@ class AutoAttackResult:
     clean_error: float
     broken: dict[str, float]
     broken_by: Tensor
-    log: str
+    log: str = field(repr=False)
 
 
 def autoattack(

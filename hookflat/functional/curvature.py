@@ -23,12 +23,13 @@ from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import layers, moved, sharpest
 from hookflat.functional.robustness import standard_error
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenvalues:
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenvalues(Shown):
     """Of the Hessian of the mean loss: the `largest`, descending, and the `smallest` one."""
 
     largest: list[float]
@@ -40,16 +41,16 @@ class Eigenvalues:
         return abs(self.smallest) / self.largest[0] if self.largest[0] else math.nan
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace(Shown):
     """Of the Hessian of the mean loss: mean over random probes, and its `standard_error`."""
 
     trace: float
     standard_error: float
 
 
-@dataclass(frozen=True, eq=False)
-class Sharpness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sharpness(Shown):
     """`sharpness` = the loss at the perturbed weights minus `reference`, the loss at the weights."""
 
     sharpness: float

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hookflat.errors import UserError
+from hookflat.functional.shown import Shown
 
 _ON_DEVICE = 4 * 2**30
 """Bytes of images that are kept on a GPU: CIFAR-10 has 0.15 GiB, ImageNet at 64 pixels 15."""
@@ -27,7 +28,7 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images(Dataset):
     """Labelled images of one split: `x` (N, C, H, W) uint8, in memory or mapped from a file, `y` (N,) int64."""
 
@@ -43,6 +44,9 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} of {'x'.join(map(str, self.shape))})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -180,8 +184,8 @@ class StreamedImages(Images):
         return self._statistics(spread.long().split(64))
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
+@dataclass(frozen=True, eq=False, repr=False)
+class Data(Shown):
     """What a data plugin builds: training and test images, and what the test set's labels mean.
 
     `holdout` are examples, the last of the split `held_from`, that select models; a plugin takes them with `hold_out`.
@@ -195,7 +199,7 @@ class Data:
     num_classes: int
     holdout: Images | None = None
     held_from: Literal["test", "train"] = "test"
-    unused: Callable[[int], Tensor] | None = None
+    unused: Callable[[int], Tensor] | None = field(default=None, repr=False)
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,8 +233,8 @@ class Data:
         return images.part(max(0, len(images) - examples), len(images))
 
 
-@dataclass
-class Batch:
+@dataclass(repr=False)
+class Batch(Shown):
     """One process's part of a training batch. Plugins change it in `transform_batch`.
 
     x: (n, C, H, W) float32 in [0, 1].

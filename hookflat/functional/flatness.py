@@ -24,6 +24,7 @@ from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, scaled_to, stretches
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses, standard_error
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.weight_gradients import WeightGradients
 from hookflat.functional.work import Values, Work
@@ -31,8 +32,8 @@ from hookflat.functional.work import Values, Work
 PGD10 = Attack(steps=10)
 
 
-@dataclass(frozen=True, eq=False)
-class Flatness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Flatness(Shown):
     """Average case: `flatness` = mean of `losses` minus `reference`; worst case: their maximum minus `reference`.
 
     `losses`: the loss at w + nu, one for each perturbation. `reference`: the loss at w. `standard_error`: of the mean

@@ -25,6 +25,7 @@ from hookflat.functional.curvature import attack_for
 from hookflat.functional.examples import Loader, set_of
 from hookflat.functional.losses import cross_entropy, kl_divergence
 from hookflat.functional.robustness import columns
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions, Threat
 from hookflat.functional.work import Values, Work
 
@@ -33,8 +34,8 @@ Top = Literal["L1", "KL"]
 LIPSCHITZ = Attack(steps=10, start="uniform")
 
 
-@dataclass(frozen=True, eq=False)
-class Margins:
+@dataclass(frozen=True, eq=False, repr=False)
+class Margins(Shown):
     """One value an example, in the order of the set, on the CPU; (N,) each.
 
     `logit`, `probability`: that of the true class minus the largest other; `confidence`: the largest probability;
@@ -83,8 +84,8 @@ def margin(scores: Tensor, y: Tensor) -> Tensor:
     return scores.gather(1, y[:, None])[:, 0] - others.amax(dim=1)
 
 
-@dataclass(frozen=True, eq=False)
-class InputGradients:
+@dataclass(frozen=True, eq=False, repr=False)
+class InputGradients(Shown):
     """Norms of each example's gradient by its pixels, (N,) each: `l1` (eps times it is the first-order rise), `l2`."""
 
     l1: Tensor

@@ -16,6 +16,7 @@ from hookflat.functional.examples import Loader
 from hookflat.functional.flatness import PGD10, adversarial_direction
 from hookflat.functional.neighborhood import layers, moved, scaled_to, sphere
 from hookflat.functional.robustness import attacked, mean
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Work
 
@@ -24,8 +25,8 @@ LANDSCAPE_RADIUS: dict[str, float] = {"layer": 0.5, "filter": 1.0, "adversarial"
 """The relative length of a direction, of each kind, in the paper and in Li et al. 2018."""
 
 
-@dataclass(frozen=True, eq=False)
-class Landscape:
+@dataclass(frozen=True, eq=False, repr=False)
+class Landscape(Shown):
     """`at` (P, axes): points in units of the directions; `loss`, `error` (directions, P), in two dimensions (P,)."""
 
     at: Tensor

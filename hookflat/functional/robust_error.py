@@ -21,12 +21,13 @@ from hookflat.functional.robustness import (
     searched_views,
     start_of_restart,
 )
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Work
 
 
-@dataclass(frozen=True, eq=False)
-class RobustError:
+@dataclass(frozen=True, eq=False, repr=False)
+class RobustError(Shown):
     """RErr by PGD and the clean error, in [0, 1]; `wrong`, `clean_wrong`: (N,) bool, each example's."""
 
     error: float

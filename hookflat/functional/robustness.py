@@ -22,14 +22,15 @@ from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, check_order, evenly, set_of
 from hookflat.functional.losses import cross_entropy
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
 PGD20X10 = Attack(restarts=10)
 
 
-@dataclass(frozen=True, eq=False)
-class PerExample:
+@dataclass(frozen=True, eq=False, repr=False)
+class PerExample(Shown):
     """One value an example, in the order of the set, on the CPU; (N,) each.
 
     `clean_wrong`, `wrong`: bool, misclassified clean; misclassified clean or at any point of any restart.
@@ -42,8 +43,8 @@ class PerExample:
     wrong: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class RobustLoss:
+@dataclass(frozen=True, eq=False, repr=False)
+class RobustLoss(Shown):
     """RLoss and RErr (PGD) over all examples, misclassified ones included, and the clean error; errors in [0, 1].
 
     `loss_correct`, `loss_incorrect`: RLoss over the examples that are classified correctly, incorrectly without an

@@ -16,12 +16,13 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.curvature import HessianOf, Points, attack_for
 from hookflat.functional.examples import Loader
 from hookflat.functional.neighborhood import layers
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralDensity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Shown):
     """Eigenvalues as a quadrature: (P,) `values` and `weights` that add up to one, and how many eigenvalues there are.
 
     Means of f(eigenvalue) over the spectrum are sums of weights f(values).

@@ -26,6 +26,7 @@ from hookflat.functional.input_space import margin
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.robust_error import robust_error
 from hookflat.functional.robustness import columns, robust_loss
+from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
 
@@ -44,8 +45,8 @@ TRUST_FLAGS = {
 """What may be raised, in words."""
 
 
-@dataclass(frozen=True, eq=False)
-class Trust:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trust(Shown):
     """`raised`: of each flag that was looked at (names of `TRUST_FLAGS`), whether it was raised.
 
     Shares of all examples: `error`, RErr by PGD; `error_steps`, with four times the steps; `error_single_step`, by one
