@@ -185,4 +185,6 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(tmp_path, net, digits_pa
     assert "apgd-ce" in ran[:first]
     assert "apgd-ce" not in ran[first:]
     assert torch.equal(again.broken_by, whole.broken_by)
-    assert again.log.splitlines()[:3] == whole.log.splitlines()[:3]
+    assert again.log.splitlines()[:4] == whole.log.splitlines()[:4]
+    right = 100 * (whole.broken_by < 0).double().mean().item()  # of all, not of those that an attack was given
+    assert whole.log.splitlines()[-1].endswith(f"images after {[*whole.broken][-1]}: {right:.2f}%")

@@ -218,6 +218,7 @@ def test_the_script_draws_what_was_measured(tmp_path):
     assert found[1, "early-stopped"]["values"][:3] == [1.5, 0.3, 1.5]
     assert found[1, "last"]["values"][3] == 0.2
     assert found[1, "last"]["anchor"] == "run-at-1"
+    assert not found[1, "last"]["rescaled"]
     assert data["methods"] == ["AT (baseline)"]
     write(tmp_path / "one" / "at-0", "at")
     alone = gather([tmp_path / "one"])

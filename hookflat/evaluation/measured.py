@@ -51,9 +51,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         console.say(f"{source.model} has no network {', '.join(sorted(without))}")
     if changed:
         console.say(f"this is other code than before: {'; '.join(dict.fromkeys(changed))}")
-    if done:
-        console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
-    else:
+    if not done:
         say_evaluation(run, source.model)
         console.measuring(plan, measurements.tally, lines=True)
     collector.as_usual()
@@ -64,7 +62,9 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         if not done:
             about |= {"weights": weights}
             results.models[label] = measurements.end(network, label, console.measured, **about)
-    if not done:
+    if done:
+        console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
+    else:
         run.folder.save_results(results)
     run.accelerator.wait_for_everyone()
     run.close()

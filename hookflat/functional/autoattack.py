@@ -23,6 +23,7 @@ from hookflat.functional.attack_view import attack_view, once
 from hookflat.functional.brackets import measuring
 from hookflat.functional.choices import Norm, check_choice
 from hookflat.functional.examples import Examples, Loader, Set, check_order, classes_of, set_of
+from hookflat.functional.layers import device_of
 from hookflat.functional.robustness import RobustLoss
 from hookflat.functional.shown import Shown
 from hookflat.functional.work import Values, Work
@@ -75,7 +76,7 @@ def autoattack(
     work = work or Work()
     log: list[str] = []
     with measuring(model):
-        device = next(model.parameters()).device
+        device = device_of(model)
         x, y, spread = _whole(loader, model, device)
         if clean is None:
             wrong = torch.cat([_predicted(model, part).argmax(dim=1) for part in x.split(batch_size)]) != y
@@ -86,12 +87,18 @@ def autoattack(
         for number, attack in enumerate(package.attacks, start=1):
             left = (broken_by < 0).nonzero().flatten()
             flags = torch.zeros(len(y), device=device)
+            log.append(
+                f"--- {attack}: {len(left)} of {len(y)} images are right so far; percentages are of a batch of them\n"
+            )
             for i, batch in enumerate(left.split(batch_size)):
                 if len(batch) and i % spread.processes == spread.rank:
                     found = work.once(f"{attack}-{i}", lambda b=batch, a=attack: package.run(a, x[b], y[b]))
                     flags[batch] = found["broken"].to(device)
                     log.append(bytes(found["log"].tolist()).decode())
             broken_by = torch.where((broken_by < 0) & (spread.sum(flags) > 0), number, broken_by)
+            log.append(
+                f"--- robust accuracy of all {len(y)} images after {attack}: {100 * _share(broken_by < 0):.2f}%\n"
+            )
     shares = {attack: _share(broken_by == number) for number, attack in enumerate(package.attacks, start=1)}
     return AutoAttackResult(_share(broken_by >= 0), _share(wrong), shares, broken_by.cpu(), "".join(log))
 

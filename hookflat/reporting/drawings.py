@@ -225,7 +225,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
     axes = figure.subplots()
     group = {id(run): row.group for row in table.rows for run in row.configuration.runs}
     _name_groups(axes, {group[id(p[0])] for p in points})
-    for kind, text in (("last", "last"), ("", "early stopped")):
+    for kind, text in (("last", "filled: last"), ("", "open: early stopped")):
         for which, colour in COLOURS.items():
             chosen = [p for p in points if (p[1] == "last") == bool(kind) and group[id(p[0])] == which]
             if chosen:
@@ -239,7 +239,7 @@ def _kink(gathered: Gathered, table: Table1, error: str) -> Drawing:
                     lw=0.9,
                 )
                 dots.set_urls([f"#{p[0].anchor}" for p in chosen])
-        if any((p[1] == "last") == bool(kind) for p in points):
+        if len({p[1] == "last" for p in points}) == 2:
             axes.scatter([], [], s=24, edgecolor="0.5", facecolor="0.5" if kind else "none", label=text)
     caption = (
         "All networks, the last and the early-stopped ones, the same weights once; colour and shape are the groups of "

@@ -33,6 +33,7 @@ def explorer(gathered: Gathered, table: Table1) -> dict[str, Any]:
             "seed": run.seed,
             "network": "early-stopped" if label == "best" or run.early_stopped else "last",
             "group": titles[id(run)][1],
+            "rescaled": run.rescaled is not None,
             "anchor": run.anchor,
             "values": [None if math.isnan(v := network.value(key)) else float(f"{v:.5g}") for key in keys],
         }

@@ -138,14 +138,16 @@ function explorer(section, data) {
     const middle = (top + height - bottom) / 2;
     const turned = { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` };
     root.append(svg("text", turned, qy.label));
-    const fit = points.length > 2 ? pearson(points.map((p) => p.x), points.map((p) => p.y)) : null;
+    const models = points.filter((p) => !p.rescaled);  // the others are functionally equal to some of them
+    const fit = models.length > 2 ? pearson(models.map((p) => p.x), models.map((p) => p.y)) : null;
     if (fit && Number.isFinite(fit.slope)) {
-      const ends = [Math.min(...points.map((p) => p.x)), Math.max(...points.map((p) => p.x))];
+      const ends = [Math.min(...models.map((p) => p.x)), Math.max(...models.map((p) => p.x))];
       const [y1, y2] = ends.map((v) => sy.at(fit.at(v)));
       root.append(svg("line", { x1: sx.at(ends[0]), x2: sx.at(ends[1]), y1, y2, class: "fit" }));
-      const rho = pearson(ranks(points.map((p) => p.x)), ranks(points.map((p) => p.y))).r;
+      const rho = pearson(ranks(models.map((p) => p.x)), ranks(models.map((p) => p.y))).r;
       const coefficient = Number.isFinite(rho) ? `Spearman ${rho.toFixed(2).replace("-", "−")} over ` : "";
-      said.textContent = `${coefficient}${points.length} networks; the dotted line is a least-squares fit.`;
+      const without = points.length > models.length ? `, ${points.length - models.length} rescaled ones left out` : "";
+      said.textContent = `${coefficient}${models.length} networks${without}; the dotted line is a least-squares fit.`;
     }
     points.forEach((p) => {
       const link = svg("a", { href: `#${p.anchor}`, class: `point ${p.group || "none"}` });

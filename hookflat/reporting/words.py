@@ -29,7 +29,9 @@ def details(analysis: Analysis, gathered: Gathered) -> list[str]:
     said = []
     if found and _judged(analysis):
         over = f"over {_models(found, analysis)}: {_coefficients(found)}"
-        said.append(f"{_strength(found.spearman)} of flatness with RLoss {over}.")
+        what = "of flatness with RLoss"
+        told = f"{_strength(found.spearman)} {what}" if found.spearman.sign else f"No correlation {what} told from zero"
+        said.append(f"{told} {over}.")
         said += [_outcomes(analysis), _partial(analysis), _beyond_fit(analysis), _early(analysis), _within(analysis)]
         said += [_best(analysis), predictions(analysis), changes(analysis), _paper(analysis)]
     elif found and found.clusters < FEW:
