@@ -276,14 +276,20 @@ def test_a_file_of_weights_with_the_normalisation_that_is_asked_for(small, tmp_p
     assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_timm_networks(tmp_path):
+def test_timm_networks(tmp_path, capsys):
     import timm
 
     torch.manual_seed(0)
     net = timm.create_model("resnet10t", num_classes=10, in_chans=1)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     options = {"arch": "timm:resnet10t", "data": "digits", "overrides": [SMALL[0], SMALL[1], SMALL[3]]}
-    found = evaluate(tmp_path / "net.safetensors", measures=["clean_error"], folder=tmp_path / "out", **options).results
+    found = evaluate(
+        tmp_path / "net.safetensors", measures=["clean_error"], folder=tmp_path / "out", **options, quiet=False
+    ).results
+    said = capsys.readouterr().out
+    assert "model    timm, resnet10t, " in said  # which of its networks, and what will be taken off images
+    assert " parameters, --normalize none\n" in said
+    assert "measures: clean_error; on 20 test examples\n" in said
     data = Digits(train=40, test=30).build_data()
     x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
     loss = torch.nn.functional.cross_entropy(net.eval()(x), y).item()

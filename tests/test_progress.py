@@ -108,7 +108,7 @@ def test_the_heading_says_data_network_normalisation_and_protocol(monkeypatch):
     text = "\n".join(lines)
     for line in (
         r"  data +tiny_data: 24 training, 12 test images",
-        rf"  model +resnet_small, [\d,]+ parameters, normalised by mean {mean}, std",
+        rf"  model +resnet_small, width 8, [\d,]+ parameters, normalised by mean {mean}, std",
         r" +\w+: [\w, ]+; at the end, on \d+",
     ):
         assert re.search(f"^{line}", text, re.M), line

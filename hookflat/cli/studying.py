@@ -122,7 +122,8 @@ def compare(
         facts = {part: {row.name: row.values for row in rows} for part, rows in parts.items()}
         print_json({"runs": [str(run) for run in runs]} | facts)
         return
-    for title, rows in (("recipe", lines), ("numbers", numbers)):
+    for title, part in (("recipe", lines), ("numbers", numbers)):
+        rows = [row for row in part if row.shown]
         if not rows:
             say(f"{title}: the same")
             continue

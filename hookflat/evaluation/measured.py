@@ -52,7 +52,7 @@ def _measured(source: Checkpoint, run: Run) -> Results:
     if changed:
         console.say(f"this is other code than before: {'; '.join(dict.fromkeys(changed))}")
     if not done:
-        say_evaluation(run, source.model)
+        say_evaluation(run, source.model, None if given is None else source.normalize)
         console.measuring(plan, measurements.tally, lines=True)
     collector.as_usual()
     for label, about, network in networks(source, run, given):

@@ -47,12 +47,14 @@ class Quantity:
             check_choice("role", self.role, Role)
 
     def text(self, value: float) -> str:
-        """A value as a table shows it: "12.3 %", "1.234"."""
+        """A value as a table shows it: "12.3 %", "1.234", and small ones with the digits that tell them apart."""
         if self.unit == "flag":
             return "raised" if value else "no"
         if self.unit == "share":
             return f"{100 * value:.1f} %"
-        return f"{value:.0f}" if self.unit == "count" else f"{value:.3f}"
+        if self.unit == "count":
+            return f"{value:.0f}"
+        return f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 def quantity(name: str, declared: Mapping[str, Quantity]) -> Quantity:

@@ -17,15 +17,18 @@ from hookflat.records.texts import DamagedError
 
 @dataclass(frozen=True)
 class Row:
-    """A name and each run's value, None where it has none; `texts`: as a table shows them."""
+    """A name and each run's value, None where it has none; `texts`: as a table shows them, if it is `shown` there."""
 
     name: str
     values: list[Any]
     texts: list[str]
+    shown: bool = True
+    always: bool = False
+    """Also where all runs have the same."""
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
-    """(recipe rows, number rows): only what differs; and the results that are damaged, which are left out.
+    """(recipe rows, number rows): what differs, and what runs are judged by; and the damaged results, left out.
 
     The first of the number rows say under which threats the others were measured, where these differ. Raises UserError
     for a folder that is no run's, and a damaged recipe.
@@ -43,13 +46,19 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
         said = [of.get(name) for of in threats]
         if len({*said} - {None}) > 1:
             rows.append(Row(name, said, [text or "-" for text in said]))
+    for protocol in dict.fromkeys(protocol for of in results for protocol in of):
+        said = ["measured" if protocol in of else None for of in results]
+        rows.append(Row(protocol.strip() or "its own measures", said, [text or "-" for text in said]))
     for name in names:
         pairs = [numbers.get(name) for numbers in found]
-        texts = ["-" if p is None else p[1].text(p[0]) for p in pairs]
-        rows.append(Row(name, [None if p is None else p[0] for p in pairs], texts))
+        there = [p for p in pairs if p is not None]
+        shown = not there[0].error and all(there[0].protocol in of for of in results)
+        always = name.startswith(f"{there[0].protocol}last test ") and there[0].what.headline and shown
+        texts = ["-" if p is None else p.text for p in pairs]
+        rows.append(Row(name, [None if p is None else p.value for p in pairs], texts, shown, always))
     recipe_rows = [Row(name, values, [_text(v) for v in values]) for name, values in lines]
     lines_that_differ, numbers_that_differ = (
-        [row for row in part if _differs(row.values)] for part in (recipe_rows, rows)
+        [row for row in part if row.always or _differs(row.values)] for part in (recipe_rows, rows)
     )
     return lines_that_differ, numbers_that_differ, damaged
 
@@ -68,19 +77,33 @@ def _results(folder: RunFolder, damaged: list[str]) -> dict[str, Results]:
     return found
 
 
-def _numbers(of: dict[str, Results]) -> dict[str, tuple[float, Quantity]]:
+@dataclass(frozen=True)
+class _Number:
+    """A measured number, by which protocol, its text; `error`: whether it is another one's standard error."""
+
+    value: float
+    what: Quantity
+    protocol: str
+    text: str
+    error: bool = False
+
+
+def _numbers(of: dict[str, Results]) -> dict[str, _Number]:
     """Every measured number of a run by what it is, "last test RLoss", of its own measures and of `hookflat eval`'s."""
-    found: dict[str, tuple[float, Quantity]] = {}
+    found: dict[str, _Number] = {}
     for protocol, results in of.items():
         for model, numbers in results.models.items():
             if numbers.epoch is not None:
-                found[f"{protocol}{model} epoch"] = (numbers.epoch, Quantity("epoch", "count"))
+                what = Quantity("epoch", "count")
+                found[f"{protocol}{model} epoch"] = _Number(numbers.epoch, what, protocol, what.text(numbers.epoch))
             for split in ("test", "train"):
-                for name, value in getattr(numbers, split).items():
-                    base = is_error_of(name)
+                values = getattr(numbers, split)
+                for name, value in values.items():
+                    base, error = is_error_of(name), values.get(f"{name}_stderr")
                     what = quantity(base or name, results.numbers)
                     label = f"{protocol}{model} {split} {what.label}" + (", standard error" if base else "")
-                    found[label] = (value, what)
+                    text = what.text(value) + (f" ± {what.text(error)}" if error is not None else "")
+                    found[label] = _Number(value, what, protocol, text, error=bool(base))
     return found
 
 

@@ -17,7 +17,6 @@ from hookflat.training.run import Run
 def say_training(run: Run, *, resumed: bool) -> None:
     """What will be trained."""
     recipe, data, options, say = run.recipe, run.data, run.recipe.run, run.console.say
-    parameters = sum(p.numel() for p in run.network.parameters())
     held = f", {len(data.holdout)} held out" if data.holdout else ""
     attack = recipe.slots["attack"]
     threads = "" if run.device.type != "cpu" else f", {torch.get_num_threads()} thread(s) each"
@@ -25,9 +24,8 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"{recipe.name}: {', '.join([*slots, *recipe.plugins])}")
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images{held}, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
-    say(f"  model    {recipe.slot_names['model']}, {parameters:,} parameters, {_normalisation(run.network)}")
-    chosen = [f"{k} {short(v)}" for k, v in _chosen(attack).items()]
-    say(f"  attack   {', '.join([recipe.slot_names['attack'], *chosen])}")
+    say(f"  model    {_model(run)}, {_normalisation(run.network)}")
+    say(f"  attack   {', '.join([recipe.slot_names['attack'], *_chosen(attack)])}")
     say(f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
     for line in _stages(run):
         say(line)
@@ -38,20 +36,31 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))
 
 
-def say_evaluation(run: Run, model: str) -> None:
-    """What will be measured, on what."""
+def say_evaluation(run: Run, model: str, normalize: str | None = None) -> None:
+    """What will be measured, on what; `normalize`: what weights of a file will take off images."""
     recipe, data, say = run.recipe, run.data, run.console.say
-    say(f"{model}" + (f": {recipe.slot_names['model']}" if "model" in recipe.slot_names else ""))
+    say(model)
+    if "model" in recipe.slot_names:
+        say(f"  model    {_model(run)}, " + (f"--normalize {normalize}" if normalize else _normalisation(run.network)))
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
     say(
         f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}, "
         f"seed {recipe.run.seed}"
     )
-    for line in _stages(run):
+    for line in _stages(run, trained=False):
         say(line)
     say(f"  device   {run.device}, {run.processes} process(es)")
     say(f"  folder   {run.folder.path}")
+
+
+def _model(run: Run) -> str:
+    """Its plugin, which of its networks, what was chosen of its other options, and how large it is."""
+    recipe, parameters = run.recipe, sum(p.numel() for p in run.network.parameters())
+    plugin, named = recipe.slots["model"], recipe.slot_names["model"]
+    which = [getattr(plugin, "network", "")]
+    options = [option for option in _chosen(plugin) if not option.startswith("network ")]
+    return f"{', '.join(filter(None, [named, *which, *options]))}, {parameters:,} parameters"
 
 
 def _normalisation(network: nn.Module) -> str:
@@ -65,19 +74,29 @@ def _normalisation(network: nn.Module) -> str:
     return "no normalisation around it"
 
 
-def _stages(run: Run) -> Iterator[str]:
-    """The protocol, a line for each stage."""
+def _stages(run: Run, *, trained: bool = True) -> Iterator[str]:
+    """The protocol, a line for each stage, and when it is its turn in a training."""
     for name, stage in run.recipe.stages.items():
-        measures, splits = ", ".join(run.recipe.measures[name]), " and ".join(stage.splits)
-        when = f"every {stage.every:g}" if stage.every else "at the end"
-        yield f"           {name}: {measures}; {when}, on {stage.examples} {splits} examples"
+        sizes = {split: run.measurements.size(split, stage) for split in stage.splits}
+        of_each = [f"{size} {split}" for split, size in sizes.items()]
+        on = f"{sizes[stage.splits[0]]} {' and '.join(sizes)}" if len({*sizes.values()}) == 1 else " and ".join(of_each)
+        when = f"{_period(stage.every)}, " if trained else ""
+        yield f"           {name}: {', '.join(run.recipe.measures[name])}; {when}on {on} examples"
+
+
+def _period(every: float | None) -> str:
+    if every is None:
+        return "at the end"
+    if every < 1:
+        return f"every {every:g} of the training"
+    return "every epoch" if every == 1 else f"every {every:g} epochs"
 
 
 def _size(run: Run) -> str:
     return "x".join(map(str, run.data.test.shape))
 
 
-def _chosen(plugin: Any) -> dict[str, Any]:
+def _chosen(plugin: Any) -> list[str]:
     """The options of a plugin that are not its defaults."""
     defaults = as_table(type(plugin)())
-    return {k: v for k, v in as_table(plugin).items() if v != defaults.get(k)}
+    return [f"{k} {short(v)}" for k, v in as_table(plugin).items() if v != defaults.get(k)]

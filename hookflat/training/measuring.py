@@ -124,7 +124,8 @@ class Measurements:
             found[split] = shared[key]
         return found
 
-    def _size(self, split: str, stage: Stage) -> int:
+    def size(self, split: str, stage: Stage) -> int:
+        """How many examples of a split a stage has."""
         return len(self.data.taken(split, stage.examples, stage.take))
 
     def stage(self, name: str, subjects: Mapping[str, Subject], done: Done | None = None) -> dict[str, dict[str, Any]]:
@@ -198,7 +199,7 @@ class Measurements:
         searched: set[tuple[Any, ...]] = set()
         for name, stage in self.wanted(label).items():
             for split in stage.splits:
-                examples = self._size(split, stage)
+                examples = self.size(split, stage)
                 for measure, plugin in self.recipe.measures[name].items():
                     expected = getattr(plugin, "passes", lambda: 1)()
                     asked = getattr(plugin, "searches", list)()
@@ -221,7 +222,7 @@ class Measurements:
         recipe, options = self.recipe, self.recipe.eval
         stages = {
             name: StageProtocol(
-                examples={s: self._size(s, stage) for s in stage.splits},
+                examples={s: self.size(s, stage) for s in stage.splits},
                 take=stage.take,
                 measures={m: as_table(p) for m, p in recipe.measures[name].items()},
             )
