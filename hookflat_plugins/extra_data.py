@@ -92,8 +92,7 @@ class ExtraData:
     def transform_batch(self, run: Run, batch: Batch) -> None:
         if self._images is None:
             return
-        there = self._images.y  # on the CPU, where they are too many for a GPU
-        draws = run.uniform("extra_data", batch, (2,), at=there).double()  # of 24 bits each: 50 million need two
+        draws = run.uniform("extra_data", batch, (2,)).double()  # of 24 bits each: 50 million need more than one
         drawn = ((draws[:, 0] + draws[:, 1] / 2**24) * len(self._images)).long()
         taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
-        batch.replace(taken, *self._images.at(drawn, run.device))
+        batch.replace(taken, *self._images.at(drawn.to(self._images.y.device), run.device))

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _HINT = "set data.size, and data.channels where the kinds differ"
 
 
+_SPLITS = (
+    " (put the folders of classes under train/ and test/, or name what is there: data.train_split and test_split, "
+    "one for both where there is but one to measure on)"
+)
+
+
 @dataclass(eq=False)
 class ImageFiles:
     """Labelled images: CIFAR's and SVHN's own archives, npz, parquet, arrow, image folders, or a hub id.
@@ -72,7 +78,7 @@ class ImageFiles:
         from hookflat import Data, class_labels, load_sets
 
         with run.accelerator.main_process_first():  # the others find what the first one made of the files
-            sets = load_sets(self.path, (self.train_split, self.test_split), "data.path", self.config)
+            sets = load_sets(self.path, (self.train_split, self.test_split), "data.path", self.config, hint=_SPLITS)
         whole = [sets[self.train_split], sets[self.test_split]]
         image, label = (whole[0].column(of, getattr(self, of), f"data.{of}") for of in ("image", "label"))
         for of, column in (("image", image), ("label", label)):

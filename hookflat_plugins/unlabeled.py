@@ -101,9 +101,9 @@ class Unlabeled:
     def transform_batch(self, run: Run, batch: Batch) -> None:
         if self._images is None:
             return
-        drawn = (run.uniform("unlabeled", batch, at=self._images.y) * len(self._images)).long()
+        drawn = (run.uniform("unlabeled", batch) * len(self._images)).long()
         taken = batch.interleaved(int(self.fraction * batch.global_size)) & batch.labeled
-        batch.replace(taken, *self._images.at(drawn, run.device))
+        batch.replace(taken, *self._images.at(drawn.to(self._images.y.device), run.device))
 
     # --- the pool and its labels --------------------------------------------------------------------------------------
 

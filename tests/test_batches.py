@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hookflat import Images
+from hookflat.functional import data
 from hookflat.functional.data import on_device
 from hookflat.training.batches import Batches, one_ahead
 
@@ -48,6 +49,16 @@ def test_an_epoch_goes_on_where_it_stopped_with_the_same_draws(images, done):
         assert torch.equal(batch.x, same.x)
         assert torch.equal(batch.index, same.index)
         assert torch.equal(draw, same_draw)
+
+
+def test_images_of_another_set_are_sent_as_bytes(images, monkeypatch):
+    sent = []
+    monkeypatch.setattr(data, "on_device", lambda tensor, device: sent.append(tensor.dtype) or tensor)
+    index = torch.tensor([3, 3, 0])
+    x, y = images.at(index, CPU)
+    assert sent == [torch.uint8, torch.int64]
+    assert torch.equal(x, images.x[index].float() / 255)
+    assert torch.equal(y, images.y[index])
 
 
 def test_what_is_where_it_should_be_is_not_copied(images):

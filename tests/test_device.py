@@ -8,14 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hookflat.functional import data
 from hookflat.functional.attacks import prepared
 from hookflat.functional.data import Images
 from hookflat.functional.examples import Examples, set_of
@@ -137,24 +135,6 @@ def test_no_step_waits_for_its_device(recipe, elsewhere, tmp_path):
 )
 def test_no_step_of_at_waits_with(sets, elsewhere, tmp_path):
     assert not waits("at", tmp_path / "run", *sets)
-
-
-@pytest.mark.parametrize("plugin", ["extra_data", "unlabeled"])
-def test_no_step_waits_for_images_that_are_too_many_for_its_device(plugin, elsewhere, tmp_path, monkeypatch):
-    """They stay on the CPU, where they are drawn; what goes to the device goes there as bytes, from pinned memory."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "more.npz", image=pixels, label=np.arange(40) % 10)
-    on, sent = Images.on, []
-
-    def pinned(tensor, device):
-        sent.append(tensor.dtype)
-        return torch.empty_like(tensor, device=device)
-
-    monkeypatch.setattr(Images, "on", lambda self, device: self if len(self) == 40 else on(self, device))
-    monkeypatch.setattr(data, "on_device", pinned)
-    sets = f"plugins.{plugin}.path={tmp_path / 'more.npz'}", f"plugins.{plugin}.fraction=0.5"
-    assert not waits("at", tmp_path / "run", *sets)
-    assert sent == [torch.uint8, torch.int64] * 2
 
 
 def test_images_go_where_the_network_is():

@@ -143,10 +143,12 @@ def _chosen(pixels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return pixels[chosen]
 
 
-def load_sets(path: str, splits: tuple[str, ...], option: str, config: str | None = None) -> dict[str, ImageSet]:
+def load_sets(
+    path: str, splits: tuple[str, ...], option: str, config: str | None = None, *, hint: str = ""
+) -> dict[str, ImageSet]:
     """The splits that are there: of CIFAR's or SVHN's archives, of npz, of Hugging Face datasets (files or a hub id).
 
-    Raises UserError, naming `option`, where there are none of `splits`.
+    Raises UserError, naming `option`, where one of `splits` is not there; `hint`: what to do then.
     """
     place = Path(path).expanduser()
     source = f"{option} = {path!r}"
@@ -157,5 +159,5 @@ def load_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
         found = {str(split): EncodedRows(rows) for split, rows in read_sets(path, splits, option, config).items()}
     for split in splits:
         if split not in found:
-            raise UserError(f"{source} has no split {split!r}, only {', '.join(map(repr, found)) or 'none'}")
+            raise UserError(f"{source} has no split {split!r}, only {', '.join(map(repr, found)) or 'none'}{hint}")
     return {split: ImageSet(f"{source}, split {split!r}", found[split]) for split in splits}

@@ -86,13 +86,9 @@ class Batches:
 
     def _batch(self, levels: Tensor, y: Tensor, index: Tensor) -> Batch:
         share = len(index)
-        row = self.rows(share, self.device)
+        row = torch.arange(self.rank * share, (self.rank + 1) * share, device=self.device)
         labeled = torch.ones_like(y, dtype=torch.bool)
         return Batch(levels.float() / 255, y, y, index, labeled, row, global_size=share * self.processes)
-
-    def rows(self, share: int, device: torch.device) -> Tensor:
-        """Where this process's `share` of a batch stands in it (share,)."""
-        return torch.arange(self.rank * share, (self.rank + 1) * share, device=device)
 
     def _mine(self, members: Tensor) -> Tensor:
         """This process's part of a batch."""

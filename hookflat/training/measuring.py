@@ -40,6 +40,9 @@ Take = Literal["first", "last"]
 Subjects = dict[tuple[str, int, Take], Subject]
 """Of one network, by split and choice of examples: stages that share them share what is measured on them."""
 
+Kept = tuple[str, Any, dict[str, Any]]
+"""A file beside the results: its name, what is in it, what is known about that."""
+
 Done = Callable[[Tally, float], None]
 """Told after each measure of a final stage: the tally, and the measure's seconds."""
 
@@ -73,6 +76,7 @@ class Measurements:
     hooks: dict[str, Hooks]
     """Of each stage."""
     tally: Tally = field(default_factory=Tally)
+    _ended: dict[tuple[str, tuple[str, ...]], tuple[dict[str, Any], list[Kept]]] = field(default_factory=dict)
     start: Mapping[str, Tensor] = field(default_factory=dict)
     """The parameters with which the training began, by name."""
 
@@ -155,8 +159,12 @@ class Measurements:
     def end(self, model: nn.Module, label: str, done: Done | None = None, /, **about: Any) -> NetworkResults:
         """The numbers of the final stages that want the model `label`, with what is known `about` it.
 
-        What an interrupted call had finished is not measured again.
+        What an interrupted call had finished is not measured again, nor are weights that were, by the same stages: the
+        best network may be the last.
         """
+        known = fingerprint(*(t.detach().cpu() for t in model.state_dict().values())), tuple(self.wanted(label))
+        if known in self._ended:
+            return self._again(label, *self._ended[known], about)
         found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
         shared: Subjects = {}
@@ -170,11 +178,22 @@ class Measurements:
                 took |= {f"{split}/{m}": s for m, s in result["seconds"].items()}
         test, train = found["test"], found["train"]
         gap = {k: test[k] - train[k] for k in sorted(test.keys() & train.keys()) if not is_error_of(k)}
-        for (split, *_), subject in shared.items():
-            for kept, what, about_it in subject.kept:
-                self.folder.keep(f"{label}-{split}-{kept}", what, about_it)
+        kept = [(f"{split}-{name}", what, more) for (split, *_), s in shared.items() for name, what, more in s.kept]
+        self._keep(label, kept)
         self.accelerator.wait_for_everyone()  # nobody writes parts any more
-        return NetworkResults.model_validate(about | {"test": test, "train": train, "gap": gap, "seconds": took})
+        values = {"test": test, "train": train, "gap": gap}
+        self._ended[known] = values, kept
+        return NetworkResults.model_validate(about | values | {"seconds": took})
+
+    def _again(self, label: str, values: dict[str, Any], kept: list[Kept], about: dict[str, Any]) -> NetworkResults:
+        """The numbers and files of the same weights, under another label."""
+        self._keep(label, kept)
+        self.tally.passes += sum(passes for *_, passes in self.planned(label))
+        return NetworkResults.model_validate(about | values | {"seconds": {}})
+
+    def _keep(self, label: str, kept: list[Kept]) -> None:
+        for name, what, about_it in kept:
+            self.folder.keep(f"{label}-{name}", what, about_it)
 
     def _unfinished(self, model: nn.Module, label: str) -> Work:
         """Where the parts of an interrupted measurement of this model, by this protocol, are found again."""

@@ -172,10 +172,9 @@ class Run:
         """A seed for this purpose and step, the same on every process."""
         return seeds.derive_seed(self.recipe.run.seed, name, self.step)
 
-    def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = (), *, at: Tensor | None = None) -> Tensor:
-        """Uniform draws in [0, 1) for each example, (n, *shape), on every process the same. `at`: where they are."""
-        rows = batch.row if at is None else self._batches.rows(len(batch.row), at.device)
-        return seeds.uniform(rows, shape, self.seed(name))
+    def uniform(self, name: str, batch: Batch, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform draws in [0, 1) for every example of the batch: (n, *shape), however many processes share it."""
+        return seeds.uniform(batch.row, shape, self.seed(name))
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
