@@ -6,6 +6,7 @@ import pytest
 from image_files import parquet, pictures, png
 from torch import nn
 
+from hookflat import Quantity
 from hookflat.studies import progress
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import console, heading
@@ -137,3 +138,12 @@ def test_a_study_says_what_is_done_and_at_work(monkeypatch):
         while not lines:
             pass
     assert lines[0] == study.line()
+
+
+def test_a_line_of_an_epoch_is_one_where_nobody_looks_at_a_terminal(monkeypatch):
+    made = Console()
+    made.quantities = {f"n{i}": Quantity(f"a number that is {i}", headline=True) for i in range(8)}
+    said = said_by(made, monkeypatch)
+    made.epoch(3, 5, {"lr": 0.1, "loss": 1.5, "test": {f"n{i}": 1.0 for i in range(8)}})
+    assert len(said[-1].splitlines()) == 1
+    assert "a number that is 7 1.000 test" in said[-1]

@@ -148,6 +148,8 @@ def set_of(loader: Loader, model: nn.Module) -> Set:
     """What a measure of `model` iterates over, images and labels checked and moved to its device."""
     if isinstance(loader, Images):
         loader = Examples(loader)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model should be a torch.nn.Module, not {type(model).__name__}: put a function into one")
     if not isinstance(loader, Examples):
         return Pairs(loader, model)
     if len(loader):

@@ -82,7 +82,7 @@ class Console:
 
     def epoch(self, epoch: int, epochs: int, line: dict[str, Any]) -> None:
         """One line for an epoch: learning rate, loss, and the headlines among its numbers by split; wrapped where it is
-        wider than the terminal, or than 80 columns where there is none."""
+        wider than the terminal. In a file it stays one, to be looked for."""
         train, test = line.get("train", {}), line.get("test", {})
         parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"lr {line['lr']:.4g}"]
         parts.append(f"loss {line['loss']:.3f}")
@@ -92,7 +92,7 @@ class Console:
                 parts.append(f"{found.label} {', '.join(shown)}")
         if line.get("cancelled_steps"):
             parts.append(f"{line['cancelled_steps']} step(s) cancelled, loss scale now {line['loss_scale']:g}")
-        self.say(_wrapped(parts, self.rich.width))
+        self.say(_wrapped(parts, self.rich.width) if self.rich.is_terminal else "  ".join(parts))
 
     def measuring(self, plan: dict[str, list[Planned]], tally: Tally, *, lines: bool = False) -> None:
         """The measures of the `plan` (by network) begin; `lines`: say when each is done."""
@@ -191,7 +191,7 @@ def _lasting(seconds: float) -> str:
 def _wrapped(parts: list[str], width: int) -> str:
     """The parts of a line; where it is too wide, broken between them, the rest further in."""
     line = "  ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
-    lines = textwrap.wrap(line, width, subsequent_indent="    ", break_long_words=False)
+    lines = textwrap.wrap(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
