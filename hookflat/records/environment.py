@@ -23,7 +23,7 @@ def environment(plugin_files: Mapping[str, Path] | None = None, packages: Iterab
     tf32 = torch.backends.cudnn.conv.fp32_precision != "ieee"  # ty: ignore[missing-attribute]
     return {
         "command": sys.argv,
-        "plugin_files": {name: file.read_text(encoding="utf-8") for name, file in (plugin_files or {}).items()},
+        "plugin_files": {name: _text(file) for name, file in (plugin_files or {}).items()},
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
         "git_revision": _git_revision(),
@@ -40,14 +40,14 @@ def changed_code(before: Mapping[str, Any], files: Mapping[str, Path]) -> list[s
     """Which of these files of plugins have other code than when `before` was written, in words."""
     then = {Path(name).name: text for name, text in _table(before, "plugin_files").items()}
     known = {Path(name).name: file for name, file in files.items()}
-    return [f"{n} has changed" for n, f in known.items() if n in then and f.read_text(encoding="utf-8") != then[n]]
+    return [f"{name} has changed" for name, file in known.items() if name in then and _text(file) != then[name]]
 
 
 def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What has another version than when `before` was written, in words."""
     then, there = ({"Python": e.get("python"), **_table(e, "packages")} for e in (before, now))
-    changed = [f"{name} {then[name]} is {there[name]} now" for name in then.keys() & there.keys()
-               if then[name] != there[name]]  # fmt: skip
+    both = then.keys() & there.keys()
+    changed = [f"{name} {then[name]} is {there[name]} now" for name in both if then[name] != there[name]]
     old, new = (e.get("git_revision") for e in (before, now))
     if isinstance(old, str) and isinstance(new, str) and old != new:
         changed.append(f"hookflat's revision {old[:9]} is {new[:9]} now")
@@ -60,6 +60,10 @@ def foreign_plugins(of: Mapping[str, Any]) -> str:
     packages = [f"{name} {version}" for name, version in _table(of, "packages").items() if name not in _PACKAGES]
     told = [f"--plugin {file}, whose text is in environment.json" for file in files]
     return ", ".join(told + ([f"the package {', '.join(packages)}"] if packages else []))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _table(of: Mapping[str, Any], name: str) -> dict[str, Any]:
