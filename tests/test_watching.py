@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 from commands import BROWSER, fails, hookflat
 from filelock import FileLock
+from made_runs import network, write
 
 from hookflat.errors import Stopped
 from hookflat.studies.execution import times_of
@@ -249,3 +250,22 @@ def test_a_browser_shows_plan_curves_and_failures_follows_them_and_runs_no_marku
     assert not re.search(r"<img|<b>bad", page)
     assert "&lt;b&gt;bad&lt;/b&gt;" in page
     assert "<title>5 runs" in page
+
+
+def test_a_run_that_is_done_shows_what_the_study_measured(tmp_path):
+    """Not the numbers of its training's curves, which are of other examples; a rescaled run has none of those."""
+    write(tmp_path / "at-0", "at", last=network(0.4, 2.5, 1.0))
+    plan = {"name": "s", "runs": [{"name": "at-0", "results": "at-0/eval/digits-last-best/eval.json"}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "at-0" / "metrics.jsonl").write_text(
+        json.dumps({"epoch": 10, "step": 10, "stage": "curves", "split": "test", "rloss": 1.0}) + "\n"
+    )
+    facts = Watched(tmp_path).facts()
+    assert facts["runs"][0]["state"] == "done"
+    assert facts["runs"][0]["numbers"] == {
+        "RLoss, test": "2.500",
+        "RErr (AutoAttack), test": "40.0 %",
+        "average-case flatness, test": "1.000",
+        "clean error, test": "5.0 %",
+    }
+    assert facts["left"] is None

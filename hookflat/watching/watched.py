@@ -16,6 +16,7 @@ from hookflat.recipe.catalogue import catalogue_of
 from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import Quantity, is_error_of, quantity
+from hookflat.records.results import Results
 from hookflat.studies.execution import times_of
 from hookflat.studies.study import Entry, read_plan
 
@@ -97,13 +98,27 @@ class Watched:
             state = "failed"
         else:
             state = "stopped" if epoch or run.last_checkpoint() else "to do"
-        facts = {"name": name, "state": state, "epoch": epoch, "epochs": epochs, "numbers": self._headlines(run, lines)}
+        facts = {
+            "name": name,
+            "state": state,
+            "epoch": epoch,
+            "epochs": epochs,
+            "numbers": self._headlines(run, lines, entry),
+        }
         facts["left"] = self._time_left(run, name, epoch, epochs) if state == "training" else None
         return facts | {"why": last.get("why", "") if state == "failed" else "", "log": str(run.log)}
 
-    def _headlines(self, run: RunFolder, lines: list[Facts]) -> dict[str, str]:
-        """The last of the numbers that stand in the line of an epoch, on test where there is one."""
-        shown = {}
+    def _headlines(self, run: RunFolder, lines: list[Facts], entry: Entry) -> dict[str, str]:
+        """The numbers that stand in the line of an epoch, the last ones, on test where there is one; at its end those
+        that it was measured for."""
+        results, shown = self._once("results", entry.results, lambda: Results.read(entry.results), None), {}
+        if results and results.models:
+            [network, *_] = results.models.values()
+            for key, what in results.numbers.items():
+                of_split = [(split, v[key]) for split in ("test", "train") if key in (v := getattr(network, split))]
+                if what.headline and of_split:
+                    shown[f"{what.label}, {of_split[0][0]}"] = what.text(of_split[0][1])
+            return shown
         for key, what in self._declared(run).items():
             for split in ("test", "train") if what.headline else ():
                 of_split = (line[key] for line in reversed(lines) if line.get("split") == split and key in line)
@@ -141,6 +156,8 @@ class Watched:
         mean, at_work = sum(whole) / len(whole), [run for run in runs if run["state"] in ("training", "measuring")]
         waiting = sum(run["state"] in ("to do", "stopped") for run in runs)
         begun = sum(1 - run["epoch"] / run["epochs"] for run in at_work if run["epochs"])
+        if not waiting and not at_work:
+            return None
         return mean * (waiting + begun) / max(1, len(at_work))
 
     # --- files --------------------------------------------------------------------------------------------------------
