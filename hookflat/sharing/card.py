@@ -18,7 +18,7 @@ from hookflat.records.folder import RunFolder
 from hookflat.records.quantities import quantity
 from hookflat.records.results import Results
 from hookflat.records.texts import read_json
-from hookflat.training.console import result_rows, short
+from hookflat.training.console import result_rows, short, trusted
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -139,7 +139,7 @@ def _measured(title: str, results: Results) -> Measured:
     lines = [
         f"{measure}: "
         + ", ".join(
-            [*(f"{key} {short(value)}" for key, value in options.items())]
+            [*(f"{key} {short(value)}" for key, value in options.items() if value not in ("", None, []))]
             + [f"the {stage.take} {count} {split} examples" for split, count in stage.examples.items()]
         )
         for stage in protocol.stages.values()
@@ -148,6 +148,7 @@ def _measured(title: str, results: Results) -> Measured:
     lines.append(
         f"eps {_radius(protocol.eps)} ({_norm(results)}), step size {short(protocol.step_size)}, seed {protocol.seed}"
     )
+    lines += [f"{name}, {line}" for name, n in results.models.items() for line in trusted(n, results.numbers)]
     return Measured(title, networks, result_rows(results), lines)
 
 

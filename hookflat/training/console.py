@@ -134,7 +134,7 @@ class Console:
     def results(self, results: Results) -> None:
         """The final table; a line where nothing was measured at the end."""
         rows = result_rows(results)
-        if not rows:
+        if not any(network.test or network.train for network in results.models.values()):
             self.say("nothing is measured at the end: the recipe has no stage without `every` that is on")
             return
         from rich.table import Table
@@ -209,13 +209,16 @@ def trusted(numbers: NetworkResults, declared: Mapping[str, Quantity]) -> list[s
 
 
 def result_rows(results: Results) -> list[tuple[str, list[str]]]:
-    """(label, a cell for each network) of the final table: declared numbers in their order, then every other."""
+    """(label, a cell for each network) of the final table: declared numbers in their order, then every other.
+
+    Without flags, which `trusted` tells.
+    """
     models = results.models.values()
     there = {key for m in models for key in (*m.test, *m.train) if not is_error_of(key)}
     rows = []
     for key in [*(k for k in results.numbers if k in there), *sorted(there - results.numbers.keys())]:
         found = quantity(key, results.numbers)
-        for split in ("test", "train", *(["gap"] if found.headline else [])):
+        for split in () if found.unit == "flag" else ("test", "train", *(["gap"] if found.headline else [])):
             values = [getattr(m, split) for m in models]
             if any(key in v for v in values):
                 rows.append((f"{found.label}, {split}", [_cell(v, key, found) for v in values]))
