@@ -25,14 +25,9 @@ class {name}:
 """
 LOSS = ("loss(self, run, batch):", "run.criterion(run.model(batch.x), batch.y).mean()")
 REGULARIZER = ("criterion(self, logits, target):", "F.cross_entropy(logits, target, reduction='none')")
-FEW = [
-    "data.train=200",
-    "data.test=40",
-    "model.width=8",
-    "run.epochs=2",
-    "eval={}",
-    "plugins.early_stopping.enabled=false",
-]
+STAGES = ("curves", "through_training", "final", "final_flatness")
+FEW = ["data.train=200", "data.test=40", "model.width=8", "run.epochs=2", "plugins.early_stopping.enabled=false"]
+FEW += [f"eval.{stage}.enabled=false" for stage in STAGES]
 
 
 def succeeds(*arguments):
