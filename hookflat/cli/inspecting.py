@@ -108,8 +108,10 @@ def plugins(
     if json:
         print_json(found)
     else:
-        keys = ("name", "kind", "summary", "paper", "package")
-        say_table(("name", "kind", "what it does", "source", "package"), ([f[key] for key in keys] for f in found))
+        own = [f["package"] if not f["package"].startswith("hookflat ") else "" for f in found]
+        rows = ([f["name"], f["kind"], f["summary"], package] for f, package in zip(found, own, strict=True))
+        say_table(("name", "kind", "what it does", "package"), rows)
+        say("hookflat plugins NAME: its options, its hooks and its source")
     for message in broken:
         warn(f"hookflat: left out: {message}")
 

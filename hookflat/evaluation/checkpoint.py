@@ -94,6 +94,8 @@ class Checkpoint:
                 told = "its recipe names data and network (no --arch, --data, --normalize, --key)"
                 raise UserError(f"{self.model} is a run folder: {told}")
             return self._of_the_run(catalogue or Catalogue())
+        if not re.fullmatch(r"none|data|[\d.,eE+-]+/[\d.,eE+-]+", self.normalize):
+            raise UserError(f"--normalize {shortened(self.normalize)}: should be none, data, or MEAN,.../STD,...")
         if self.which != ("last",):
             raise UserError(f"--which {self.which[0]}: only a run folder has several networks")
         if self.is_robustbench:
