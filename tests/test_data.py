@@ -156,12 +156,13 @@ def test_too_few_examples_for_a_batch_on_every_process():
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs a local copy of CIFAR-10")
 def test_cifar10_from_parquet():
-    data = loaded(path=str(CIFAR10))
-    assert data.train.x.shape == (50_000, 3, 32, 32)
+    data = loaded(path=str(CIFAR10), train=15_000)  # decoding all of them takes half a minute
+    assert data.about["train"]["of"] == 50_000
+    assert data.train.x.shape == (15_000, 3, 32, 32)
     assert torch.bincount(data.test.y).tolist() == [1000] * 10
     mean, std = data.train.statistics()
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.002)
-    assert std.tolist() == pytest.approx([0.2452, 0.2428, 0.2606], abs=5e-4)
+    assert std.tolist() == pytest.approx([0.2452, 0.2428, 0.2606], abs=1e-3)
 
 
 def test_more_processes_than_examples_leave_some_without_any():
