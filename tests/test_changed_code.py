@@ -105,6 +105,13 @@ def test_a_missing_plugin_is_named_with_the_file_that_had_it(plugin, tmp_path):
     assert "trained with" not in nothing_known
 
 
+def test_a_run_is_rescaled_with_the_file_that_had_its_plugin(plugin, tmp_path):
+    trained(tmp_path / "run", plugin)
+    assert "(the run was trained with --plugin" in fails(2, "rescale", tmp_path / "run", 0.5)
+    succeeds("rescale", tmp_path / "run", 0.5, "--plugin", plugin)
+    assert hookflat.load(tmp_path / "run-x0.5", plugins=[plugin]).network
+
+
 def test_a_run_is_measured_without_the_loss_that_trained_it(tmp_path):
     file = written(tmp_path / "loss.py", "MyLoss", *LOSS)
     trained(tmp_path / "run", file, asked=["loss.name=my_loss"])

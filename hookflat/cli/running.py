@@ -118,12 +118,12 @@ def rescale(
     from hookflat.evaluation.checkpoint import Checkpoint
     from hookflat.recipe.catalogue import Catalogue
 
-    source = Checkpoint(model, (which,), arch, data, normalize, key)
-    source.tables()  # what is wrong with it is told before torch is loaded
+    source, catalogue = Checkpoint(model, (which,), arch, data, normalize, key), Catalogue(plugin)
+    source.tables(catalogue)  # what is wrong with it is told before torch is loaded
     from hookflat.evaluation.rescaling import rescaled
 
     place = out or Path("_" if source.is_on_the_hub else model).with_name(
         f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}"
     )
-    count = rescaled(source, factor, place, set_, Catalogue(plugin))
+    count = rescaled(source, factor, place, set_, catalogue)
     say(f"{count} convolutions scaled by {factor:g}: {place}")

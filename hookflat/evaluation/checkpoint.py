@@ -121,10 +121,11 @@ class Checkpoint:
 
     def _of_the_run(self, catalogue: Catalogue) -> dict[str, Any]:
         tables = self.run_folder.read_recipe()
-        for name in ("data", "model", "eval"):  # with what it was trained is no matter
+        for name in ("data", "model", "eval"):
             if not isinstance(tables.setdefault(name, {} if name == "eval" else None), dict):
                 raise UserError(f"{self.run_folder.recipe} is not what hookflat writes: it has no table [{name}]")
         tables["eval"] = {k: v for k, v in tables["eval"].items() if not isinstance(v, dict)}
+        # with which loss, attack, optimizer and schedule it was trained is no matter
         tables = {name: table for name, table in tables.items() if name not in SLOTS or name in ("data", "model")}
         named = [tables["data"].get("name", ""), tables["model"].get("name", ""), *(tables.get("plugins") or ())]
         if (missing := [name for name in named if name not in catalogue.names()]) and (

@@ -30,7 +30,7 @@ def rescaled(
         raise UserError(f"{out} exists already: choose another with --out")
     if source.is_robustbench or len(source.which) > 1:
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
-    tables, needs = source.tables(), ("data", "model")
+    tables, needs = source.tables(catalogue), ("data", "model")
     recipe = load_recipe(tables, origin=source.origin, overrides=overrides, catalogue=catalogue, needs=needs)
     run = Run(recipe, out)
     with global_state_restored():

@@ -46,8 +46,13 @@ class Quantity:
         if self.role is not None:
             check_choice("role", self.role, Role)
 
-    def text(self, value: float) -> str:
-        """A value as a table shows it: "12.3 %", "1.234", and small ones with the digits that tell them apart."""
+    def text(self, value: float, error: float | None = None) -> str:
+        """A value as a table shows it: "12.3 %", "1.234", and small ones with the digits that tell them apart.
+
+        `error`: its standard error, behind it.
+        """
+        if error is not None:
+            return f"{self.text(value)} ± {self.text(error)}"
         if self.unit == "flag":
             return "raised" if value else "no"
         if self.unit == "share":

@@ -102,8 +102,7 @@ def _numbers(of: dict[str, Results]) -> dict[str, _Number]:
                     base, error = is_error_of(name), values.get(f"{name}_stderr")
                     what = quantity(base or name, results.numbers)
                     label = f"{protocol}{model} {split} {what.label}" + (", standard error" if base else "")
-                    text = what.text(value) + (f" ± {what.text(error)}" if error is not None else "")
-                    found[label] = _Number(value, what, protocol, text, error=bool(base))
+                    found[label] = _Number(value, what, protocol, what.text(value, error), error=bool(base))
     return found
 
 

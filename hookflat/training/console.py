@@ -229,8 +229,7 @@ def _cell(values: dict[str, float], key: str, found: Quantity) -> str:
     """A number, with its standard error where there is one."""
     if key not in values:
         return "-"
-    error = values.get(f"{key}_stderr")
-    return found.text(values[key]) + (f" ± {found.text(error)}" if error is not None else "")
+    return found.text(values[key], values.get(f"{key}_stderr"))
 
 
 def short(value: Any) -> str:
