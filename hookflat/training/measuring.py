@@ -162,13 +162,14 @@ class Measurements:
         What an interrupted call had finished is not measured again, nor are weights that were, by the same stages: the
         best network may be the last.
         """
-        known = fingerprint(*(t.detach().cpu() for t in model.state_dict().values())), tuple(self.wanted(label))
+        weights = fingerprint(*(t.detach().cpu() for t in model.state_dict().values()))
+        known = weights, tuple(self.wanted(label))
         if known in self._ended:
             return self._again(label, *self._ended[known], about)
         found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
         shared: Subjects = {}
-        unfinished = self._unfinished(model, label)
+        unfinished = self._unfinished(weights, label)
         for name, stage in self.wanted(label).items():
             subjects = self.subjects(model, stage, shared, unfinished)
             for split, result in self.stage(name, subjects, done).items():
@@ -195,10 +196,9 @@ class Measurements:
         for name, what, about_it in kept:
             self.folder.keep(f"{label}-{name}", what, about_it)
 
-    def _unfinished(self, model: nn.Module, label: str) -> Work:
-        """Where the parts of an interrupted measurement of this model, by this protocol, are found again."""
-        tensors = [t.detach().cpu() for t in model.state_dict().values()]
-        name = fingerprint(self.protocol().model_dump_json(), self.setting, *tensors)
+    def _unfinished(self, weights: str, label: str) -> Work:
+        """Where the parts of an interrupted measurement of these weights, by this protocol, are found again."""
+        name = fingerprint(self.protocol().model_dump_json(), self.setting, weights)
         mine = f"{self.accelerator.process_index} of {self.accelerator.num_processes}"
         return Work(self.folder.unfinished / f"{label} {name}" / mine, self.tally)
 
