@@ -109,14 +109,19 @@ def test_no_module_outside_the_plugins_knows_a_measure_by_name():
 
 
 def test_each_plugin_s_file_can_be_deleted(monkeypatch):
-    """Without its file and its entry points all others are there as before."""
-    targets = {s.name: s.target.value for s in Catalogue() if s.package.startswith("hookflat ")}
-    for gone in sorted({target.split(":")[0] for target in targets.values()}):
-        with monkeypatch.context() as without:
-            for module in [m for m in sys.modules if m.startswith("hookflat_plugins.")]:
-                without.delitem(sys.modules, module)
-            without.setitem(sys.modules, gone, None)  # importing it fails
-            for module, _, cls in (t.partition(":") for t in targets.values()):
-                assert module == gone or hooks_of(getattr(import_module(module), cls)), (gone, module)
-            for module in [m for m in sys.modules if m.startswith("hookflat_plugins.")]:
-                without.delitem(sys.modules, module)
+    """Without its file and its entry points all others are there as before: none imports another's."""
+
+    def loaded():
+        return {m for m in sys.modules if m.startswith("hookflat_plugins.")}
+
+    targets = [s.target for s in Catalogue() if s.package.startswith("hookflat ")]
+    files = {target.module for target in targets}
+    for file in sorted(files):
+        with monkeypatch.context() as alone:
+            for module in loaded():
+                alone.delitem(sys.modules, module)
+            imported = import_module(file)
+            assert all(hooks_of(getattr(imported, target.attr)) for target in targets if target.module == file), file
+            assert loaded() & files == {file}, f"{file} imports another plugin's file"
+            for module in loaded():
+                alone.delitem(sys.modules, module)

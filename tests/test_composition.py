@@ -106,18 +106,31 @@ def checked(name, **where):
 @pytest.mark.parametrize("perturbation", [*PERTURBATIONS, *LATER_PERTURBATIONS])
 @pytest.mark.parametrize("loss", [*LOSSES, *LATER_LOSSES])
 def test_every_combination_trains_for_an_epoch_or_is_refused(loss, perturbation):
-    """Of four kinds each; the later methods in pairs, with what is plain otherwise."""
-    around = {perturbation: {}} if perturbation else {}
-    later = (loss in LATER_LOSSES) + (perturbation in LATER_PERTURBATIONS)
-    rich = not later or (later == 1 and (loss == "at" or not perturbation))
-    for optimizer, name in itertools.product(OPTIMIZERS if rich else ("sgd",), ("", *(REGULARIZERS if rich else ()))):
-        if later and optimizer != "sgd" and name:
-            continue
-        plugins = around | ({name: REGULARIZERS[name]} if name else {})
+    for optimizer, name in beside(loss, perturbation):
+        plugins = ({perturbation: {}} if perturbation else {}) | ({name: REGULARIZERS[name]} if name else {})
         if refused([loss, optimizer, *plugins]):
             checked(name, loss=loss, optimizer=optimizer, plugins=plugins)
-            continue
-        train_an_epoch(tables(loss, optimizer, plugins))
+        else:
+            train_an_epoch(tables(loss, optimizer, plugins))
+
+
+def beside(loss, perturbation):
+    """Optimizers and regularizers, as pairs: nearly any three of four kinds meet, since optimizers take turns.
+
+    (Six of 922 do not, with prevent_label_leaking, which two losses exclude.) The later methods meet the others in
+    pairs, with what is plain otherwise.
+    """
+    later = (loss in LATER_LOSSES) + (perturbation in LATER_PERTURBATIONS)
+    regularizers = ("", *REGULARIZERS)
+    if not later:
+        begin = LOSSES.index(loss) + PERTURBATIONS.index(perturbation)
+        for turn, name in enumerate(regularizers, begin):
+            fitting = [o for o in OPTIMIZERS if not refused([loss, o, perturbation, name])] or OPTIMIZERS
+            yield fitting[turn % len(fitting)], name
+    elif later == 1 and (loss == "at" or not perturbation):
+        yield from [*itertools.product(["sgd"], regularizers), *itertools.product(OPTIMIZERS[1:], [""])]
+    else:
+        yield "sgd", ""
 
 
 def train_an_epoch(recipe_tables):
