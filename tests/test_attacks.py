@@ -162,9 +162,10 @@ def test_needs_labels_or_an_objective():
         (lambda x: 2 * x - 1, r"lie in \[0, 1\], not -"),
         (lambda x: 255 * x, "put normalisation into the model"),
         (lambda x: (255 * x).to(torch.uint8), "floats"),
+        (lambda x: x.double(), r"images are float64, the network torch\.float32: give it images\.float\(\)"),
     ],
 )
-def test_images_outside_the_box_are_refused(change, message):
+def test_images_of_another_range_or_type_are_refused(change, message):
     x, y = images(4)
     with pytest.raises(ValueError, match=message):
         hookflat.pgd(network(), change(x), y)

@@ -105,7 +105,7 @@ def prepared(
     """
     if keys is not None:
         return x.detach(), y, keys
-    check_images(x)
+    check_images(x, model)
     device = device_of(model, x.device)
     return x.detach().to(device), None if y is None else y.to(device), torch.arange(len(x), device=device)
 

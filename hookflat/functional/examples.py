@@ -112,7 +112,7 @@ class Pairs(Set):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         seen = classes = 0
         for x, y in map(_pair, self.batches):
-            check_images(x)
+            check_images(x, self.model)
             classes = classes or classes_of(self.model, x)
             check_labels(y, classes)
             check_pairs(x, y)
@@ -199,10 +199,13 @@ def check_labels(y: Tensor, classes: int) -> None:
         raise ValueError(f"labels should lie in 0..{classes - 1} for {classes} logits, not in {low}..{high}")
 
 
-def check_images(x: Tensor) -> None:
-    """Raises ValueError for images that are not floats in [0, 1]."""
+def check_images(x: Tensor, model: nn.Module) -> None:
+    """Raises ValueError for images that are not floats in [0, 1], or in double precision as nothing of `model`."""
     if not x.is_floating_point():
         raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
+    dtypes = {p.dtype for p in model.parameters()}
+    if x.dtype == torch.float64 and dtypes and torch.float64 not in dtypes:
+        raise ValueError(f"images are float64, the network {', '.join(map(str, dtypes))}: give it images.float()")
     low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")
