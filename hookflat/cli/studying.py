@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +16,7 @@ from hookflat.cli.completing import study_names
 from hookflat.errors import UserError
 
 if TYPE_CHECKING:
+    from hookflat.reporting.comparing import Row
     from hookflat.studies.costing import JobCost
 
 
@@ -127,4 +128,14 @@ def compare(
         if not rows:
             say(f"{title}: the same")
             continue
-        say_table((title, *(run.name for run in runs)), ((row.name, *row.texts) for row in rows))
+        say_table((title, *(run.name for run in runs)), _in_groups(rows))
+
+
+def _in_groups(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
+    """The cells of rows; what many names begin with is a line above them."""
+    above = ""
+    for row in rows:
+        if row.group != above:
+            yield (row.group, *("" for _ in row.texts))
+        above = row.group
+        yield (f"  {row.name.removeprefix(above)[1:]}" if above else row.name, *row.texts)

@@ -17,7 +17,10 @@ from hookflat.records.texts import DamagedError
 
 @dataclass(frozen=True)
 class Row:
-    """A name and each run's value, None where it has none; `texts`: as a table shows them, if it is `shown` there."""
+    """A name and each run's value, None where it has none; `texts`: as a table shows them, if it is `shown` there.
+
+    `group`: what the names of rows that belong together begin with.
+    """
 
     name: str
     values: list[Any]
@@ -25,6 +28,7 @@ class Row:
     shown: bool = True
     always: bool = False
     """Also where all runs have the same."""
+    group: str = ""
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
@@ -53,9 +57,10 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
         pairs = [numbers.get(name) for numbers in found]
         there = [p for p in pairs if p is not None]
         shown = not there[0].error and all(there[0].protocol in of for of in results)
-        always = name.startswith(f"{there[0].protocol}last test ") and there[0].what.headline and shown
+        group = there[0].group
+        always = group == f"{there[0].protocol}last test" and there[0].what.headline and shown
         texts = ["-" if p is None else p.text for p in pairs]
-        rows.append(Row(name, [None if p is None else p.value for p in pairs], texts, shown, always))
+        rows.append(Row(name, [None if p is None else p.value for p in pairs], texts, shown, always, group))
     recipe_rows = [Row(name, values, [_text(v) for v in values]) for name, values in lines]
     lines_that_differ, numbers_that_differ = (
         [row for row in part if row.always or _differs(row.values)] for part in (recipe_rows, rows)
@@ -84,6 +89,7 @@ class _Number:
     value: float
     what: Quantity
     protocol: str
+    group: str
     text: str
     error: bool = False
 
@@ -95,14 +101,17 @@ def _numbers(of: dict[str, Results]) -> dict[str, _Number]:
         for model, numbers in results.models.items():
             if numbers.epoch is not None:
                 what = Quantity("epoch", "count")
-                found[f"{protocol}{model} epoch"] = _Number(numbers.epoch, what, protocol, what.text(numbers.epoch))
+                group, text = f"{protocol}{model}", what.text(numbers.epoch)
+                found[f"{group} epoch"] = _Number(numbers.epoch, what, protocol, group, text)
             for split in ("test", "train"):
                 values = getattr(numbers, split)
                 for name, value in values.items():
                     base, error = is_error_of(name), values.get(f"{name}_stderr")
                     what = quantity(base or name, results.numbers)
-                    label = f"{protocol}{model} {split} {what.label}" + (", standard error" if base else "")
-                    found[label] = _Number(value, what, protocol, what.text(value, error), error=bool(base))
+                    group, label = f"{protocol}{model} {split}", what.label + (", standard error" if base else "")
+                    found[f"{group} {label}"] = _Number(
+                        value, what, protocol, group, what.text(value, error), error=bool(base)
+                    )
     return found
 
 
