@@ -24,6 +24,11 @@ class Apgd(InnerAttack):
     start: Annotated[Start, Field(description="the paper's of flatness, Madry's, TRADES's, or none")] = "uniform"
     restarts: Annotated[int, Field(ge=1, description="random starts")] = 1
 
+    @property
+    def reach(self) -> float:
+        """Its first step leads through the whole ball."""
+        return 2.0 if self.steps else 0.0
+
     @hookimpl
     def craft(self, run: Run, batch: Batch, objective: Objective) -> Tensor:
         attack, options = self.attack(restarts=self.restarts), self.options(run, batch)

@@ -59,8 +59,15 @@ def test_every_training_takes_the_radius_of_its_norm_and_so_do_its_measures(scal
         assert attack.threat.eps == pytest.approx(eps * inner.eps_factor), file.stem
         if recipe.slot_names["attack"] != "apgd" and not inner.alpha:
             assert step_size <= attack.step_size <= eps, file.stem
+        assert inner.reach > 0.999 or not attack.steps, file.stem
         found.add(file.stem)
     assert len(found) > 40
+
+
+@pytest.mark.parametrize("recipe", ["at", "vit", "pgd14", "fast_at", "trades"])
+def test_steps_reach_the_radius_at_every_scale(recipe):
+    for scale in sorted((recipe_folders()[0][1] / "scales").glob("*.toml")):
+        assert load_recipe(recipe, overlays=[scale]).slots["attack"].reach > 0.999, scale.stem
 
 
 @pytest.mark.parametrize("file", sorted(recipe_folders()[0][1].rglob("*.toml")), ids=lambda file: file.stem)

@@ -116,6 +116,26 @@ def test_the_heading_says_data_network_normalisation_and_protocol(monkeypatch):
     assert heading._normalisation(nn.Linear(2, 2)) == "no normalisation around it"
 
 
+@pytest.mark.parametrize(
+    ("attack", "remark"),
+    [
+        ({"eps": 0.3, "step_size": 0.0335, "steps": 7}, "; 7 steps reach 78% of eps from where they start"),
+        ({"eps": 0.2, "eps_factor": 2, "alpha": 0.5, "step_size": 9, "steps": 1}, "; 1 steps reach 50% of eps from"),
+        ({"eps": 0.3, "step_size": 0.05, "steps": 6}, ""),
+        ({"eps": 0.3, "step_size": 0.05, "steps": 0, "start": "zero"}, ""),
+        ({"eps": 0.0, "step_size": 0.05, "steps": 1}, ""),
+        ({"name": "apgd", "eps": 0.3, "step_size": 0.0335, "steps": 1}, ""),
+    ],
+)
+def test_the_heading_says_what_an_attack_cannot_reach(attack, remark, monkeypatch):
+    with tiny_run({"attack": attack}) as run:
+        lines = said_by(run.console, monkeypatch)
+        say_training(run, resumed=False)
+    (line,) = (line for line in lines if line.startswith("  attack"))
+    assert ("reach" in line) == bool(remark)
+    assert remark in line
+
+
 def test_a_run_without_measures_at_its_end_draws_no_empty_table(tmp_path, monkeypatch):
     lines = said_by(made := Console(), monkeypatch)
     done = run_recipe({"run": {"epochs": 1}}, tmp_path / "run")

@@ -11,6 +11,7 @@ from torch import nn
 from hookflat.functional.layers import Normalized
 from hookflat.recipe.options import as_table
 from hookflat.training.console import short
+from hookflat.training.inner_attack import InnerAttack
 from hookflat.training.run import Run
 
 
@@ -25,7 +26,7 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images{held}, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
     say(f"  model    {_model(run)}, {_normalisation(run.network)}")
-    say(f"  attack   {', '.join([recipe.slot_names['attack'], *_chosen(attack)])}")
+    say(f"  attack   {', '.join([recipe.slot_names['attack'], *_chosen(attack)])}{_short_of_it(attack)}")
     say(f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
     for line in _stages(run):
         say(line)
@@ -90,6 +91,12 @@ def _period(every: float | None) -> str:
     if every < 1:
         return f"every {every:g} of the training"
     return "every epoch" if every == 1 else f"every {every:g} epochs"
+
+
+def _short_of_it(attack: Any) -> str:
+    """A remark on an attack that cannot use its radius."""
+    reach = attack.reach if isinstance(attack, InnerAttack) else 0
+    return f"; {attack.steps} steps reach {reach:.0%} of eps from where they start" if 0 < reach < 0.999 else ""
 
 
 def _size(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,12 @@ class InnerAttack:
         eps = self.eps * self.eps_factor
         step_size = self.alpha * eps if self.alpha else self.step_size
         return Attack(Threat(eps, self.norm), step_size, self.steps, restarts, self.start)
+
+    @property
+    def reach(self) -> float:
+        """How far from its start all steps together come at most, in units of the radius."""
+        attack = self.attack()
+        return attack.steps * attack.step_size / attack.threat.eps if attack.threat.eps else math.inf
 
     def attacked(self, run: Run) -> nn.Module:
         """The network in training, or the run's view of it for attacks."""
