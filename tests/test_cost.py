@@ -1,6 +1,7 @@
 """What a run costs, and first looks at it."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -44,12 +45,12 @@ def test_passes_are_those_of_the_method(tiny_cost):
 
 def test_a_robust_loss_that_two_measures_ask_for_is_counted_once(tiny_cost):
     final = [p for p in tiny_cost.parts if p.name.startswith(("final rob", "flat"))]
-    assert [(p.name, p.examples, p.passes) for p in final[:3]] == [
+    assert [(p.name, p.examples, p.passes) for p in final] == [
         ("final robust_loss, train", 10, 4 * 2 + 1),  # the clean pass is the clean error's
         ("final robust_loss, test", 9, 4 * 2 + 1),
         ("flat average_flatness, test", 9, 5 * 2),
     ]
-    assert len(final) == 6  # for the last network and the early-stopped one
+    assert {p.times for p in final} == {2}  # for the last network and the early-stopped one
     assert all(p.seconds > 0 for p in final)
     assert tiny_cost.hours * 3600 == pytest.approx(sum(p.seconds for p in tiny_cost.parts))
 
@@ -114,6 +115,7 @@ def test_show_cost_says_hours_part_by_part_and_leaves_nothing(tmp_path, monkeypa
     assert said.returncode == 0, said.stderr
     for word in ("minutes on cpu, one process", "training steps", "final robust_loss, test", "memory:", "disk:"):
         assert word in said.stdout
+    assert re.search(r"^final robust_loss, test +2 +10 ", said.stdout, re.MULTILINE)  # last and best
     assert not list(tmp_path.iterdir())
 
 

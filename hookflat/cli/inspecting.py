@@ -200,19 +200,16 @@ def say_cost(name: str, cost: Cost) -> None:
     from hookflat.training.trial import gigabytes
 
     step, steps = cost.step, next(part for part in cost.parts if part.name == "training steps")
-    say_head(f"{name}: {_hours(3600 * cost.hours)} on {cost.device}, one process")
+    unit, length = ("hours", 3600) if cost.hours >= 2 else ("minutes", 60)
+    say_head(f"{name}: {3600 * cost.hours / length:.1f} {unit} on {cost.device}, one process")
     rows = []
     for part in cost.parts:
         counts = (f"{n:,}" if n else "" for n in (part.times, part.examples, part.passes))
-        rows.append((part.name, *counts, f"{part.seconds / 3600:.3f}", f"{part.flops / 1e15:.3g}"))
-    say_table(("part", "times", "examples", "passes each", "hours", "PFLOP"), rows)
+        rows.append((part.name, *counts, f"{part.seconds / length:.2f}", f"{part.flops / 1e15:.3g}"))
+    say_table(("part", "times", "examples", "passes each", unit, "PFLOP"), rows)
     say(f"a step: {steps.seconds / steps.times:.3g} s; of the network's examples {step.images} go back to the images, "
         f"{step.weights} back to the weights, {step.forward} forward alone")  # fmt: skip
     say(f"memory: {gigabytes(cost.memory)} at most; disk: {gigabytes(cost.disk)}; {cost.parameters:,} parameters")
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _sections(tables: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -229,6 +229,16 @@ class _Measuring:
         return _Asked(self.model, split, batch, *(getattr(whole, name) for name in _SETTINGS))
 
 
+def _together(parts: Iterable[Part]) -> Iterator[Part]:
+    """What is done alike to several networks is one part."""
+    alike: dict[tuple[str, int, int], list[Part]] = {}
+    for part in parts:
+        alike.setdefault((part.name, part.examples, part.passes), []).append(part)
+    for (name, examples, passes), same in alike.items():
+        times, seconds, flops = (sum(getattr(p, what) for p in same) for what in ("times", "seconds", "flops"))
+        yield Part(name, times, examples, passes, seconds, flops)
+
+
 def _batches(run: Run) -> Iterator[Batch]:
     """Of this epoch and all that follow."""
     while True:
@@ -291,4 +301,4 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
         kept = sum(file.stat().st_size for file in run.folder.path.rglob("*") if file.is_file())
         parameters = sum(p.numel() for p in run.network.parameters())
         disk = 2 * kept + (1 + len(labels)) * weights
-        return Cost(str(run.device), parameters, step, parts, peak_memory(run.device), disk)
+        return Cost(str(run.device), parameters, step, [*_together(parts)], peak_memory(run.device), disk)
