@@ -139,6 +139,8 @@ def test_scales_load_over_methods_and_say_what_they_need(name):
     scale = recipes_folder() / "scales" / f"{name}.toml"
     for recipe in ("trades_awp", "entropy_sgd", "cyclic", "rst", "self_supervision", "standard"):
         load_recipe(recipe, overlays=[scale])
+    for recipe, steps in (("standard", 0), ("fast_at", 1), ("at", 7), ("pgd14", 14)):
+        assert load_recipe(recipe, overlays=[scale]).slots["attack"].steps == steps  # the method's, not the scale's
     assert "download" in needs(scale) or name == "extra-data"
     assert needs(find_recipe("trades")) == ""
 
