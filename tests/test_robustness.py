@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -187,3 +188,30 @@ def test_the_global_generators_are_left_alone(net):
     before = torch.random.get_rng_state()
     hookflat.robust_loss(net, pair(5), restarts=1, **ATTACK)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_logits_that_are_not_numbers_are_wrong():
+    """argmax calls NaN the class 0, of which a network without numbers would get all images right."""
+
+    class Halting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(x.flatten(1)) * torch.where(x.flatten(1).mean(dim=1, keepdim=True) > 0.5, torch.nan, 1.0)
+
+    x, y = torch.tensor([0.7, 0.8, 0.2]).view(3, 1, 1, 1).expand(3, 1, 2, 2).contiguous(), torch.zeros(3).long()
+    net = Halting()
+    net.last.weight.data.zero_()
+    net.last.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    options = {"eps": 0.01, "seed": 0}
+    r = hookflat.robust_loss(net, (x, y), steps=2, **options)
+    assert math.isnan(r.loss)
+    assert r.error == r.clean_error == 2 / 3
+    assert hookflat.robust_error(net, (x, y), steps=2, **options).error == 2 / 3
+    assert hookflat.autoattack(net, (x, y), version="custom", attacks=["apgd-ce"], **options).clean_error == 2 / 3
+    assert hookflat.margins(net, (x, y), steps=2, **options).wrong.tolist() == [True, True, False]
+    flat = hookflat.average_flatness(net, (x, y), xi=0.1, samples=2, steps=2, **options)
+    assert math.isnan(flat.flatness)
+    assert math.isnan(flat.standard_error)

@@ -24,6 +24,7 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.choices import Norm, check_choice
 from hookflat.functional.examples import Examples, Loader, Set, check_order, classes_of, set_of
 from hookflat.functional.layers import device_of
+from hookflat.functional.losses import misclassified
 from hookflat.functional.robustness import RobustLoss
 from hookflat.functional.shown import Shown
 from hookflat.functional.work import Values, Work
@@ -79,7 +80,7 @@ def autoattack(
         device = device_of(model)
         x, y, spread = _whole(loader, model, device)
         if clean is None:
-            wrong = torch.cat([_predicted(model, part).argmax(dim=1) for part in x.split(batch_size)]) != y
+            wrong = misclassified(torch.cat([_predicted(model, part) for part in x.split(batch_size)]), y)
         else:
             wrong = clean.per_example.clean_wrong.to(device)
         broken_by = torch.where(wrong, 0, -1)
@@ -153,7 +154,7 @@ class _Package:
         claimed, x_adv, log = self._search(self.view, attack, x, y)
         broken = claimed.clone()
         if claimed.any():
-            broken[claimed] = _predicted(self.network, x_adv[claimed]).argmax(dim=1) != y[claimed]
+            broken[claimed] = misclassified(_predicted(self.network, x_adv[claimed]), y[claimed])
         if self.view.model is not self.network.model and len(rest := (claimed & ~broken).nonzero().flatten()):
             broken[rest], _, more = self._search(self.network, attack, x[rest], y[rest])
             log += more

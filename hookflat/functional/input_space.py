@@ -23,7 +23,7 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.choices import check_choice
 from hookflat.functional.curvature import attack_for
 from hookflat.functional.examples import Loader, set_of
-from hookflat.functional.losses import cross_entropy, kl_divergence
+from hookflat.functional.losses import cross_entropy, kl_divergence, misclassified
 from hookflat.functional.robustness import columns
 from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions, Threat
@@ -72,7 +72,7 @@ def margins(
             "logit": margin(logits, y),
             "probability": margin(p, y),
             "confidence": p.amax(dim=1),
-            "wrong": logits.argmax(dim=1) != y,
+            "wrong": misclassified(logits, y),
         }
 
     return Margins(**_per_example(model, loader, measured, [f.name for f in fields(Margins)], _passes(attack), work))

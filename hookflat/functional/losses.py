@@ -25,6 +25,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         raise
 
 
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """(n,) bool: whether the class of the largest of (n, K) logits is not `y`; so is one of logits that hold a NaN."""
+    return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
+
+
 def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """(n,) KL(softmax(logits) || softmax(logits_adv)), summed over classes; the gradient flows through both."""
     p = F.log_softmax(logits, dim=1)

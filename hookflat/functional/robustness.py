@@ -21,7 +21,7 @@ from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import ascent, better
 from hookflat.functional.brackets import measuring
 from hookflat.functional.examples import Loader, Set, check_order, evenly, set_of
-from hookflat.functional.losses import cross_entropy
+from hookflat.functional.losses import cross_entropy, misclassified
 from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
 from hookflat.functional.work import Values, Work
@@ -203,7 +203,7 @@ class Scored:
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
         """(n,)."""
         logits = model(x)
-        self.wrong = logits.detach().argmax(dim=1) != self.y
+        self.wrong = misclassified(logits.detach(), self.y)
         return cross_entropy(logits, self.y)
 
 
@@ -221,7 +221,7 @@ def clean_scores(
 def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each example, and whether it is misclassified; (n,) each."""
     logits = model(x)
-    return cross_entropy(logits, y), logits.argmax(dim=1) != y
+    return cross_entropy(logits, y), misclassified(logits, y)
 
 
 def mean(values: Tensor) -> float:
@@ -230,5 +230,6 @@ def mean(values: Tensor) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of their mean; NaN of fewer than two."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Of their mean; NaN of fewer than two, or where one is NaN."""
+    known = len(values) > 1 and not any(map(math.isnan, values))
+    return statistics.stdev(values) / math.sqrt(len(values)) if known else math.nan

@@ -23,7 +23,7 @@ from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import frozen, measuring
 from hookflat.functional.examples import Loader, repeatable, set_of
 from hookflat.functional.input_space import margin
-from hookflat.functional.losses import cross_entropy
+from hookflat.functional.losses import cross_entropy, misclassified
 from hookflat.functional.robust_error import robust_error
 from hookflat.functional.robustness import columns, robust_loss
 from hookflat.functional.shown import Shown
@@ -199,7 +199,7 @@ def _square(
             square = SquareAttack(view, norm, queries, eps, seed=seed, device=x.device)
             with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
                 x_adv = square.perturb(x[left], y[left])
-                broken[left] = model(x_adv).argmax(dim=1) != y[left]
+                broken[left] = misclassified(model(x_adv), y[left])
         work.passed(len(left) * queries)
         return {"broken": broken}
 
@@ -216,7 +216,7 @@ def _transfer(model: nn.Module, sibling: nn.Module, loader: Loader, attack: Atta
         x_adv = pgd(attack_view(sibling, attack.precision), x, y, attack=attack, seed=seed, keys=keys)
         work.passed(len(y) * (attack.passes + 2))
         with torch.no_grad():
-            return {"wrong": (model(x).argmax(dim=1) != y) | (model(x_adv).argmax(dim=1) != y)}
+            return {"wrong": misclassified(model(x), y) | misclassified(model(x_adv), y)}
 
     with measuring(model), frozen(sibling):
         examples = set_of(loader, model)
