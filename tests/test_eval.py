@@ -201,8 +201,11 @@ def test_results_of_other_data_or_another_architecture_are_not_taken_for_the_sam
     options = {"arch": "resnet_small", "data": "digits", "measures": ["clean_error"], "folder": tmp_path / "out"}
     evaluate(file, **options, overrides=SMALL)
     changed = {"normalize": "data"} if other == "normalize" else {}
-    with pytest.raises(UserError, match=r"holds the results of (another network or other data|other weights)"):
+    told = "other weights, or of these behind another --normalize" if changed else "another network or other data"
+    with pytest.raises(UserError, match=f"holds the results of {told}"):
         evaluate(file, **options, **changed, overrides=SMALL if changed else [*SMALL, other])
+    with pytest.raises(UserError, match="does not fit the network"):  # not that something was measured already
+        evaluate(file, **options, overrides=[*SMALL, "model.width=16"])
 
 
 def test_the_radius_is_the_run_s_unless_it_is_set(trained, tmp_path):
@@ -347,11 +350,20 @@ def test_what_is_wrong_is_told(small, tmp_path):
         (known | {"measures": ["robust_los"]}, "did you mean 'robust_loss'"),
         (known, r"\(8, 1, 3, 3\) in the file, \(16, 1, 3, 3\) in the network"),
         (known | {"overrides": SMALL, "normalize": "1,2/3"}, "--normalize 1,2/3: should be none, data"),
+        (known | {"overrides": SMALL, "normalize": "125/63"}, r"images are in \[0, 1\] here: divide both by 255"),
+        (known | {"overrides": SMALL, "normalize": "0.4/0"}, "--normalize 0.4/0: a deviation is above 0"),
+        (known | {"overrides": [*SMALL, "attack.eps=0.1"]}, r"without \[attack\]; .* in \[eval\]: eval\.eps"),
+        (known | {"measures": ["hessain"]}, "--measure 'hessain': no plugin is called 'hessain'"),
+        (known | {"overrides": "data.test=9"}, "overrides: should be a dict or a list"),
         (known | {"which": "best"}, "only a run folder has several networks"),
         (known | {"overrides": ["eval.measures.autoattack.version=custom"]}, "attacks goes with version"),
     ):
         with pytest.raises(UserError, match=told):
             evaluate(file, folder=tmp_path / "out", **options)
+    with pytest.raises(UserError, match="a recipe: train it"):
+        evaluate("recipes/at.toml")
+    with pytest.raises(UserError, match=r"without \[loss\]"):
+        library.load(file, arch="resnet_small", data="digits", overrides={"loss.beta": 3})
     with pytest.raises(UserError, match="neither a run folder, nor a file"):
         evaluate(tmp_path / "nothing.pt", **known)
     with pytest.raises(UserError, match=r"it has no recipe\.toml"):

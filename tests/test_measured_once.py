@@ -3,6 +3,8 @@
 import pytest
 
 import hookflat
+from hookflat.reporting.gathering import gather
+from hookflat.reporting.runs import distinct
 from hookflat.testing import TinyData, TinyModel, run_recipe
 from hookflat.training.measuring import Measurements
 
@@ -33,6 +35,9 @@ def test_numbers_and_files_are_there_for_both(tmp_path, measured):
     assert (best.test, best.train, best.gap, best.epoch) == (last.test, last.train, last.gap, 1)
     assert last.seconds
     assert not best.seconds
+    (run,) = gather([folder]).runs
+    assert set(run.networks) == {"last", "best"}
+    assert [label for _, label, _ in distinct([run])] == ["last"]  # a report counts them once
     tables = {p.name for p in (folder / "tables").iterdir()}
     assert {name.replace("last-", "best-") for name in tables if name.startswith("last-")} < tables
     measured.clear()

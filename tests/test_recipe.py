@@ -267,6 +267,12 @@ def test_a_missing_slot_and_broken_files(tmp_path):
     write(tmp_path, "d.toml", 'extends = "c.toml"\n')
     fails("in a circle: c.toml -> d.toml -> c.toml", circle)
     fails("no recipe traeds: neither a file nor a shipped recipe (did you mean 'trades'?)", "traeds")
+    fails("table1 is a study of many runs: hookflat study table1", "table1")
+    write(tmp_path, "recipe.toml", "")
+    fails(f"{tmp_path} is a run's folder: its recipe is {tmp_path}/recipe.toml", tmp_path)
+    with pytest.raises(UserError) as told:
+        load_recipe("tabel1")
+    assert "studies" not in str(told.value)
     fails("write it as table.key=value", "at", overrides=["loss.beta"])
 
 

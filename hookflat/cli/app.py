@@ -55,6 +55,12 @@ With = Annotated[
 Set = Annotated[
     list[str], typer.Option("--set", help="One value: loss.beta=3. Repeatable.", autocompletion=option_names)
 ]
+SetMeasured = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="One value: eval.eps=4/255 or data.path=FOLDER. Repeatable.", autocompletion=option_names
+    ),
+]
 Plugin = Annotated[list[Path], typer.Option("--plugin", help="A Python file with plugin classes. Repeatable.")]
 
 

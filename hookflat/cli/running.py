@@ -17,6 +17,7 @@ from hookflat.cli.app import (
     Plugin,
     RecipeArgument,
     Set,
+    SetMeasured,
     With,
     command,
     say,
@@ -83,7 +84,7 @@ def evaluate(
     data: DataSet = None,
     normalize: Normalize = "none",
     key: Key = None,
-    set_: Set = [],  # noqa: B006
+    set_: SetMeasured = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = None,
     json: Json = False,
@@ -110,7 +111,7 @@ def rescale(
     data: DataSet = None,
     normalize: Normalize = "none",
     key: Key = None,
-    set_: Set = [],  # noqa: B006
+    set_: SetMeasured = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     out: Out = None,
 ) -> None:

@@ -21,7 +21,7 @@ from hookflat.recipe.merging import assignments
 from hookflat.recipe.recipe import Recipe
 from hookflat.recipe.shipped import find_protocol
 from hookflat.records.folder import NETWORKS, RunFolder
-from hookflat.terminal import shortened
+from hookflat.terminal import clipped, shortened
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Checkpoint:
     @property
     def origin(self) -> str:
         """Where `tables` are from, for messages."""
-        return str(self.run_folder.recipe) if self.is_run else "recipe"
+        return str(self.run_folder.recipe) if self.is_run else "--arch and --data"
 
     def tables(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
         """The recipe's tables, without stages of measures; `catalogue`: of what may be named.
@@ -106,7 +106,9 @@ class Checkpoint:
                     f"{self.model}: neither a run folder, nor a file, nor hub:USER/NAME, nor robustbench:ID"
                 )
             if not self.arch:
-                raise UserError(f"{self.model}: say what network it is for, --arch timm:NAME or --arch resnet18")
+                recipe = Path(self.model).suffix == ".toml"
+                say = "say what network it is for, --arch timm:NAME or --arch resnet18"
+                raise UserError(f"{self.model}: {'a recipe: train it, and measure its run folder' if recipe else say}")
         if not self.data:
             raise UserError(
                 f"{self.model}: say what to measure on, --data FOLDER (of images), a hub id, or --data digits"
@@ -136,6 +138,24 @@ class Checkpoint:
         return tables
 
 
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raises UserError for a value of a slot that measuring does not look at."""
+    for key in overrides:
+        slot = key.partition(".")[0]
+        if slot in SLOTS and slot not in ("data", "model"):
+            raise UserError(
+                f"--set {clipped(key)}: networks are measured without [{slot}]; radius, norm and step of the attacks "
+                "that measure are in [eval]: eval.eps, eval.norm, eval.step_size"
+            )
+
+
+def _check_measure(name: str, catalogue: Catalogue) -> None:
+    try:
+        catalogue.find(name)
+    except UserError as error:
+        raise UserError(f"--measure {shortened(name)}: {error}") from None
+
+
 def recipe_of(
     source: Checkpoint,
     protocol: str | Path,
@@ -152,6 +172,9 @@ def recipe_of(
     """
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
     tables, overrides = source.tables(catalogue), dict(assignments(overrides))
+    check_overrides(overrides)
+    for name in measures:
+        _check_measure(name, catalogue)
     of_data = {key: value for key, value in overrides.items() if key.startswith("data.")}
     data = {"data": tables["data"]}
     alone = load_recipe(data, origin=source.origin, overrides=of_data, catalogue=catalogue, needs=["data"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from hookflat import collector
@@ -43,6 +44,8 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         protocol=measurements.protocol(),
         numbers=quantities(recipe),
     )
+    opened = iter(networks(source, run, given))
+    first = next(opened)  # what does not fit is told before what was measured already
     done = _same(run, results)
     changed = run.folder.prepare(recipe)
     if source.is_run and run.main:
@@ -55,12 +58,12 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         say_evaluation(run, source.model, None if given is None else source.normalize)
         console.measuring(plan, measurements.tally, lines=True)
     collector.as_usual()
-    for label, about, network in networks(source, run, given):
+    for label, about, network in chain([first], opened):
         weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
         if done and (label not in done.models or done.models[label].weights != weights):
-            raise UserError(f"{place} holds the results of other weights: choose another --out, or remove it")
+            other = "weights" if given is None else "weights, or of these behind another --normalize"
+            raise UserError(f"{place} holds the results of other {other}: choose another --out, or remove it")
         if not done:
-            about |= {"weights": weights}
             results.models[label] = measurements.end(network, label, console.measured, **about)
     if done:
         console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")

@@ -62,7 +62,7 @@ def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(_more_than_tensors(file, error)) from error
     except Exception as error:  # a file of others', read by parsers that raise what they like
-        raise UserError(f"{file} is no file of weights: {_first_line(error)}") from error
+        raise UserError(f"{file} cannot be read as weights, it may be damaged: {_first_line(error)}") from error
     return _dense(_unnested(held, file, key), file)
 
 
@@ -148,10 +148,13 @@ def load_foreign(
             mean, std = ([float(v) for v in part.split(",")] for part in normalize.split("/"))
         except ValueError:
             mean, std = [], []
-        if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)):
             raise UserError(
                 f"{option} {normalize}: should be none, data, or MEAN,.../STD,... with {channels} numbers each"
             )
+        if min(std) <= 0 or max(mean) > 1:
+            told = "a deviation is above 0" if min(std) <= 0 else "images are in [0, 1] here: divide both by 255"
+            raise UserError(f"{option} {normalize}: {told}")
     for buffer, values in ((network.mean, mean), (network.std, std)):
         buffer.copy_(torch.tensor(values).view_as(buffer))
 

@@ -178,6 +178,8 @@ def _name(path: Place) -> str:
 
 def assignments(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The keys and values of `--set`, or of a dict."""
+    if isinstance(overrides, str):
+        raise UserError(f'overrides: should be a dict or a list of "table.key=value", not the text {overrides!r}')
     return list(overrides.items()) if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
 
 

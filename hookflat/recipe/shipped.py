@@ -91,6 +91,7 @@ def find_shipped(name: str) -> Path:
                 return folder / inside
     known = [str(p.relative_to(f).with_suffix("")) for _, f in folders for p in f.rglob("*.toml")]
     given = clipped(given.removeprefix("recipes/")[:-5])
+    known = [name for name in known if given.startswith("studies/") or not name.startswith("studies/")]
     raise LookupError(f"neither a file nor a shipped recipe{nearest(given, known)}")
 
 
@@ -98,9 +99,13 @@ def find_recipe(name: str | Path) -> Path:
     """A file, or a shipped recipe by name ("trades", "recipes/trades.toml", "scales/cifar10")."""
     if is_file(Path(name)):
         return Path(name)
+    if is_file(Path(name) / "recipe.toml"):
+        raise UserError(f"{clipped(str(name))} is a run's folder: its recipe is {clipped(str(name))}/recipe.toml")
     try:
         return find_shipped(str(name))
     except LookupError as error:
+        if any((folder / "studies" / f"{name}.toml").is_file() for _, folder in recipe_folders()):
+            raise UserError(f"{name} is a study of many runs: hookflat study {name}") from None
         raise UserError(f"no recipe {clipped(str(name))}: {error}") from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from hookflat.errors import TrainingFailed
 from hookflat.recipe.merging import assignment
 from hookflat.studies.execution import Plan, make, submit
+from hookflat.studies.progress import duration
 from hookflat.studies.study import Study
 
 Say = Callable[[str], None]
@@ -17,11 +18,12 @@ def say_plan(plan: Plan, *, jobs: int, redo: bool, every: bool, say: Say) -> Non
     """How many runs are in which state, and what changed; `every`: a line for each run."""
     study, states = plan.study, plan.states
     say(f"{study.name}: {len(study.jobs)} runs in {study.folder}")
-    left = f", about {plan.hours / jobs:.1f} hours left" if plan.hours else ""
+    left = f", about {duration(3600 * plan.hours / jobs)} left" if plan.hours else ""
     say("  " + ", ".join(f"{count} {state}" for state, count in Counter(states.values()).items()) + left)
     changes = plan.changes()
     for name, changed in changes.items():
-        say(f"changed  {name}: {'; '.join(changed[:3])}")
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        say(f"changed  {name}: {'; '.join(changed[:3])}{more}")
     if changes and not redo:
         say("  --redo moves them aside and makes them anew")
     for name, state in states.items() if every else ():

@@ -61,5 +61,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds, or in minutes from two of them on."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    """A time in seconds, from two minutes on in minutes, from three hours on in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} hours"

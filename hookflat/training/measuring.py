@@ -163,6 +163,7 @@ class Measurements:
         best network may be the last.
         """
         weights = fingerprint(*(t.detach().cpu() for t in model.state_dict().values()))
+        about |= {"weights": weights}
         known = weights, tuple(self.wanted(label))
         if known in self._ended:
             return self._again(label, *self._ended[known], about)
