@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import hookflat as library
 from hookflat import UserError
 from hookflat.errors import Stopped
+from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.functional.examples import Examples
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.records.results import Results
@@ -331,7 +332,7 @@ def test_the_command_prints_a_table_and_goes_on(small, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "RErr (PGD), test" in done.stdout
     assert "2/2 last test robust_loss" in done.stdout
-    assert (tmp_path / "evals" / "net-clean_error-robust_loss-last" / "eval.json").exists()
+    assert (tmp_path / "evals" / f"{file.parent.name}-net-clean_error-robust_loss-last" / "eval.json").exists()
     assert "measured already" in hookflat("eval", file, *arguments, cwd=tmp_path).stdout
     network = ["--arch", "resnet_small", "--data", "digits", "--set", "model.width=8"]
     done = hookflat("rescale", file, "2", *network, cwd=tmp_path)
@@ -360,6 +361,13 @@ def test_what_is_wrong_is_told(small, tmp_path):
     ):
         with pytest.raises(UserError, match=told):
             evaluate(file, folder=tmp_path / "out", **options)
+    for model, label in (
+        ("a/model.pt", "a-model"),
+        ("model.pt", "model"),
+        ("../model.pt", "model"),
+        ("a/b/../m.pt", "m"),
+    ):
+        assert Checkpoint(model).label == label
     with pytest.raises(UserError, match="a recipe: train it"):
         evaluate("recipes/at.toml")
     with pytest.raises(UserError, match=r"without \[loss\]"):

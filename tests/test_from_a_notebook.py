@@ -185,10 +185,17 @@ def test_no_attack_means_the_clean_loss_in_flatness_too(data):
         ),
         (lambda net, data: hookflat.layers(pruned()), "parametrized or pruned: make its weight a parameter first"),
         (lambda net, data: hookflat.layers(normed()), "parametrized or pruned"),
+        (lambda net, data: hookflat.pgd(lambda x: net(x), *data), r"should be a torch\.nn\.Module, not function"),
+        (lambda net, data: hookflat.robust_loss(lambda x: net(x), data), r"should be a torch\.nn\.Module, not func"),
+        (lambda net, data: hookflat.pgd(net, data[0][0], data[1][0]), r"should be batches, \(n, C, H, W\) and \(n,\)"),
+        (lambda net, data: hookflat.average_flatness(net, data, xi=-0.5), "xi: should be a finite number from 0 on"),
+        (lambda net, data: hookflat.worst_flatness(net, data, xi=math.nan), "xi: should be a finite number"),
+        (lambda net, data: hookflat.pgd(net, *data, alpha=0.1), "an attack has no alpha: its options are eps, norm"),
+        (lambda net, data: hookflat.robust_loss(net, data, epsilon=0.1), "an attack has no epsilon"),
     ],
 )
 def test_mistakes_are_told(call, said, data):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         call(small(), data)
 
 

@@ -71,6 +71,12 @@ class Checkpoint:
             return self.model.replace(":", "-").replace("/", "-")
         return Path(self.model).resolve().name if self.is_run else Path(self.model).stem
 
+    @property
+    def label(self) -> str:
+        """Its name, that of a file with the folder around it: many are called model.pt."""
+        around = "" if self.is_run or self.is_robustbench else Path(self.model).parent.name
+        return f"{around}-{self.name}" if around not in ("", "..") else self.name
+
     @cached_property
     def there(self) -> tuple[str, ...]:
         """Those of the networks asked for that there are. Raises UserError where there are none."""

@@ -42,7 +42,7 @@ def evaluate(
     named = "-".join(measures) or Path(protocol).stem
     inside = source.is_run and not source.is_on_the_hub
     home = RunFolder(Path(model)).evaluation("").path if inside else Path("evals")
-    place = Path(folder) if folder else home / "-".join([*([] if inside else [source.name]), named, *chosen])
+    place = Path(folder) if folder else home / "-".join([*([] if inside else [source.label]), named, *chosen])
     from hookflat.evaluation.measured import measured  # loads torch, with nothing left that could be known without it
 
     return measured(source, recipe, place, quiet=quiet)

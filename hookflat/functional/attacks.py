@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hookflat.errors import UserError
 from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view, once
-from hookflat.functional.brackets import frozen
+from hookflat.functional.brackets import check_network, frozen
 from hookflat.functional.broadcasting import per_image
 from hookflat.functional.choices import check_choice
 from hookflat.functional.examples import check_images, check_labels, check_pairs
@@ -105,6 +105,7 @@ def prepared(
     """
     if keys is not None:
         return x.detach(), y, keys
+    check_network(model)
     check_images(x, model)
     device = device_of(model, x.device)
     return x.detach().to(device), None if y is None else y.to(device), torch.arange(len(x), device=device)

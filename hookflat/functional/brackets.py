@@ -64,12 +64,19 @@ def statistics_kept(modules: Iterable[nn.Module]) -> Generator[None]:
             norm.momentum = momentum
 
 
+def check_network(model: object) -> None:
+    """Raises ValueError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model should be a torch.nn.Module, not {type(model).__name__}: put a function into one")
+
+
 @contextmanager
 def frozen(model: nn.Module, *, train: bool = False) -> Generator[None]:
     """Evaluation mode (or training mode) and no weight gradients inside; modes, flags and buffers as found outside.
 
-    Raises ValueError inside `torch.inference_mode()`, which knows no gradients.
+    Raises ValueError for what is no network, and inside `torch.inference_mode()`, which knows no gradients.
     """
+    check_network(model)
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode() knows no gradients, which attacks need: call outside it")
     flags = [(p, p.requires_grad) for p in model.parameters()]

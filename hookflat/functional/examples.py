@@ -148,8 +148,6 @@ def set_of(loader: Loader, model: nn.Module) -> Set:
     """What a measure of `model` iterates over, images and labels checked and moved to its device."""
     if isinstance(loader, Images):
         loader = Examples(loader)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model should be a torch.nn.Module, not {type(model).__name__}: put a function into one")
     if not isinstance(loader, Examples):
         return Pairs(loader, model)
     if len(loader):
@@ -186,6 +184,8 @@ def _pair(batch: object) -> tuple[Tensor, Tensor]:
 
 def check_pairs(x: Tensor, y: Tensor) -> None:
     """Raises ValueError where there are not as many labels as images."""
+    if y.dim() == 0:
+        raise ValueError(f"images and labels should be batches, (n, C, H, W) and (n,), not {tuple(x.shape)} and ()")
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images have {len(y)} labels")
 

@@ -19,7 +19,7 @@ from hookflat.functional import seeds
 from hookflat.functional.attack_view import attack_view
 from hookflat.functional.attacks import PGD20, pgd
 from hookflat.functional.brackets import measuring
-from hookflat.functional.choices import check_count
+from hookflat.functional.choices import check_count, check_length
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
 from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, scaled_to, stretches
@@ -69,6 +69,7 @@ def average_flatness(
     """
     work, attack = work or Work(), attack.but(**options)
     check_count("samples", samples)
+    check_length("xi", xi)
     if reference is None:
         if attack.restarts and not reference_restarts:
             raise ValueError("reference_restarts: 0 is the clean loss, which restarts=0 alone is compared with")
@@ -117,6 +118,7 @@ def worst_flatness(
     """
     work, attack = work or Work(), attack.but(**options)
     check_count("attempts", attempts)
+    check_length("xi", xi)
     robust = robust and attack.restarts > 0
     if reference is None:
         most = attack if robust else attack.but(restarts=0)
@@ -157,6 +159,7 @@ def adversarial_direction(
     Ascent of the weights in the ball of radius `xi` on fixed adversarial examples; its end, of norm xi ||w_l||_2
     (protocol, section 6.1).
     """
+    check_length("xi", xi)
     weights = list(layers(model).values())
     with measuring(model):
         held, view = Held(set_of(loader, model), batch_size), attack_view(model, attack.precision)

@@ -80,7 +80,10 @@ class Attack:
         return self.restarts * (self.steps + 1)
 
     def but(self, **options: Unpack[AttackOptions]) -> Attack:
-        """The same with other values; a step that nobody chose follows the radius."""
+        """The same with other values; a step that nobody chose follows the radius. Raises TypeError for other names."""
+        if unknown := options.keys() - AttackOptions.__annotations__.keys():
+            known = ", ".join(AttackOptions.__annotations__)
+            raise TypeError(f"an attack has no {', '.join(sorted(unknown))}: its options are {known}")
         given = ({"step_size": UNSAID} if self._follows else {}) | dict(options)
         threat = replace(self.threat, **{name: given.pop(name) for name in ("eps", "norm") if name in given})
         return replace(self, threat=threat, **given)
