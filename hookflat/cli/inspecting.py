@@ -108,12 +108,16 @@ def plugins(
     if json:
         print_json(found)
     else:
-        own = [f["package"] if not f["package"].startswith("hookflat ") else "" for f in found]
-        rows = ([f["name"], f["kind"], f["summary"], package] for f, package in zip(found, own, strict=True))
-        say_table(("name", "kind", "what it does", "package"), rows)
+        say_table(("name", "kind", "what it does"), ((f["name"], f["kind"], _summary(f)) for f in found))
         say("hookflat plugins NAME: its options, its hooks and its source")
     for message in broken:
         warn(f"hookflat: left out: {message}")
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    """Of a plugin that is not hookflat's with its package."""
+    own = facts["package"].startswith("hookflat ")
+    return facts["summary"] if own else f"{facts['summary']} ({facts['package']})"
 
 
 def _facts(source: PluginSource, cls: type) -> dict[str, Any]:

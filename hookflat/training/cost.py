@@ -287,7 +287,7 @@ def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = 
         for name, plugin in run.plugins.items():
             if passes := getattr(plugin, "passes", lambda run: 0)(run):
                 seconds = passes * measuring.attack(measurements)
-                parts.append(Part(name, 1, 1, passes, seconds, 2 * passes * flops))
+                parts.append(Part(name, 1, 0, passes, seconds, 2 * passes * flops))
         parts += measuring.parts(measurements, measurements.during(), lambda stage: run.times_due(stage.every or 1))
         labels = ["last", *(["best"] if "early_stopping" in run.plugins else [])]
         for label in labels:

@@ -34,7 +34,8 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"  training {run.epochs} epochs{scaled} of {run.steps_per_epoch} steps, batch {run.batch_size}, "
         f"{options.precision}, seed {options.seed}")  # fmt: skip
     say(f"  device   {run.device}, {run.processes} process(es){threads}")
-    say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))
+    if not run.trial:
+        say(f"  folder   {run.folder.path}" + (f", resumed after step {run.step}" if resumed else ""))
 
 
 def say_evaluation(run: Run, model: str, normalize: str | None = None) -> None:
