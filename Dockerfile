@@ -5,16 +5,17 @@
 #   docker build -t hookflat:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
 #   docker run --rm --user "$(id -u):$(id -g)" --gpus all --ipc=host -v "$PWD/runs:/data/runs" hookflat:cuda \
 #     run trades --with scales/cifar10
-# Another base, as NVIDIA's with torch in it:
+# Another base, as PyTorch's with torch in it:
 #   docker build -t hookflat:cuda --build-arg BASE=pytorch/pytorch:2.9.0-cuda12.8-cudnn9-runtime .
 
 ARG BASE=python:3.13-slim
 FROM ${BASE}
 
-# An index with the torch of the base: CPU builds by default. What a base has already stays.
+# An index with the torch of the base: CPU builds by default. A release that a base has already stays; over a pre-release, as
+# NVIDIA's bases have, pip puts one of the index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml README.md LICENSE NOTICE /src/
 COPY hookflat /src/hookflat
 COPY hookflat_plugins /src/hookflat_plugins
 COPY recipes /src/recipes

@@ -1,7 +1,7 @@
 """What the site adds to the Markdown of the docs: the README in front, the reference of public names, links to code.
 
-Files of the repository that are no pages are linked where the variable HOOKFLAT_SOURCE says, an address to which a path
-of the repository can be appended; without it they are named, not linked.
+Files and folders of the repository that are no pages are linked where the variable HOOKFLAT_SOURCE says, an address to
+which a path of the repository can be appended; without it they are named, not linked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def _link(found: re.Match[str], folder: str) -> str:
     """A link of a page in `folder` of the repository."""
     image, text, target, anchor = found.groups()
     place = posixpath.normpath(posixpath.join(folder, target))
-    if place.startswith("docs/") or not (ROOT / place).exists():
+    page = place.startswith("docs/") and (ROOT / place).is_file() and "/records/" not in place
+    if page or not (ROOT / place).exists():
         return found[0]  # mkdocs looks at these itself
     if place == "README.md":
         return f"{image}[{text}]({posixpath.relpath('docs/index.md', folder)}{anchor or ''})"

@@ -238,7 +238,14 @@ def test_a_run_learns_from_another_of_the_study(study, here, tmp_path, monkeypat
     assert {job.resolved()["loss"]["helper"] for job in found.jobs[::2]} == {str(tmp_path / "runs" / "tiny-3")}
     assert [cost.name for cost in costs_of(Plan.of(found))] == ["tiny-3"]
     monkeypatch.setattr("submitit.AutoExecutor.submit", lambda self, family, jobs, *_: jobs[0].name)
-    assert submit(found, cluster="local", timeout_min=5) == ["tiny-3", "tiny-4"]
+    asked = []
+    monkeypatch.setattr("submitit.AutoExecutor.update_parameters", lambda self, **parameters: asked.append(parameters))
+    assert submit(found, cluster="local", timeout_min=5, slurm_setup=["mine"]) == ["tiny-3", "tiny-4"]
+    assert asked[0]["slurm_signal_delay_s"] == 300
+    assert [line.rpartition("export ")[2] for line in asked[0]["slurm_setup"]] == [
+        "SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+        "mine",
+    ]
     assert set(make(found, say=said.append).values()) == {"done"}, said
     done = [line.split()[1] for line in said if line.startswith("done")]
     assert done == ["tiny-3:", "tiny-4:", "hat-3:", "hat-4:"]

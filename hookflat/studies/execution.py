@@ -268,6 +268,10 @@ def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:
     return mine | ({"CUDA_VISIBLE_DEVICES": ",".join(turns)} if workers * processes > 1 else {})
 
 
+_CORES_FOR_SRUN = 'if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi'
+"""From Slurm 22.05 to 23.11 srun, which submitit calls, does not take a job's cores for its own."""
+
+
 def submit(
     study: Study, *, cluster: str | None = None, processes: int = 1, redo: bool = False, **slurm: Any
 ) -> list[Any]:
@@ -287,6 +291,8 @@ def submit(
     if not slurm.keys() & {"timeout_min", "slurm_time"}:
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     write_plan(study)
+    slurm.setdefault("slurm_signal_delay_s", 300)  # a step and a checkpoint must be over before the time is
+    slurm["slurm_setup"] = [_CORES_FOR_SRUN, *slurm.get("slurm_setup", [])]
     its_own = {key: slurm.pop(key) for key in _OF_THE_EXECUTOR if key in slurm}
     try:
         executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm", **its_own)
