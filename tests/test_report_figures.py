@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import PROTOCOL, drawn, landscape, network, records, told, write
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
 from hookflat.reporting import drawings, style, through_training
@@ -112,11 +112,25 @@ def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):
         assert found.get_ydata() == pytest.approx([intercept + slope * e for e in (min(x[part]), max(x[part]))])
 
 
-def test_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path):
+def test_of_many_configurations_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path, monkeypatch):
+    """Of few each has its name, its colour and an entry of its group in the legend."""
     for beta, rerr in ((1.0, 0.5), (6.0, 0.3), (9.0, 0.4)):
         write(tmp_path / f"trades-{beta}-0", "trades_beta9", last=network(rerr, 2.0, beta / 5), loss__beta=beta)
     write(tmp_path / "at-0", "at")
+    axes = drawn(tmp_path)["fig1"].figure.axes[0]
+    assert sorted(t.get_text() for t in axes.texts) == [
+        "AT (baseline)",
+        "TRADES, beta 1",
+        "TRADES, beta 6",
+        "TRADES, beta 9",
+    ]
+    assert all(tuple(c) != to_rgba("0.5") for dots in axes.collections for c in dots.get_facecolor())
+    monkeypatch.setattr(drawings, "FEW", 3)
     figure = drawn(tmp_path)["fig1"].figure
+    named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    shown = {tuple(c) for dots in figure.axes[0].collections if len(dots.get_offsets()) for c in dots.get_facecolor()}
+    assert to_rgba("0.5", 0.7) in shown
+    assert len(named) == len({c[:3] for c in shown} - {to_rgb("0.5")})  # nothing in the legend that is nowhere
     assert sorted(t.get_text() for t in figure.axes[0].texts) == ["AT (baseline)", "TRADES"]
     (mark,) = (t for t in figure.axes[0].texts if t.get_text() == "TRADES")
     assert mark.xy == pytest.approx((1.2, 2.0))

@@ -25,6 +25,8 @@ from hookflat.reporting.through_training import mean_overfitting, through_traini
 COLOURS = {"good": "#1a9e88", "average": "#b8860b", "poor": "#d1495b", "": "#7d8794"}
 MARKERS = {"good": "o", "average": "s", "poor": "D", "": "p"}
 CYCLE = ("#3b82c4", "#d1495b", "#1a9e88", "#b8860b", "#8e6bbf", "#5f9e2e", "#c2689b", "#6b7785", "#2a9fb0", "#b5651d")
+FEW = 20
+"""Configurations that are all coloured and labelled; of more, one of each method is."""
 NAMED = 40
 """How many labels a figure has at the most, to be read."""
 
@@ -54,7 +56,8 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
         return Drawing(name, heading, f"No run has both {flatness} and {vertical}.", None)
     figure = new_figure(7.2, 5.0)
     axes = figure.subplots()
-    chosen = representatives([row for row, _ in rows])
+    everything = [row for row, _ in rows]
+    chosen = everything if len(rows) <= FEW else representatives(everything)
     labelled = chosen if len(chosen) <= NAMED else [*chosen[: NAMED // 2], *chosen[-NAMED // 2 :]]
     single = [(p[1], p[2]) for _, points in rows for p in points]
     models = [(p[1], p[2]) for row, points in rows for p in points if not row.configuration.rescaled]
@@ -77,7 +80,7 @@ def _scatter(table: Table1, name: str, x: str, y: str, heading: str, flatness: s
     axes.set(xlabel=f"{flatness} in RLoss (lower is flatter)", ylabel=vertical)
     axes.margins(0.12)
     tidy(axes)
-    _name_groups(axes, {row.group for row, _ in rows})
+    _name_groups(axes, {row.group for row in chosen})
     axes.legend(frameon=False, title="robustness", fontsize=8, title_fontsize=8, loc="best")
     texts = [short_title(row, chosen) for row, _ in rows if row in labelled]
     seeds = any(len(points) > 1 for _, points in rows)
