@@ -12,8 +12,9 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 
 from hookflat import report
 from hookflat.reporting.analysis import analyse
-from hookflat.reporting.correlations import statistics_csv
+from hookflat.reporting.correlations import about_ranking, ranking_lines, statistics_csv
 from hookflat.reporting.foretelling import changes, foretold
+from hookflat.reporting.formats import without_empty
 from hookflat.reporting.gathering import gather
 from hookflat.reporting.phrases import estimate
 from hookflat.reporting.prediction import behind, out_of_sample
@@ -438,3 +439,20 @@ def test_a_measure_that_falls_where_the_outcome_rises_follows_single_changes_as_
             write(tmp_path / f"at-{lr}-{xi}", "at", last=last, optimizer__lr=lr, loss__xi=xi)
     said = " ".join(told(tmp_path, 50))
     assert "told best (|Psi|): the RLoss by margin (−1.00, 18 pairs, 2 hyper-parameters);" in said
+
+
+def test_columns_that_a_ranking_has_not_are_not_explained(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"m{i}-0", f"m{i}", last=network(0.1 + i / 10, 1.0 + i / 3, 0.5 + i / 7))
+    analysis = analyse(gather([tmp_path]), 50)
+    heads, _ = without_empty(*ranking_lines(analysis))
+    said = about_ranking(analysis)
+    words = {
+        "Off by:": "off by",
+        "Behind the best:": "behind the best",
+        "Psi:": "Psi",
+        "Beyond the fit:": "beyond the fit",
+    }
+    assert {word: word in said for word in words} == {word: head in heads for word, head in words.items()}
+    assert "Psi:" not in said
+    assert "All over the same networks" in said

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.foretelling import off
-from hookflat.reporting.formats import csv_text
+from hookflat.reporting.formats import csv_text, without_empty
 from hookflat.reporting.phrases import estimate, minus
 from hookflat.reporting.statistics import Estimate
 
@@ -46,19 +46,25 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-ABOUT_RANKING = (
-    "Left out: one method after the other is left out, a line fitted on the rest, and the left-out method predicted. "
-    "Off by: the root mean squared error, every method counted once. R²: against a baseline that knows nothing but "
-    "the mean of the other methods' networks; better than it is what lies above 0 with the whole interval, which is "
-    "for all measures together (those that rank the networks alike count once). Behind the best: its R² minus that of "
-    "the first row, 95 % for these two alone; where the interval reaches 0, the first is not known to be better. "
-    "Beyond the fit: its R² minus that of the RLoss on training images, a measure that says how far these were learnt "
-    "by heart; the interval is for all measures together. All over the same networks, those that have every measure "
-    "of the table; within methods over all that have the measure, as differences from their method's mean. Spearman "
-    "|: held fixed is what varies here, not in one configuration alone, of clean error, confidence and learning rate. "
-    "Psi: agreement in sign where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et al. "
-    "2020); −1 tells as much as 1, of a measure that falls where the outcome rises."
-)
+_ABOUT_RANKING = {
+    "left out: R²": "Left out: one method after the other is left out, a line fitted on the rest, and the left-out "
+    "method predicted.",
+    "off by": "Off by: the root mean squared error, every method counted once.",
+    "baseline": "R²: against a baseline that knows nothing but the mean of the other methods' networks; better than it "
+    "is what lies above 0 with the whole interval, which is for all measures together (those that rank the networks "
+    "alike count once).",
+    "behind the best": "Behind the best: its R² minus that of the first row, 95 % for these two alone; where the "
+    "interval reaches 0, the first is not known to be better.",
+    "beyond the fit": "Beyond the fit: its R² minus that of the RLoss on training images, a measure that says how far "
+    "these were learnt by heart; the interval is for all measures together.",
+    "measure": "All over the same networks, those that have every measure of the table; within methods over all that "
+    "have the measure, as differences from their method's mean.",
+    "Spearman |": "Spearman |: held fixed is what varies here, not in one configuration alone, of clean error, "
+    "confidence and learning rate.",
+    "Psi": "Psi: agreement in sign where one hyper-parameter alone changes, the mean over hyper-parameters (Jiang et "
+    "al. 2020); −1 tells as much as 1, of a measure that falls where the outcome rises.",
+}
+"""What a column of the ranking is, by its heading, or by what that begins with."""
 
 
 SEEDS = "between seeds"
@@ -95,6 +101,12 @@ def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return heads, lines
+
+
+def about_ranking(analysis: Analysis) -> str:
+    """What the columns are that it has."""
+    heads, _ = without_empty(*ranking_lines(analysis))
+    return " ".join(text for begin, text in _ABOUT_RANKING.items() if any(h.startswith(begin) for h in heads))
 
 
 def ranking_csv(analysis: Analysis) -> str:

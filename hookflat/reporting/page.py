@@ -16,8 +16,8 @@ from markupsafe import Markup
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.correlations import (
-    ABOUT_RANKING,
     ABOUT_STATISTICS,
+    about_ranking,
     ranking_lines,
     statistics_lines,
     within_lines,
@@ -111,7 +111,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
         inline=inline,
         said=contents.said,
         details=contents.details,
-        about_ranking=ABOUT_RANKING,
+        about_ranking=about_ranking(analysis),
         ranking=_by(ranking_lines(analysis), column=1),
         about_table=about_table(table),
         about_statistics=ABOUT_STATISTICS,

@@ -18,8 +18,8 @@ from hookflat.errors import UserError
 from hookflat.records.disk import has_failed
 from hookflat.reporting.analysis import Analysis, analyse
 from hookflat.reporting.correlations import (
-    ABOUT_RANKING,
     ABOUT_STATISTICS,
+    about_ranking,
     ranking_csv,
     ranking_lines,
     statistics_csv,
@@ -236,7 +236,7 @@ def _markdown(contents: Contents) -> str:
         title = literal(drawing.title)
         picture = f"![{title}](figures/{drawing.name}.png)\n\n" if drawing.figure else "Not drawn. "
         parts.append(f"### {title}\n\n{picture}{literal(drawing.caption)}")
-    parts += ["## Which measure predicts?", literal(ABOUT_RANKING)]
+    parts += ["## Which measure predicts?", literal(about_ranking(analysis))]
     parts += [markdown(*without_empty(*ranking_lines(analysis)))]
     parts += ["## Statistics", *map(literal, contents.details)]
     parts += [literal(ABOUT_STATISTICS), markdown(*without_empty(*statistics_lines(analysis)))]
