@@ -1,7 +1,9 @@
 """Python's garbage collector: patient while modules are imported, as usual where anything is computed."""
 
 import gc
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ USUAL = gc.get_threshold()
 @pytest.fixture
 def patient(monkeypatch):
     monkeypatch.setattr(hookflat.cli, "app", lambda: None)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     hookflat.cli.main()
     assert gc.get_threshold()[0] > 1_000_000
     assert gc.get_freeze_count()  # the command has ended
@@ -24,6 +27,17 @@ def patient(monkeypatch):
     yield
     collector.as_usual()
     assert gc.get_threshold() == USUAL
+
+
+@pytest.mark.parametrize(("triton", "frozen"), [("3.8.1", True), ("3.9.0", False), ("3.10.0+git1", False)])
+def test_a_triton_that_counts_its_objects_finds_them_collected(triton, frozen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
+    assert not gc.get_freeze_count()
+    collector.leave_the_rest()
+    try:
+        assert bool(gc.get_freeze_count()) == frozen
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(eq=False)

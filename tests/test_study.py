@@ -240,7 +240,7 @@ def test_a_run_learns_from_another_of_the_study(study, here, tmp_path, monkeypat
     monkeypatch.setattr("submitit.AutoExecutor.submit", lambda self, family, jobs, *_: jobs[0].name)
     asked = []
     monkeypatch.setattr("submitit.AutoExecutor.update_parameters", lambda self, **parameters: asked.append(parameters))
-    assert submit(found, cluster="local", timeout_min=5, slurm_setup=["mine"]) == ["tiny-3", "tiny-4"]
+    assert submit(found, cluster="local", timeout_min=5, slurm_setup="mine") == ["tiny-3", "tiny-4"]
     assert asked[0]["slurm_signal_delay_s"] == 300
     assert [line.rpartition("export ")[2] for line in asked[0]["slurm_setup"]] == [
         "SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",

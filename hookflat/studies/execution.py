@@ -292,7 +292,8 @@ def submit(
         raise UserError("--launcher slurm: say how long a run may take, --slurm timeout_min=600")
     write_plan(study)
     slurm.setdefault("slurm_signal_delay_s", 300)  # a step and a checkpoint must be over before the time is
-    slurm["slurm_setup"] = [_CORES_FOR_SRUN, *slurm.get("slurm_setup", [])]
+    own = slurm.get("slurm_setup", [])
+    slurm["slurm_setup"] = [_CORES_FOR_SRUN, *([own] if isinstance(own, str) else own)]
     its_own = {key: slurm.pop(key) for key in _OF_THE_EXECUTOR if key in slurm}
     try:
         executor = submitit.AutoExecutor(folder=study.folder / CLUSTER, cluster=cluster or "slurm", **its_own)
