@@ -67,13 +67,17 @@ def test_a_training_starts_from_a_file_with_the_normalisation_that_is_asked_for(
             assert torch.allclose(run.network.eval()(x), net.eval()((x - mean) / std), atol=1e-6)
 
 
-@pytest.mark.parametrize("normalize", ["0.2", "0.2/0", "nan/1", "0.2/nan", "1,2/1,2"])
-def test_no_normalisation_is_told(normalize, tmp_path):
+@pytest.mark.parametrize(
+    ("normalize", "told"),
+    [(wrong, "should be none") for wrong in ("0.2", "nan/1", "0.2/nan", "1,2/1,2")]
+    + [("0.2/0", "a deviation is above 0"), ("125/63", "divide both by 255")],
+)
+def test_no_normalisation_is_told(normalize, told, tmp_path):
     with tiny_run() as run:
         torch.save(run.network.net.state_dict(), tmp_path / "net.pt")
     start = {"weights": str(tmp_path / "net.pt"), "normalize": normalize}
     with (
-        pytest.raises(UserError, match=f"start_from.normalize = {normalize}: should be none"),
+        pytest.raises(UserError, match=f"start_from.normalize = {normalize}: .*{told}"),
         tiny_run({"plugins": {"start_from": start}}),
     ):
         pass

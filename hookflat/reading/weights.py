@@ -62,7 +62,7 @@ def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(_more_than_tensors(file, error)) from error
     except Exception as error:  # a file of others', read by parsers that raise what they like
-        raise UserError(f"{file} cannot be read as weights, it may be damaged: {_first_line(error)}") from error
+        raise UserError(f"{file} is no file of weights, or a damaged one: {_first_line(error)}") from error
     return _dense(_unnested(held, file, key), file)
 
 
