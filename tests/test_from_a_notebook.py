@@ -187,6 +187,8 @@ def test_no_attack_means_the_clean_loss_in_flatness_too(data):
         (lambda net, data: hookflat.layers(normed()), "parametrized or pruned"),
         (lambda net, data: hookflat.pgd(net.forward, *data), r"should be a torch\.nn\.Module, not method"),
         (lambda net, data: hookflat.robust_loss(net.forward, data), r"should be a torch\.nn\.Module, not method"),
+        (lambda net, data: hookflat.hessian_eigenvalues(net.forward, data), r"should be a torch\.nn\.Module"),
+        (lambda net, data: hookflat.landscape(net.forward, data), r"should be a torch\.nn\.Module, not method"),
         (lambda net, data: hookflat.pgd(net, data[0][0], data[1][0]), r"should be batches, \(n, C, H, W\) and \(n,\)"),
         (lambda net, data: hookflat.average_flatness(net, data, xi=-0.5), "xi: should be a finite number from 0 on"),
         (lambda net, data: hookflat.worst_flatness(net, data, xi=math.nan), "xi: should be a finite number"),

@@ -59,12 +59,13 @@ def _measured(source: Checkpoint, run: Run) -> Results:
         console.measuring(plan, measurements.tally, lines=True)
     collector.as_usual()
     for label, about, network in chain([first], opened):
-        weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
-        if done and (label not in done.models or done.models[label].weights != weights):
-            other = "weights" if given is None else "weights, or of these behind another --normalize"
-            raise UserError(f"{place} holds the results of other {other}: choose another --out, or remove it")
         if not done:
             results.models[label] = measurements.end(network, label, console.measured, **about)
+            continue
+        weights = fingerprint(*(t.detach().cpu() for t in network.state_dict().values()))
+        if label not in done.models or done.models[label].weights != weights:
+            other = "weights" if given is None else "weights, or of these behind another --normalize"
+            raise UserError(f"{place} holds the results of other {other}: choose another --out, or remove it")
     if done:
         console.say(f"{source.model} is measured already, by the same protocol; the results of {place}:")
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hookflat.functional.brackets import restored
+from hookflat.functional.brackets import check_network, restored
 from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.seeds import groups_of_normals_like, normals_like
 
@@ -27,8 +27,9 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     Flatness moves biases too, perturbations during training do not (protocol 1.5 and 4.1; official AWP code).
 
     A tensor that several layers share is there once. Raises ValueError for layers whose weight is computed from other
-    parameters, for weights in half precision, and when nothing is left (all parameters frozen).
+    parameters, for weights in half precision, when nothing is left (all parameters frozen), and for what is no network.
     """
+    check_network(model)
     found: dict[str, nn.Parameter] = {}
     auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
     for prefix, module in model.named_modules():
