@@ -1,5 +1,6 @@
 """The command line, for tests."""
 
+import gc
 import io
 import os
 import shutil
@@ -8,6 +9,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from unittest.mock import patch
 
+from hookflat import collector
 from hookflat.cli import main
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -35,6 +37,9 @@ def hookflat(*arguments, cwd=None):
         except Exception:
             sys.excepthook(*sys.exc_info())
             code = 1
+        finally:  # this process goes on
+            collector.as_usual()
+            gc.unfreeze()
     return Done(code, out.getvalue(), err.getvalue())
 
 
