@@ -271,20 +271,14 @@ def switched_off_equals_no_plugin(plugin: str | type, options: Table = None) -> 
     if off is None:
         return
     tables, extra, _ = _in_place(plugin, (options or {}) | off)
-    with tempfile.TemporaryDirectory() as folder:
-        with_it = run_recipe(tables, Path(folder, "with"), extra)
-        _assert_same(_weights(with_it), _weights_without())
+    _assert_same(_trained(tables, extra).weights, _without_plugin().weights)
 
 
 def gives_the_same_numbers_twice(plugin: str | type, options: Table = None) -> None:
     """One seed, one result: weights and measures."""
     tables, extra, kind = _in_place(plugin, options)
-    if kind in ("data", "model"):
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        once, again = (run_recipe(tables, Path(folder, n), extra) for n in ("once", "again"))
-        _assert_same_weights(once, again)
-        _assert_same_measures(once, again)
+    if kind not in ("data", "model"):
+        _trained(tables, extra).assert_same(_trained_once(plugin, options))
 
 
 def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> None:
@@ -294,7 +288,6 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
         return
     tables = recipe(tables | {"run": {"checkpoint_steps": 1}})
     with tempfile.TemporaryDirectory() as folder:
-        whole = run_recipe(tables, Path(folder, "whole"), extra)
         for stop in (1, 4):
             with tiny_run(tables, extra, Path(folder, "stopped")) as stopped:
                 checkpoints.resume(stopped)
@@ -302,9 +295,7 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
                 with suppress(TrainingFailed):
                     loop.train(stopped)
                 assert stopped.step == min(stop + 1, stopped.total_steps), f"it began at step {stopped.step}"
-        resumed = run_recipe(tables, Path(folder, "stopped"), extra)
-        _assert_same_weights(whole, resumed)
-        _assert_same_measures(whole, resumed)
+        _trained(tables, extra, Path(folder, "stopped")).assert_same(_trained_once(plugin, options))
 
 
 def _stop_at(step: int) -> Callable[[int], None]:
@@ -315,30 +306,47 @@ def _stop_at(step: int) -> Callable[[int], None]:
     return stepped
 
 
-def _weights(finished: FinishedRun) -> dict[str, Tensor]:
-    return load_file(finished.folder / "model.safetensors")
+@dataclass(frozen=True)
+class _Trained:
+    """What a training ended with, and measured on its way."""
+
+    weights: dict[str, Tensor]
+    metrics: str
+
+    def assert_same(self, other: _Trained) -> None:
+        _assert_same(self.weights, other.weights)
+        assert self.metrics == other.metrics, "different lines in metrics.jsonl"
+
+
+def _trained(tables: Table, plugins: Iterable[type] = (), folder: Path | None = None) -> _Trained:
+    """After `run_recipe` in a folder, a temporary one if None."""
+    with tempfile.TemporaryDirectory() as temporary:
+        done = run_recipe(tables, folder or Path(temporary, "run"), plugins).folder
+        return _Trained(load_file(done / "model.safetensors"), (done / "metrics.jsonl").read_text())
 
 
 @cache
-def _weights_without() -> dict[str, Tensor]:
-    """Those of a training without any plugin: the same for all that are switched off."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _weights(run_recipe({}, Path(folder, "without")))
+def _without_plugin() -> _Trained:
+    """The same for all that are switched off."""
+    return _trained({})
+
+
+_ONCE: dict[tuple[str | type, str], _Trained] = {}
+
+
+def _trained_once(plugin: str | type, options: Table) -> _Trained:
+    """A training without interruption: what several checks compare with, made by the first of them."""
+    key = plugin, repr(options)
+    if key not in _ONCE:
+        tables, extra, _ = _in_place(plugin, options)
+        _ONCE[key] = _trained(tables, extra)
+    return _ONCE[key]
 
 
 def _assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, f"different weights: {', '.join(different)}"
-
-
-def _assert_same_weights(one: FinishedRun, other: FinishedRun) -> None:
-    _assert_same(_weights(one), _weights(other))
-
-
-def _assert_same_measures(one: FinishedRun, other: FinishedRun) -> None:
-    a, b = ((r.folder / "metrics.jsonl").read_text() for r in (one, other))
-    assert a == b, "different lines in metrics.jsonl"
 
 
 CHECKS: tuple[Callable[..., None], ...] = (

@@ -1,5 +1,6 @@
 """Tests run on the CPU with one thread: small networks are faster so, and bits repeat."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,12 @@ def pytest_configure() -> None:
         return
     if shutil.disk_usage(MEMORY).free > ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: collections need not look at it, nor processes forked from here copy it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ USUAL = gc.get_threshold()
 def patient(monkeypatch):
     monkeypatch.setattr(hookflat.cli, "app", lambda: None)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
+    gc.unfreeze()
     hookflat.cli.main()
     assert gc.get_threshold()[0] > 1_000_000
     assert gc.get_freeze_count()  # the command has ended

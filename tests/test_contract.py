@@ -1,5 +1,6 @@
 """Every installed plugin keeps the contract that hookflat.testing ships to third parties."""
 
+import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,9 +93,21 @@ class Leaves:
         return loss
 
 
+@dataclass(eq=False)
+class Draws:
+    """Its decay comes from no seed."""
+
+    @hookimpl
+    @torch.no_grad()
+    def after_step(self, run):
+        for p in run.network.parameters():
+            p.mul_(1 - 0.01 * random.SystemRandom().random())
+
+
 @pytest.mark.parametrize(
     ("plugin", "check", "told"),
     [
+        (Draws, testing.gives_the_same_numbers_twice, "different weights"),
         (Forgets, testing.resumes_as_if_never_stopped, "different weights"),
         (Forgets, testing.switched_off_equals_no_plugin, "different weights"),
         (Leaves, testing.leaves_the_network_as_found, "weights or buffers moved"),
