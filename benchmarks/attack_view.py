@@ -62,27 +62,27 @@ def main() -> None:
             small_image_resnet(width, 2, 3, 10, "batch", "relu").eval().requires_grad_(False),
             torch.rand(batch, 3, size, size),
         )
-        found = ratio(backwards(net, x), backwards(AttackView(net), x))
-        print(f"plain ResNet-18 over its view, width {width}, {batch} images of {size}x{size}: {found:.2f}")
+        gain = ratio(backwards(net, x), backwards(AttackView(net), x))
+        print(f"plain ResNet-18 over its view, width {width}, {batch} images of {size}x{size}: {gain:.2f}")
     for channels, size in ((256, 8), (512, 4), (320, 8), (640, 8)):
         conv = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
         for batch in (16, 64):
             x = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
             direct = backwards(conv.to(memory_format=torch.channels_last), x)
-            found = ratio(direct, backwards(WinogradConv2d(conv), x))
-            print(f"torch's convolution over Winograd's, {channels} channels, {batch} of {size}x{size}: {found:.2f}")
+            gain = ratio(direct, backwards(WinogradConv2d(conv), x))
+            print(f"torch's convolution over Winograd's, {channels} channels, {batch} of {size}x{size}: {gain:.2f}")
     for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4), (640, 8)):
         conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
         for batch in (32, 128):
             shape, what = (batch, channels, size, size), f"{channels} channels, {batch} of {size}x{size}"
             x, g = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in "xg")
-            found = ratio(by_weights(conv, x, g), lambda x=x, g=g: winograd._by_weights(x, g))
-            print(f"torch's gradient by weights over Winograd's, {what}: {found:.2f}")
+            gain = ratio(by_weights(conv, x, g), lambda x=x, g=g: winograd._by_weights(x, g))
+            print(f"torch's gradient by weights over Winograd's, {what}: {gain:.2f}")
     trained = small_image_resnet(64, 2, 3, 10, "batch", "relu").to(memory_format=torch.channels_last)
     for batch in (16, 64, 128):
         x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-        found = ratio(training(trained, x), training(WinogradConvolutions(trained), x))
-        print(f"a training pass of a ResNet-18 with torch's convolutions over Winograd's, batch {batch}: {found:.2f}")
+        gain = ratio(training(trained, x), training(WinogradConvolutions(trained), x))
+        print(f"a training pass of a ResNet-18 with torch's convolutions over Winograd's, batch {batch}: {gain:.2f}")
     net = small_image_resnet(16, 1, 3, 10, "batch", "relu")
     for _ in range(5):
         net(torch.rand(64, 3, 16, 16))

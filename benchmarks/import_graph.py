@@ -32,15 +32,15 @@ def graph(root: Path) -> nx.DiGraph:
     """Modules and arrows; an arrow's `annotation` says that it serves annotations alone."""
     files = {p: ".".join(p.relative_to(root).with_suffix("").parts) for p in (root / "hookflat").rglob("*.py")}
     names = {name.removesuffix(".__init__"): file for file, name in files.items()}
-    found = nx.DiGraph()
-    found.add_nodes_from(names)
+    imports = nx.DiGraph()
+    imports.add_nodes_from(names)
     for name, file in names.items():
         for target, annotation in imported(file):
             module = next((t for t in (target, target.rpartition(".")[0]) if t in names), None)
             if module and module not in (name, "hookflat"):
-                known = found.get_edge_data(name, module, {"annotation": True})
-                found.add_edge(name, module, annotation=annotation and known["annotation"])
-    return found
+                known = imports.get_edge_data(name, module, {"annotation": True})
+                imports.add_edge(name, module, annotation=annotation and known["annotation"])
+    return imports
 
 
 def layer(module: str) -> int:

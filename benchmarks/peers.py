@@ -245,10 +245,10 @@ class Bench:
         xi, reference = 0.1, 0.0
 
         def ours() -> float:
-            found = hookflat.average_flatness(
+            measured = hookflat.average_flatness(
                 self.net, (self.x, self.y), xi=xi, samples=samples, reference=reference, attack=attack
             )
-            return statistics.fmean(found.losses)
+            return statistics.fmean(measured.losses)
 
         def theirs() -> float:
             return by_hand.average_flatness(self.net, self.x, self.y, budget, xi=xi, samples=samples)
@@ -265,10 +265,10 @@ class Bench:
         x, y = self.x.repeat(repeats, 1, 1, 1)[:128], self.y.repeat(repeats)[:128]
 
         def ours() -> float:
-            found = hookflat.worst_flatness(
+            measured = hookflat.worst_flatness(
                 self.net, (x, y), attempts=1, reference=0.0, attack=self.attack, xi=0.003, sweeps=sweeps
             )
-            return found.losses[0]
+            return measured.losses[0]
 
         def theirs() -> float:
             return by_hand.worst_flatness(self.net, x, y, self.budget, xi=0.003, sweeps=sweeps, batch_size=128)
@@ -306,7 +306,7 @@ class Bench:
 
     def methods(self) -> None:
         """A whole training of every shipped recipe of one network, over AT's."""
-        found = {}
+        by_name = {}
         with tempfile.TemporaryDirectory() as folder:
             teachers = {name: Path(folder, name) for name in ("standard", "at")}
             for name, place in teachers.items():
@@ -318,9 +318,9 @@ class Bench:
                     recipe = self._shipped(name, given)
                     steps = self._examples_of(recipe, Path(folder, f"of-{name}"))
                     row = self.compare(f"time of {name} over AT", plain, steps, 4 * self.options.pairs)
-                    found[name] = recipe.run.epochs_factor * statistics.median(row.ratios)
+                    by_name[name] = recipe.run.epochs_factor * statistics.median(row.ratios)
         if self.options.csv:
-            lines = [f"{name},{ratio:.2f}" for name, ratio in found.items()]
+            lines = [f"{name},{ratio:.2f}" for name, ratio in by_name.items()]
             Path(self.options.csv).write_text("\n".join(["recipe,time", *lines, ""]), encoding="utf-8")
 
     def _shipped(self, name: str, values: dict[str, Any] | None = None) -> Recipe:
@@ -416,7 +416,7 @@ class Bench:
                 continue  # on a GPU the kernels alone: not who launched them
             seconds = event.self_device_time_total if gpu else event.self_cpu_time_total
             times.setdefault(kind_of_operation(event.key), {})[event.key.removeprefix("aten::")] = seconds
-        shares = {kind: sum(found.values()) for kind, found in times.items()}
+        shares = {kind: sum(of_kind.values()) for kind, of_kind in times.items()}
         total, told, shown = sum(shares.values()), 0.0, []
         for kind in sorted(shares, key=lambda kind: -shares[kind]):
             if told < 0.95 * total:
@@ -661,9 +661,9 @@ def machine() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = models[0] if models else platform.processor()
-    found = environment()
-    gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
-    return f"{cpu}, {cores()} core(s){gpus}, torch {torch.__version__}, revision {found['git_revision']}"
+    facts = environment()
+    gpus = f", {', '.join(facts['gpus'])}" if facts["gpus"] else ""
+    return f"{cpu}, {cores()} core(s){gpus}, torch {torch.__version__}, revision {facts['git_revision']}"
 
 
 ROWS = (

@@ -22,11 +22,11 @@ def keep(run: Path, folder: Path) -> None:
         place = folder / file.relative_to(run)
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.name == "environment.json":
-            found = json.loads(file.read_text(encoding="utf-8"))
-            found["command"][0] = "hookflat"
-            found["platform"] = found["platform"].partition("-")[0]
-            found["git_revision"] = (found["git_revision"] or "")[:7]
-            place.write_text(json.dumps(found, indent=2).replace(f"{ROOT}/", ""), encoding="utf-8")
+            record = json.loads(file.read_text(encoding="utf-8"))
+            record["command"][0] = "hookflat"
+            record["platform"] = record["platform"].partition("-")[0]
+            record["git_revision"] = (record["git_revision"] or "")[:7]
+            place.write_text(json.dumps(record, indent=2).replace(f"{ROOT}/", ""), encoding="utf-8")
         else:
             shutil.copy(file, place)
         text = place.read_text(encoding="utf-8")

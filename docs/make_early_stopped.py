@@ -96,8 +96,8 @@ def claims(networks: Sequence[Network]) -> list[list[str]]:
     lines = []
     for name, measure in MEASURES.items():
         pairs = [[[n.value(key) for n in networks] for key in (measure, outcome)] for outcome in OUTCOMES]
-        found = [spearman(x, y, clusters=range(len(networks))) for x, y in pairs]
-        lines.append([name, *(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in found)])
+        estimates = [spearman(x, y, clusters=range(len(networks))) for x, y in pairs]
+        lines.append([name, *(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in estimates)])
     return lines
 
 

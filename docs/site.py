@@ -28,16 +28,16 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links that leave `docs/`."""
     folder = posixpath.dirname(page.file.src_uri)
-    return LINK.sub(lambda found: _link(found, posixpath.join("docs", folder)), markdown)
+    return LINK.sub(lambda link: _link(link, posixpath.join("docs", folder)), markdown)
 
 
-def _link(found: re.Match[str], folder: str) -> str:
+def _link(link: re.Match[str], folder: str) -> str:
     """A link of a page in `folder` of the repository."""
-    image, text, target, anchor = found.groups()
+    image, text, target, anchor = link.groups()
     place = posixpath.normpath(posixpath.join(folder, target))
     page = place.startswith("docs/") and (ROOT / place).is_file() and "/records/" not in place
     if page or not (ROOT / place).exists():
-        return found[0]  # mkdocs looks at these itself
+        return link[0]  # mkdocs looks at these itself
     if place == "README.md":
         return f"{image}[{text}]({posixpath.relpath('docs/index.md', folder)}{anchor or ''})"
     source = os.environ.get("HOOKFLAT_SOURCE")
@@ -47,8 +47,8 @@ def _link(found: re.Match[str], folder: str) -> str:
 def _readme() -> str:
     """The README as the first page: its links begin at the repository's root."""
 
-    def moved(found: re.Match[str]) -> str:
-        image, text, target, anchor = found.groups()
+    def moved(link: re.Match[str]) -> str:
+        image, text, target, anchor = link.groups()
         place = target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"
         return f"{image}[{text}]({place}{anchor or ''})"
 

@@ -239,10 +239,10 @@ def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> No
     for passes in (*range(8), 10_000):
         with tiny_run(tables, extra) as run:
             batch = next(run.batches())
-            found = Found.of(run.network, buffers=buffers)
+            before = Found.of(run.network, buffers=buffers)
             with interrupted_after(passes) as raised:
                 _use(run, kind, batch)
-            found.assert_unchanged(run.network, buffers=buffers)
+            before.assert_unchanged(run.network, buffers=buffers)
         if not raised:
             break
 

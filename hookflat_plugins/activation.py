@@ -29,12 +29,12 @@ class Activation:
     @hookimpl(wrapper=True)
     def build_model(self) -> Generator[None, nn.Module, nn.Module]:
         net = yield
-        found = 0
+        replaced = 0
         for module in list(net.modules()):
             for name, child in list(module._modules.items()):  # one module may stand in several places
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, _ACTIVATIONS[self.act]())
-                    found += 1
-        if not found:
+                    replaced += 1
+        if not replaced:
             raise UserError("plugins.activation: the network has no nn.ReLU to replace; set its own activation instead")
         return net

@@ -51,10 +51,10 @@ class AdaptiveSharpness:
             common |= {"seed": subject.seed, "work": subject.work(name), "rho": self._rho(case, norm)}
             if case == "average":
                 common |= {"samples": self.samples, "reference": references.get((loss, logits))}
-                found = average_sharpness(subject.model, subject.examples, **common)
-                references[loss, logits] = found.reference
-                values[name] = found.flatness
-                values |= {f"{name}_stderr": found.standard_error} if self.samples > 1 else {}
+                measured = average_sharpness(subject.model, subject.examples, **common)
+                references[loss, logits] = measured.reference
+                values[name] = measured.flatness
+                values |= {f"{name}_stderr": measured.standard_error} if self.samples > 1 else {}
             else:
                 common |= {"iterations": self.iterations, "batch_size": self.batch_size}
                 values[name] = worst_sharpness(subject.model, subject.examples, **common).sharpness
@@ -87,9 +87,9 @@ class AdaptiveSharpness:
         }
 
     def passes(self) -> int:
-        found = 0
+        total = 0
         for _, case, loss, norm, _ in self._each():
             attack, reference = (self.steps + 1) * (loss == "robust"), norm == self.norms[0]
             average, worst = (self.samples + reference) * (attack + 1), 2 * attack + self.iterations + 3
-            found += average if case == "average" else worst
-        return found
+            total += average if case == "average" else worst
+        return total

@@ -38,7 +38,7 @@ class AutoAttackMeasure:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = autoattack(
+        result = autoattack(
             subject.model,
             subject.examples,
             eps=subject.threat.eps,
@@ -50,11 +50,11 @@ class AutoAttackMeasure:
             clean=subject.robust(0, 0),
             work=subject.work("autoattack"),
         )
-        names = ["robust", "wrong without an attack", *found.broken]
-        subject.keep("autoattack", f"broken_by: {dict(enumerate(names, start=-1))}\n{found.log}")
-        subject.keep("autoattack_per_example", {"broken_by": found.broken_by, "wrong": found.broken_by >= 0})
-        shares = {f"broken_by_{attack.replace('-', '_')}": share for attack, share in found.broken.items()}
-        return {"rerr_autoattack": found.error} | shares
+        names = ["robust", "wrong without an attack", *result.broken]
+        subject.keep("autoattack", f"broken_by: {dict(enumerate(names, start=-1))}\n{result.log}")
+        subject.keep("autoattack_per_example", {"broken_by": result.broken_by, "wrong": result.broken_by >= 0})
+        shares = {f"broken_by_{attack.replace('-', '_')}": share for attack, share in result.broken.items()}
+        return {"rerr_autoattack": result.error} | shares
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are; a choice of attacks is not called AutoAttack."""

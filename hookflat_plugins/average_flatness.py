@@ -132,7 +132,7 @@ def _measured(
     reference: float,
 ) -> dict[str, float]:
     """Average-case flatness at every radius of the plugin, by name."""
-    found = [
+    measured = [
         average_flatness(
             subject.model,
             subject.examples,
@@ -146,4 +146,4 @@ def _measured(
         )
         for xi in radii(plugin.xi)
     ]
-    return by_radius(name, plugin.xi, found)
+    return by_radius(name, plugin.xi, measured)

@@ -29,7 +29,7 @@ class BoundaryThickness:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = boundary_thickness(
+        thickness = boundary_thickness(
             subject.model,
             subject.examples,
             radius=self.radius,
@@ -41,7 +41,7 @@ class BoundaryThickness:
             seed=subject.seed,
             work=subject.work("boundary_thickness"),
         )
-        return {"boundary_thickness": found.mean().item()}
+        return {"boundary_thickness": thickness.mean().item()}
 
     def numbers(self) -> dict[str, Quantity]:
         """What it is."""

@@ -60,10 +60,10 @@ class ExtraData:
         (y,), _, _ = class_labels([images], label, data.num_classes, f"{option}.label")
         hint = f"set {option}.size, and {option}.channels where the kinds differ"
         x = images.pixels(image, Resizing(self.size, self.crop, self.channels), hint)
-        found = Images(x, y)
-        if found.shape != data.train.shape:
-            raise UserError(f"{images.source}: images are {found.shape}, those of [data] {data.train.shape}: {hint}")
-        return found
+        loaded = Images(x, y)
+        if loaded.shape != data.train.shape:
+            raise UserError(f"{images.source}: images are {loaded.shape}, those of [data] {data.train.shape}: {hint}")
+        return loaded
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Generator[None, Any, Any]:

@@ -38,7 +38,7 @@ class FlatnessAlongAttack:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = flatness_along_attack(
+        along = flatness_along_attack(
             subject.model,
             subject.examples,
             xi=self.xi,
@@ -47,13 +47,13 @@ class FlatnessAlongAttack:
             seed=subject.seed,
             work=subject.work("flatness_along_attack"),
         )
-        wrong, values = found.wrong[-1], {}
-        for name, column in (("relative", found.relative), ("rise", found.rise)):
+        wrong, values = along.wrong[-1], {}
+        for name, column in (("relative", along.relative), ("rise", along.rise)):
             mean = column.mean(dim=1)
             values |= {f"along_{name}_start": mean[0], f"along_{name}_peak": mean.max(), f"along_{name}_end": mean[-1]}
             values[f"along_{name}_correct"] = column[-1][~wrong].mean()
             values[f"along_{name}_wrong"] = column[-1][wrong].mean()
-        table = {name: column.double().mean(dim=1) for name, column in vars(found).items()}
+        table = {name: column.double().mean(dim=1) for name, column in vars(along).items()}
         subject.keep("flatness_along_attack", {"step": torch.arange(self.steps + 1), **table}, xi=self.xi)
         subject.keep("flatness_along_attack", _drawn(table))
         return {name: value.item() for name, value in values.items() if not math.isnan(value)}

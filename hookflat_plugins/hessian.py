@@ -35,7 +35,7 @@ class Hessian:
             options: dict[str, Any] = {"robust": loss == "robust", "attack": subject.attack(self.steps)}
             options["seed"] = subject.seed
             work = subject.work(f"hessian {loss}")
-            found = hessian_eigenvalues(
+            eigenvalues = hessian_eigenvalues(
                 subject.model,
                 subject.examples,
                 k=self.k,
@@ -44,8 +44,12 @@ class Hessian:
                 work=work,
                 **options,
             )
-            largest = {f"hessian_{loss}_{i}": value for i, value in enumerate(found.largest[1:], start=2)}
-            values |= {f"hessian_{loss}_max": found.largest[0], **largest, f"hessian_{loss}_ratio": found.ratio}
+            largest = {f"hessian_{loss}_{i}": value for i, value in enumerate(eigenvalues.largest[1:], start=2)}
+            values |= {
+                f"hessian_{loss}_max": eigenvalues.largest[0],
+                **largest,
+                f"hessian_{loss}_ratio": eigenvalues.ratio,
+            }
             if self.probes:
                 trace = hessian_trace(subject.model, subject.examples, samples=self.probes, work=work, **options)
                 values |= {f"hessian_{loss}_trace": trace.trace}
@@ -54,21 +58,23 @@ class Hessian:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        found = {}
+        quantities = {}
         for loss in self.losses:
             of = f"of the Hessian, {loss} loss"
-            found[f"hessian_{loss}_max"] = Quantity(f"largest eigenvalue {of}", lower_is_better=True)
+            quantities[f"hessian_{loss}_max"] = Quantity(f"largest eigenvalue {of}", lower_is_better=True)
             for i in range(2, self.k + 1):
-                found[f"hessian_{loss}_{i}"] = Quantity(f"eigenvalue {i} {of}", lower_is_better=True)
-            found[f"hessian_{loss}_ratio"] = Quantity(f"|smallest| / largest eigenvalue {of}", lower_is_better=True)
-            found[f"hessian_{loss}_trace"] = Quantity(f"trace {of}", lower_is_better=True)
-        return found
+                quantities[f"hessian_{loss}_{i}"] = Quantity(f"eigenvalue {i} {of}", lower_is_better=True)
+            quantities[f"hessian_{loss}_ratio"] = Quantity(
+                f"|smallest| / largest eigenvalue {of}", lower_is_better=True
+            )
+            quantities[f"hessian_{loss}_trace"] = Quantity(f"trace {of}", lower_is_better=True)
+        return quantities
 
     def passes(self) -> int:
         """Sixty products with the Hessian, more or less, find the eigenvalues."""
-        found = 0
+        total = 0
         for loss in self.losses:
             attack = (self.steps + 1) * (loss == "robust")
             product = 2 * (attack + 1) if attack and self.remaximise else 1
-            found += attack + 60 * product + (attack + self.probes if self.probes else 0)
-        return found
+            total += attack + 60 * product + (attack + self.probes if self.probes else 0)
+        return total

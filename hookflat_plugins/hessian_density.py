@@ -34,7 +34,7 @@ class HessianDensity:
         values = {}
         for loss in self.losses:
             options: dict[str, Any] = {"probes": self.probes, "lanczos_steps": self.lanczos_steps, "seed": subject.seed}
-            found = hessian_density(
+            density = hessian_density(
                 subject.model,
                 subject.examples,
                 robust=loss == "robust",
@@ -42,9 +42,11 @@ class HessianDensity:
                 work=subject.work(f"hessian_density {loss}"),
                 **options,
             )
-            values[f"hessian_{loss}_frobenius"] = found.frobenius
-            subject.keep(f"hessian_density_{loss}", {"eigenvalue": found.values, "weight": found.weights}, **options)
-            subject.keep(f"hessian_density_{loss}", _drawn(found, loss))
+            values[f"hessian_{loss}_frobenius"] = density.frobenius
+            subject.keep(
+                f"hessian_density_{loss}", {"eigenvalue": density.values, "weight": density.weights}, **options
+            )
+            subject.keep(f"hessian_density_{loss}", _drawn(density, loss))
         return values
 
     def numbers(self) -> dict[str, Quantity]:
@@ -59,15 +61,15 @@ class HessianDensity:
         return products + (self.steps + 1) * ("robust" in self.losses)
 
 
-def _drawn(found: SpectralDensity, loss: str) -> Figure:
+def _drawn(density: SpectralDensity, loss: str) -> Figure:
     """The density over the eigenvalues, on a logarithmic axis."""
-    low, high = float(found.values.min()), float(found.values.max())
+    low, high = float(density.values.min()), float(density.values.max())
     width = max((high - low) / 100, 1e-12)
-    grid = torch.linspace(low - 5 * width, high + 5 * width, 500, dtype=found.values.dtype)
+    grid = torch.linspace(low - 5 * width, high + 5 * width, 500, dtype=density.values.dtype)
     figure = new_figure(5.2, 3.6)
     axes = figure.subplots()
-    axes.semilogy(grid.tolist(), found.at(grid, width).clamp_min(1e-12).tolist(), color="#1b3a6b", lw=1.5)
+    axes.semilogy(grid.tolist(), density.at(grid, width).clamp_min(1e-12).tolist(), color="#1b3a6b", lw=1.5)
     axes.set(xlabel=f"eigenvalue of the Hessian, {loss} loss", ylabel="density")
-    axes.set_ylim(bottom=0.01 / found.size / width)
+    axes.set_ylim(bottom=0.01 / density.size / width)
     tidy(axes)
     return figure

@@ -150,7 +150,7 @@ class ImageFiles:
             raise UserError(
                 f"{part.source} has {len(rows[few])} examples of class {kept[few]}, not {each} (data.balance)"
             )
-        return np.sort(np.concatenate([found[:each] for found in rows]))
+        return np.sort(np.concatenate([of_class[:each] for of_class in rows]))
 
     def _unused(
         self, part: ImageSet, there: np.ndarray, rows: np.ndarray, image: str

@@ -28,8 +28,8 @@ class InputGradientsMeasure:
         for loss in self.losses:
             attack, work = subject.attack(self.steps), subject.work(f"input_gradients {loss}")
             options: dict[str, Any] = {"robust": loss == "robust", "attack": attack, "seed": subject.seed, "work": work}
-            found = input_gradients(subject.model, subject.examples, **options)
-            values |= {f"input_gradient_{n}_{loss}": norms.mean().item() for n, norms in vars(found).items()}
+            gradients = input_gradients(subject.model, subject.examples, **options)
+            values |= {f"input_gradient_{n}_{loss}": norms.mean().item() for n, norms in vars(gradients).items()}
         return values
 
     def numbers(self) -> dict[str, Quantity]:

@@ -39,7 +39,7 @@ class LandscapeMeasure:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = landscape(
+        measured = landscape(
             subject.model,
             subject.examples,
             kind=self.kind,
@@ -50,12 +50,16 @@ class LandscapeMeasure:
             seed=subject.seed,
             work=subject.work("landscape"),
         )
-        t = found.at[:, 0]
+        t = measured.at[:, 0]
         lines = range(self.directions)
-        columns = {"t": t} | {f"rloss_{i}": found.loss[i] for i in lines} | {f"rerr_{i}": found.error[i] for i in lines}
+        columns = (
+            {"t": t} | {f"rloss_{i}": measured.loss[i] for i in lines} | {f"rerr_{i}": measured.error[i] for i in lines}
+        )
         about = {"radius": length(self.kind, self.radius), "points": self.points, "steps": self.steps}
         subject.keep(f"landscape_{self.kind}", columns, examples=len(subject.examples), **about)
-        subject.keep(f"landscape_{self.kind}", curves(t, found.loss, f"t, in units of {unit(self.kind, self.radius)}"))
+        subject.keep(
+            f"landscape_{self.kind}", curves(t, measured.loss, f"t, in units of {unit(self.kind, self.radius)}")
+        )
         return {}
 
     def passes(self) -> int:
@@ -75,7 +79,7 @@ class Landscape2dMeasure:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = landscape_2d(
+        measured = landscape_2d(
             subject.model,
             subject.examples,
             kind=self.kind,
@@ -85,9 +89,9 @@ class Landscape2dMeasure:
             seed=subject.seed,
             work=subject.work("landscape_2d"),
         )
-        s, t = found.at.unbind(dim=1)
-        subject.keep(f"landscape_2d_{self.kind}", {"s": s, "t": t, "rloss": found.loss, "rerr": found.error})
-        subject.keep(f"landscape_2d_{self.kind}", contours(found.at, found.loss, unit(self.kind, self.radius)))
+        s, t = measured.at.unbind(dim=1)
+        subject.keep(f"landscape_2d_{self.kind}", {"s": s, "t": t, "rloss": measured.loss, "rerr": measured.error})
+        subject.keep(f"landscape_2d_{self.kind}", contours(measured.at, measured.loss, unit(self.kind, self.radius)))
         return {}
 
     def passes(self) -> int:

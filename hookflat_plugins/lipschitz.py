@@ -27,8 +27,8 @@ class Lipschitz:
     def measure(self, subject: Subject) -> dict[str, float]:
         attack, work = subject.attack(self.steps).but(start="uniform"), subject.work(f"lipschitz {self.top}")
         options: dict[str, Any] = {"top": self.top, "attack": attack, "seed": subject.seed, "work": work}
-        found = local_lipschitz(subject.model, subject.examples, **options)
-        return {f"lipschitz_{self.top.lower()}": found.mean().item()}
+        constants = local_lipschitz(subject.model, subject.examples, **options)
+        return {f"lipschitz_{self.top.lower()}": constants.mean().item()}
 
     def numbers(self) -> dict[str, Quantity]:
         """What it is."""

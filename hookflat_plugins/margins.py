@@ -29,27 +29,27 @@ class MarginsMeasure:
         for loss in self.losses:
             attack, work = subject.attack(self.steps), subject.work(f"margins {loss}")
             options: dict[str, Any] = {"robust": loss == "robust", "attack": attack, "seed": subject.seed, "work": work}
-            found = margins(subject.model, subject.examples, **options)
-            values[f"logit_margin_{loss}"] = found.logit.mean().item()
-            values[f"logit_margin_quantile_{loss}"] = found.logit.quantile(0.1).item()
-            values[f"probability_margin_{loss}"] = found.probability.mean().item()
-            values[f"confidence_{loss}"] = found.confidence.mean().item()
-            values[f"confidence_wrong_{loss}"] = found.confidence[found.wrong].mean().item()
+            measured = margins(subject.model, subject.examples, **options)
+            values[f"logit_margin_{loss}"] = measured.logit.mean().item()
+            values[f"logit_margin_quantile_{loss}"] = measured.logit.quantile(0.1).item()
+            values[f"probability_margin_{loss}"] = measured.probability.mean().item()
+            values[f"confidence_{loss}"] = measured.confidence.mean().item()
+            values[f"confidence_wrong_{loss}"] = measured.confidence[measured.wrong].mean().item()
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        found = {}
+        quantities = {}
         for loss in self.losses:
             where = "clean" if loss == "clean" else "adversarial examples"
-            found[f"logit_margin_{loss}"] = Quantity(f"logit margin, {where}", lower_is_better=False)
+            quantities[f"logit_margin_{loss}"] = Quantity(f"logit margin, {where}", lower_is_better=False)
             label = f"10 % quantile of the logit margin, {where}"
-            found[f"logit_margin_quantile_{loss}"] = Quantity(label, lower_is_better=False)
-            found[f"probability_margin_{loss}"] = Quantity(f"probability margin, {where}", lower_is_better=False)
+            quantities[f"logit_margin_quantile_{loss}"] = Quantity(label, lower_is_better=False)
+            quantities[f"probability_margin_{loss}"] = Quantity(f"probability margin, {where}", lower_is_better=False)
             rank = 1 if loss == "robust" else 0
-            found[f"confidence_{loss}"] = Quantity(f"confidence, {where}", "share", role="confidence", rank=rank)
-            found[f"confidence_wrong_{loss}"] = Quantity(f"confidence where wrong, {where}", "share")
-        return found
+            quantities[f"confidence_{loss}"] = Quantity(f"confidence, {where}", "share", role="confidence", rank=rank)
+            quantities[f"confidence_wrong_{loss}"] = Quantity(f"confidence where wrong, {where}", "share")
+        return quantities
 
     def passes(self) -> int:
         return len(self.losses) + (self.steps + 1) * ("robust" in self.losses)

@@ -134,8 +134,8 @@ def _classifier(net: nn.Module) -> tuple[nn.Module, str, Any]:
     known: Any = next((m for m in net.modules() if hasattr(m, "get_classifier")), None)
     wanted: Any = known.get_classifier() if known is not None else None
     places = [(m, n, c) for m in net.modules() for n, c in m.named_children()]
-    found = [place for place in places if isinstance(place[2], nn.Linear) and wanted in (None, place[2])]
-    found += [place for place in places if isinstance(place[2], nn.Conv2d) and place[2] is wanted]
-    if not found:
+    candidates = [place for place in places if isinstance(place[2], nn.Linear) and wanted in (None, place[2])]
+    candidates += [place for place in places if isinstance(place[2], nn.Conv2d) and place[2] is wanted]
+    if not candidates:
         raise UserError("plugins.self_supervision: the network has no linear classifier to put a second head beside")
-    return found[-1]
+    return candidates[-1]

@@ -28,7 +28,7 @@ class SharpnessMeasure:
         values = {}
         for loss in self.losses:
             for name, rho in (("sam", self.rho), ("adaptive", self.adaptive_rho)):
-                found = sharpness(
+                measured = sharpness(
                     subject.model,
                     subject.examples,
                     rho=rho,
@@ -38,7 +38,7 @@ class SharpnessMeasure:
                     seed=subject.seed,
                     work=subject.work(f"sharpness {loss} {name}"),
                 )
-                values[f"{name}_sharpness_{loss}"] = found.sharpness
+                values[f"{name}_sharpness_{loss}"] = measured.sharpness
         return values
 
     def numbers(self) -> dict[str, Quantity]:

@@ -46,7 +46,7 @@ class TrustMeasure:
 
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
-        found = trust(
+        result = trust(
             subject.model,
             subject.examples,
             attack=subject.attack(self.steps),
@@ -57,12 +57,12 @@ class TrustMeasure:
             seed=subject.seed,
             work=subject.work("trust"),
         )
-        values = {f"trust_{name}": float(raised) for name, raised in found.raised.items()}
-        values["rerr_one_start"] = found.error
-        values |= {"rerr_single_step": found.error_single_step, "rerr_four_times_the_steps": found.error_steps}
-        values |= {"rerr_2eps": found.error_radius[0], "rerr_4eps": found.error_radius[1]}
-        values |= {"zero_gradients": found.zero_gradients, "broken_by_square_alone": found.square}
-        values["rerr_transfer"] = found.error_transfer
+        values = {f"trust_{name}": float(raised) for name, raised in result.raised.items()}
+        values["rerr_one_start"] = result.error
+        values |= {"rerr_single_step": result.error_single_step, "rerr_four_times_the_steps": result.error_steps}
+        values |= {"rerr_2eps": result.error_radius[0], "rerr_4eps": result.error_radius[1]}
+        values |= {"zero_gradients": result.zero_gradients, "broken_by_square_alone": result.square}
+        values["rerr_transfer"] = result.error_transfer
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def _sibling(self, subject: Subject) -> Any:

@@ -100,7 +100,7 @@ def _measured(
     plugin: WorstFlatness | CleanWorstFlatness, subject: Subject, name: str, reference: float, *, robust: bool
 ) -> dict[str, float]:
     """Worst-case flatness at every radius of the plugin, by name."""
-    found = [
+    measured = [
         worst_flatness(
             subject.model,
             subject.examples,
@@ -118,4 +118,4 @@ def _measured(
         )
         for xi in radii(plugin.xi)
     ]
-    return by_radius(name, plugin.xi, found)
+    return by_radius(name, plugin.xi, measured)

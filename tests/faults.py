@@ -44,22 +44,22 @@ def moments(folder, at, act, *, passes=False):
 
     `passes`: they count, too.
     """
-    found = Moments(at, act)
+    seen = Moments(at, act)
     sync = os.fsync
 
     def fsync(descriptor):
-        found(f"fsync {descriptor}")
+        seen(f"fsync {descriptor}")
         sync(descriptor)
 
     def forward(module, _):
         if isinstance(module, nn.Linear):
-            found("forward pass")
+            seen("forward pass")
 
     handle = register_module_forward_pre_hook(forward) if passes else None
-    _now.update(act=found, folder=Path(folder))
+    _now.update(act=seen, folder=Path(folder))
     os.fsync = fsync
     try:
-        yield found
+        yield seen
     finally:
         os.fsync = sync
         _now.update(act=None)

@@ -70,7 +70,7 @@ def test_apgd_in_l1_walks_as_autoattack_s_from_the_same_start(steps, monkeypatch
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_apgd_finds_no_less_than_pgd_of_as_many_passes_and_stays_in_the_ball(norm):
     net, (x, y) = network(), images(30)
-    found, threat = Found.of(net), Threat(EPS[norm], norm)
+    before, threat = Found.of(net), Threat(EPS[norm], norm)
     options = {"eps": EPS[norm], "norm": norm, "start": "uniform"}
     x_adv = hookflat.apgd(net, x, y, steps=20, **options)
     assert threat.ball(x).norm(x_adv - x).max() <= EPS[norm] * (1 + 1e-5)
@@ -78,7 +78,7 @@ def test_apgd_finds_no_less_than_pgd_of_as_many_passes_and_stays_in_the_ball(nor
     plain = hookflat.pgd(net, x, y, steps=20, step_size=EPS[norm] / 4, **options)
     assert cross_entropy(net(x_adv), y).mean() >= cross_entropy(net(plain), y).mean()
     assert torch.equal(x_adv, hookflat.apgd(net, x, y, steps=20, **options))
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
 
 
 def test_apgd_says_what_it_needs():

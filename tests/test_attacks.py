@@ -38,7 +38,7 @@ def images(n, seed=0):
 )
 def test_stays_in_the_ball_and_the_box_whatever_the_options(eps, step_size, steps, restarts, start, keep, mode, seed):
     net, (x, y) = network(), images(5, seed)
-    found = Found.of(net)
+    before = Found.of(net)
     options = {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts, "start": start}
     x_adv = hookflat.pgd(net, x, y, keep=keep, mode=mode, seed=seed, **options)
     assert (x_adv - x).abs().max() <= eps + 1e-6
@@ -46,7 +46,7 @@ def test_stays_in_the_ball_and_the_box_whatever_the_options(eps, step_size, step
     assert x_adv.max() <= 1
     assert torch.equal(x_adv, hookflat.pgd(net, x, y, keep=keep, mode=mode, seed=seed, **options))
     assert not x_adv.requires_grad
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
 
 
 @settings(max_examples=20, deadline=None)
@@ -139,7 +139,7 @@ def test_the_other_starts_are_what_their_repositories_use():
 def test_leaves_the_model_as_found_when_interrupted(mode):
     net, (x, _) = network().train(mode == "eval"), images(4)
     net[0].weight.requires_grad_(False)
-    found = Found.of(net)
+    before = Found.of(net)
 
     def objective(model, x_adv):
         model(x_adv)
@@ -147,7 +147,7 @@ def test_leaves_the_model_as_found_when_interrupted(mode):
 
     with pytest.raises(KeyboardInterrupt):
         hookflat.pgd(net, x, objective=objective, mode=mode)
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
     assert all(p.grad is None for p in net.parameters())
 
 

@@ -66,13 +66,13 @@ def test_the_robust_accuracy_is_the_package_s(net, digits_pair, version, attacks
     listed = {} if attacks is None else {"attacks": attacks}
     expected = directly(net, x, y, 8, norm=norm, eps=eps, seed=3, version=version, **listed)
     options = {"norm": norm, "eps": eps, "version": version, "attacks": attacks}
-    found = hookflat.autoattack(net, (x, y), seed=3, batch_size=8, **options)
-    assert torch.equal(found.broken_by >= 0, expected)
-    assert found.error == expected.double().mean().item()
-    assert 0 < found.clean_error < found.error < 1
-    assert sum(found.broken.values()) + found.clean_error == pytest.approx(found.error)
-    assert list(found.broken) == autoattacks(version, 10, attacks)
-    assert f"robust accuracy after {next(iter(found.broken)).upper()}" in found.log
+    measured = hookflat.autoattack(net, (x, y), seed=3, batch_size=8, **options)
+    assert torch.equal(measured.broken_by >= 0, expected)
+    assert measured.error == expected.double().mean().item()
+    assert 0 < measured.clean_error < measured.error < 1
+    assert sum(measured.broken.values()) + measured.clean_error == pytest.approx(measured.error)
+    assert list(measured.broken) == autoattacks(version, 10, attacks)
+    assert f"robust accuracy after {next(iter(measured.broken)).upper()}" in measured.log
 
 
 @pytest.mark.parametrize("attack", ["apgd-ce", "apgd-t"])
@@ -81,12 +81,12 @@ def test_what_is_broken_goes_through_the_network_no_more(net, digits_pair, attac
     counts = []
     monkeypatch.setattr(Work, "passed", lambda work, count: counts.append(count))
     options = {"norm": "Linf", "eps": 0.15, "seed": 0, "version": "custom", "attacks": [attack]}
-    found = hookflat.autoattack(net, (x, y), batch_size=len(y), **options)
-    assert torch.equal(found.broken_by >= 0, directly(net, x, y, len(y), **options))
-    assert 0.2 < found.error < 0.9
+    measured = hookflat.autoattack(net, (x, y), batch_size=len(y), **options)
+    assert torch.equal(measured.broken_by >= 0, directly(net, x, y, len(y), **options))
+    assert 0.2 < measured.error < 0.9
     ours, counts[:] = sum(counts), []
     monkeypatch.setattr(_Climb, "logits", lambda climb, network, points: network(points))
-    assert torch.equal(hookflat.autoattack(net, (x, y), batch_size=len(y), **options).broken_by, found.broken_by)
+    assert torch.equal(hookflat.autoattack(net, (x, y), batch_size=len(y), **options).broken_by, measured.broken_by)
     assert ours < (0.7 if attack == "apgd-ce" else 0.95) * sum(counts)
 
 
@@ -105,8 +105,8 @@ def test_few_classes(classes):
         margins = (net(x)[:, 1] - net(x)[:, 0]).abs()
         eps = 1.05 * (margins.sort().values[5:7].mean() / d.abs().sum()).item()
         inside = ((x > eps) & (x < 1 - eps)).flatten(1).all(dim=1)
-        found = hookflat.autoattack(net, (x, y), eps=eps, batch_size=12)
-        assert torch.equal((found.broken_by >= 0)[inside], (margins < eps * d.abs().sum())[inside])
+        measured = hookflat.autoattack(net, (x, y), eps=eps, batch_size=12)
+        assert torch.equal((measured.broken_by >= 0)[inside], (margins < eps * d.abs().sum())[inside])
 
 
 def test_networks_in_double_precision(net, digits_pair):
@@ -146,7 +146,7 @@ def test_wrong_requests_are_told(net, digits_pair):
 def test_nothing_is_left_behind(net, digits_pair):
     x, y = (t[:6] for t in digits_pair)
     net.train()
-    found, state = Found.of(net), torch.random.get_rng_state()
+    before, state = Found.of(net), torch.random.get_rng_state()
 
     def trace(*_):
         return None
@@ -157,7 +157,7 @@ def test_nothing_is_left_behind(net, digits_pair):
         assert sys.gettrace() is trace
     finally:
         sys.settrace(None)
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(p.grad is None or not p.grad.any() for p in net.parameters())
     net.eval()

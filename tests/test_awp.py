@@ -34,9 +34,9 @@ def test_the_gradient_is_taken_at_the_perturbed_weights_and_the_step_at_w(loss):
         assert len(nu) == 2
         seen = []
         run.network.register_forward_pre_hook(lambda module, args: seen.append([w.detach().clone() for w, _ in nu]))
-        found = Found.of(run.network, buffers=False)
+        before = Found.of(run.network, buffers=False)
         run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-        found.assert_unchanged(run.network, buffers=False)
+        before.assert_unchanged(run.network, buffers=False)
         for now, (w, n) in zip(seen[-1], nu, strict=True):
             assert torch.allclose(now - w, n, rtol=1e-10, atol=1e-14)
         gradients = [p.grad.clone() for p in run.network.parameters()]
@@ -64,7 +64,7 @@ def test_weights_are_restored_when_the_loss_raises_at_the_perturbed_weights():
 
     with awp_run() as run:
         batch = next(run.batches())
-        found, passes = Found.of(run.network, buffers=False), []
+        before, passes = Found.of(run.network, buffers=False), []
 
         def second_pass_fails(module, args):
             passes.append(1)
@@ -75,7 +75,7 @@ def test_weights_are_restored_when_the_loss_raises_at_the_perturbed_weights():
         with pytest.raises(Fails):
             run.hook.gradients(run=run, batch=batch, x_adv=batch.x)
         handle.remove()
-        found.assert_unchanged(run.network, buffers=False)
+        before.assert_unchanged(run.network, buffers=False)
 
 
 def test_warmup_waits():

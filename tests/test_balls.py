@@ -144,8 +144,8 @@ def test_pgd_finds_the_worst_case_of_a_linear_model(norm, dual):
     net[1].weight.data = torch.stack([w, torch.zeros(16)])
     x, y, eps = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0]), 0.2
     worst = softplus(-(w.sum() / 2 - eps * torch.linalg.vector_norm(w, dual)))
-    found = hookflat.robust_loss(net, (x, y), norm=norm, eps=eps, step_size=0.05, steps=40, restarts=1)
-    assert found.loss == pytest.approx(worst.item(), abs=1e-4)
+    measured = hookflat.robust_loss(net, (x, y), norm=norm, eps=eps, step_size=0.05, steps=40, restarts=1)
+    assert measured.loss == pytest.approx(worst.item(), abs=1e-4)
 
 
 def test_other_norms_are_named():

@@ -32,9 +32,9 @@ def test_one_is_asked_for_ahead_of_each_and_their_order_stays():
 
 def test_images_are_a_255th_of_what_is_kept(images):
     batches = Batches(images, 5, 0, 0, 1, CPU)
-    found = [batch for batch, _ in seen(batches, 1)]
-    assert sorted(torch.cat([b.index for b in found]).tolist()) == list(range(22))
-    for batch in found:
+    parts = [batch for batch, _ in seen(batches, 1)]
+    assert sorted(torch.cat([b.index for b in parts]).tolist()) == list(range(22))
+    for batch in parts:
         assert torch.equal(batch.x, images.x[batch.index].float() / 255)
         assert torch.equal(batch.y, images.y[batch.index])
         assert torch.equal(batches.images_at(batch.index), batch.x)

@@ -141,9 +141,9 @@ def train_an_epoch(recipe_tables):
             run.hook.transform_batch(run=run, batch=batch)
             objective = run.hook.attack_objective(run=run, batch=batch)
             x_adv = run.hook.craft(run=run, batch=batch, objective=objective)
-            found = Found.of(run.network, buffers=False)
+            as_before = Found.of(run.network, buffers=False)
             value = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-            found.assert_unchanged(run.network, buffers=False)
+            as_before.assert_unchanged(run.network, buffers=False)
             assert torch.isfinite(value), recipe_tables
             run.update(value)
             if not run.mid_cycle:

@@ -125,11 +125,11 @@ def test_a_plan_with_costs_tries_each_recipe_once(tmp_path, monkeypatch):
     study.write_text('[study]\nruns = ["at"]\nseeds = [0, 1]\nprotocol = "quick"\n')
     said = hookflat("study", study, "--plan", "--cost", "--json", *SMALL, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
-    (found,) = json.loads(said.stdout)["costs"]
-    assert (found["name"], found["count"]) == ("at-0", 2)
-    assert "quick worst_flatness, test" in [part["name"] for part in found["cost"]["parts"]]
-    each = sum(part["seconds"] for part in found["cost"]["parts"]) / 3600
-    assert found["hours"] == pytest.approx(2 * each)
+    (row,) = json.loads(said.stdout)["costs"]
+    assert (row["name"], row["count"]) == ("at-0", 2)
+    assert "quick worst_flatness, test" in [part["name"] for part in row["cost"]["parts"]]
+    each = sum(part["seconds"] for part in row["cost"]["parts"]) / 3600
+    assert row["hours"] == pytest.approx(2 * each)
     assert "--cost goes with --plan" in fails(2, "study", study, "--cost", cwd=tmp_path)
 
 

@@ -48,9 +48,9 @@ def test_worst_case_sharpness_of_a_linear_network_is_the_dual_norm(weight_norm, 
     c = w.abs() if adaptive else torch.ones(4).double()
     rise = softplus(w @ z + 0.3 * (c * z).norm(p=dual)) - softplus(w @ z)
     options = {"rho": 0.3, "weight_norm": weight_norm, "adaptive": adaptive, "robust": False}
-    found = hookflat.worst_sharpness(net, (x, y), **options)
-    assert found.sharpness == pytest.approx(rise.item(), rel=1e-3)
-    assert found.reference == pytest.approx(softplus(w @ z).item(), rel=1e-9)
+    measured = hookflat.worst_sharpness(net, (x, y), **options)
+    assert measured.sharpness == pytest.approx(rise.item(), rel=1e-3)
+    assert measured.reference == pytest.approx(softplus(w @ z).item(), rel=1e-9)
 
 
 def test_worst_case_sharpness_of_the_robust_loss_has_both_dual_norms():
@@ -59,8 +59,8 @@ def test_worst_case_sharpness_of_the_robust_loss_has_both_dual_norms():
     corner = z + 0.01 * w.sign()
     expected = softplus(w @ corner + 0.1 * (w * corner).abs().sum()) - softplus(w @ corner)
     options = {"eps": 0.01, "step_size": 0.01, "steps": 3, "start": "zero"}
-    found = hookflat.worst_sharpness(net, (x, y), rho=0.1, weight_norm="Linf", **options)
-    assert found.sharpness == pytest.approx(expected.item(), rel=1e-3)
+    measured = hookflat.worst_sharpness(net, (x, y), rho=0.1, weight_norm="Linf", **options)
+    assert measured.sharpness == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("weight_norm", ["L2", "Linf"])
@@ -68,16 +68,16 @@ def test_average_case_sharpness_of_a_linear_network_against_a_large_sample(weigh
     """E softplus(w x + rho (w x) u), u Gaussian or uniform in [-1, 1]."""
     net, x, y, w, z = logistic()
     options = {"weight_norm": weight_norm, "robust": False, "samples": 300}
-    found = hookflat.average_sharpness(net, (x, y), rho=3.0, **options)
+    measured = hookflat.average_sharpness(net, (x, y), rho=3.0, **options)
     u = torch.randn(400_000, 4).double() if weight_norm == "L2" else 2 * torch.rand(400_000, 4).double() - 1
     expected = (softplus(w @ z + 3 * u @ (w * z)).mean() - softplus(w @ z)).item()
-    assert found.flatness == pytest.approx(expected, abs=3 * found.standard_error)
-    assert found.standard_error < 0.25 * expected
+    assert measured.flatness == pytest.approx(expected, abs=3 * measured.standard_error)
+    assert measured.standard_error < 0.25 * expected
 
 
 def test_average_case_sharpness_moves_every_weight_by_its_own_size(digits_net, digits_pair):
     x, y = digits_pair
-    found = hookflat.average_sharpness(digits_net, (x, y), rho=0.1, samples=1, robust=False, seed=5)
+    measured = hookflat.average_sharpness(digits_net, (x, y), rho=0.1, samples=1, robust=False, seed=5)
     copied = copy.deepcopy(digits_net)
     from hookflat.functional import seeds
 
@@ -87,7 +87,7 @@ def test_average_case_sharpness_moves_every_weight_by_its_own_size(digits_net, d
     with torch.no_grad():
         for p, draw in zip(parameters, draws, strict=True):
             p += 0.1 * centred.get(id(p), p).abs() * draw
-        assert found.losses[0] == pytest.approx(cross_entropy(copied(x), y).item(), rel=1e-4)
+        assert measured.losses[0] == pytest.approx(cross_entropy(copied(x), y).item(), rel=1e-4)
 
 
 def test_the_checkpoints_of_apgd_are_those_of_the_authors_code():
@@ -155,14 +155,14 @@ def linear(classes=3, inputs=4, n=12, seed=0):
 
 def test_margins_and_confidence_by_hand():
     net, x, y = linear()
-    found = hookflat.margins(net, (x, y), robust=False)
+    measured = hookflat.margins(net, (x, y), robust=False)
     for i, z in enumerate(net(x).detach().numpy()):
         others = [k for k in range(3) if k != y[i]]
         p = np.exp(z) / np.exp(z).sum()
-        assert found.logit[i].item() == pytest.approx(z[y[i]] - z[others].max())
-        assert found.probability[i].item() == pytest.approx(p[y[i]] - p[others].max())
-        assert found.confidence[i].item() == pytest.approx(p.max())
-        assert found.wrong[i].item() == (z.argmax() != y[i])
+        assert measured.logit[i].item() == pytest.approx(z[y[i]] - z[others].max())
+        assert measured.probability[i].item() == pytest.approx(p[y[i]] - p[others].max())
+        assert measured.confidence[i].item() == pytest.approx(p.max())
+        assert measured.wrong[i].item() == (z.argmax() != y[i])
 
 
 def test_robust_margins_of_two_classes_lose_the_dual_norm():
@@ -176,11 +176,11 @@ def test_robust_margins_of_two_classes_lose_the_dual_norm():
 
 def test_input_gradients_of_softmax_regression_are_in_closed_form():
     net, x, y = linear()
-    found = hookflat.input_gradients(net, (x, y), robust=False)
+    measured = hookflat.input_gradients(net, (x, y), robust=False)
     p = net(x).softmax(dim=1).detach()
     gradients = (p - torch.eye(3).double()[y]) @ net[1].weight.detach()
-    assert torch.allclose(found.l1, gradients.abs().sum(dim=1))
-    assert torch.allclose(found.l2, gradients.norm(dim=1))
+    assert torch.allclose(measured.l1, gradients.abs().sum(dim=1))
+    assert torch.allclose(measured.l2, gradients.norm(dim=1))
 
 
 def test_local_lipschitz_of_a_linear_network_is_that_of_its_best_corner():
@@ -188,11 +188,11 @@ def test_local_lipschitz_of_a_linear_network_is_that_of_its_best_corner():
     net, x, y = linear()
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 4)
     expected = (corners @ net[1].weight.detach().T).abs().sum(dim=1).max().item()
-    found = hookflat.local_lipschitz(net, (x, y), eps=0.01, step_size=0.005, steps=10, restarts=8)
-    assert found.tolist() == pytest.approx([expected] * len(x), rel=1e-6)
-    assert all(found <= expected * (1 + 1e-9))
+    measured = hookflat.local_lipschitz(net, (x, y), eps=0.01, step_size=0.005, steps=10, restarts=8)
+    assert measured.tolist() == pytest.approx([expected] * len(x), rel=1e-6)
+    assert all(measured <= expected * (1 + 1e-9))
     kl = hookflat.local_lipschitz(net, (x, y), top="KL", eps=0.01, step_size=0.005, steps=10)
-    assert all(kl < found)  # second order in the distance
+    assert all(kl < measured)  # second order in the distance
 
 
 def test_boundary_thickness_of_logistic_regression_is_a_difference_of_inverses():
@@ -204,9 +204,9 @@ def test_boundary_thickness_of_logistic_regression_is_a_difference_of_inverses()
     d = (net[1].weight[0] - net[1].weight[1]).detach()
     reach = lambda g: math.log((1 + g) / (1 - g)) / d.norm().item()
     options = {"radius": 0.9, "step_size": 0.1, "steps": 12, "points": 1001}
-    found = hookflat.boundary_thickness(net, (x, y), alpha=0.1, beta=0.75, **options)
+    measured = hookflat.boundary_thickness(net, (x, y), alpha=0.1, beta=0.75, **options)
     assert net(x).diff().abs().item() > math.log(1.75 / 0.25)  # the image lies outside the boundary
-    assert found.item() == pytest.approx(reach(0.75) - reach(0.1), rel=1e-2)
+    assert measured.item() == pytest.approx(reach(0.75) - reach(0.1), rel=1e-2)
 
 
 # --- along the attack, spectrum, weights ------------------------------------------------------------------------------
@@ -215,14 +215,14 @@ def test_boundary_thickness_of_logistic_regression_is_a_difference_of_inverses()
 def test_flatness_along_an_attack_begins_at_the_image_and_ends_at_pgd_s_last(digits_net, digits_pair):
     x, y = digits_pair
     options = {**ATTACK, "start": "zero"}
-    found = hookflat.flatness_along_attack(digits_net, digits_pair, xi=0.3, samples=2, seed=4, **options)
+    measured = hookflat.flatness_along_attack(digits_net, digits_pair, xi=0.3, samples=2, seed=4, **options)
     x_adv = hookflat.pgd(digits_net, x, y, keep="last", **options)
-    assert found.relative.shape == (4, len(x))
+    assert measured.relative.shape == (4, len(x))
     for t, at in ((0, x), (-1, x_adv)):
         expected = hookflat.relative_flatness(digits_net, (at, y), robust=False)
-        assert found.relative[t].mean().item() == pytest.approx(expected, rel=1e-3)
-        assert found.loss[t].mean().item() == pytest.approx(cross_entropy(digits_net(at), y).item(), rel=1e-3)
-        assert torch.equal(found.wrong[t], digits_net(at).argmax(dim=1) != y)
+        assert measured.relative[t].mean().item() == pytest.approx(expected, rel=1e-3)
+        assert measured.loss[t].mean().item() == pytest.approx(cross_entropy(digits_net(at), y).item(), rel=1e-3)
+        assert torch.equal(measured.wrong[t], digits_net(at).argmax(dim=1) != y)
     from hookflat.functional import seeds
 
     copied, rises = copy.deepcopy(digits_net), []
@@ -231,7 +231,7 @@ def test_flatness_along_an_attack_begins_at_the_image_and_ends_at_pgd_s_last(dig
         nu = hookflat.sphere(weights, 0.3, seeds.generator(4, "flatness_along_attack", sample))
         with hookflat.moved(weights, nu), torch.no_grad():
             rises.append(cross_entropy(copied(x_adv), y).item())
-    assert found.rise[-1].mean().item() == pytest.approx(sum(rises) / 2 - found.loss[-1].mean().item(), abs=1e-3)
+    assert measured.rise[-1].mean().item() == pytest.approx(sum(rises) / 2 - measured.loss[-1].mean().item(), abs=1e-3)
 
 
 def test_relative_flatness_vanishes_where_a_network_is_sure_although_it_is_wrong():
@@ -242,10 +242,10 @@ def test_relative_flatness_vanishes_where_a_network_is_sure_although_it_is_wrong
     shift[1].weight.data, shift[1].bias.data = torch.ones(1, 1).double(), torch.full((1,), -0.5).double()
     both = nn.Sequential(shift, net[1])
     x, y = torch.full((1, 1, 1, 1), 0.6).double(), torch.tensor([0])
-    found = hookflat.flatness_along_attack(both, (x, y), samples=1, eps=0.3, step_size=0.02, steps=15)
-    path = found.relative[:, 0]
-    assert not found.wrong[0]
-    assert found.wrong[-1]
+    measured = hookflat.flatness_along_attack(both, (x, y), samples=1, eps=0.3, step_size=0.02, steps=15)
+    path = measured.relative[:, 0]
+    assert not measured.wrong[0]
+    assert measured.wrong[-1]
     assert path.argmax() not in (0, 15)
     assert path[-1] < 0.01 * path.max()
 
@@ -263,21 +263,21 @@ def test_the_spectral_density_has_the_moments_of_the_spectrum():
     net, x, y = linear(classes=4, inputs=6, n=40)
     matrix = softmax_hessian(net, x)
     exact = np.linalg.eigvalsh(matrix)
-    found = hookflat.hessian_density(net, (x, y), robust=False, probes=2, lanczos_steps=12)
-    assert found.weights.sum().item() == pytest.approx(1)
-    assert found.size == len(exact) == 24
-    assert found.largest == pytest.approx(exact[-1], rel=1e-6)
+    density = hookflat.hessian_density(net, (x, y), robust=False, probes=2, lanczos_steps=12)
+    assert density.weights.sum().item() == pytest.approx(1)
+    assert density.size == len(exact) == 24
+    assert density.largest == pytest.approx(exact[-1], rel=1e-6)
     probes = [
         2.0 * torch.randint(0, 2, (24,), generator=seeds.generator(0, "hessian_density", i)).double().numpy() - 1
         for i in range(2)
     ]
     for k in (1, 2, 3, 5):
         expected = np.mean([v @ np.linalg.matrix_power(matrix, k) @ v / 24 for v in probes])
-        assert (found.weights * found.values**k).sum().item() == pytest.approx(expected, rel=1e-6)
+        assert (density.weights * density.values**k).sum().item() == pytest.approx(expected, rel=1e-6)
     squares = np.mean([np.square(matrix @ v).sum() for v in probes])
-    assert found.frobenius == pytest.approx(math.sqrt(squares), rel=1e-6)
+    assert density.frobenius == pytest.approx(math.sqrt(squares), rel=1e-6)
     grid = torch.linspace(-1, 2 * exact[-1], 5000).double()
-    assert torch.trapezoid(found.at(grid, 0.01), grid).item() == pytest.approx(1, rel=1e-3)
+    assert torch.trapezoid(density.at(grid, 0.01), grid).item() == pytest.approx(1, rel=1e-3)
 
 
 MEASURES = {
@@ -327,7 +327,7 @@ def test_curvature_falls_with_the_square_of_the_scale_and_the_norm_of_the_weight
     """w -> a w at the same function: second derivatives by w are divided by a^2."""
     data = digits_pair[0][:8].double(), digits_pair[1][:8]
     one, other = rescaled_throughout(digits_net, 3.0)
-    found, after = (
+    before, after = (
         {
             "largest": hookflat.hessian_eigenvalues(net, data, k=1, tolerance=0.05, robust=False).largest[0],
             "trace": hookflat.hessian_trace(net, data, samples=2, robust=False).trace,
@@ -338,7 +338,7 @@ def test_curvature_falls_with_the_square_of_the_scale_and_the_norm_of_the_weight
         for net in (one, other)
     )
     factors = {"largest": 1 / 9, "trace": 1 / 9, "frobenius": 1 / 9, "norm": 3, "distance": 3}
-    assert {name: after[name] / found[name] for name in found} == pytest.approx(factors, rel=1e-4)
+    assert {name: after[name] / before[name] for name in before} == pytest.approx(factors, rel=1e-4)
 
 
 @pytest.mark.parametrize("weight_norm", ["L2", "Linf"])
@@ -350,10 +350,10 @@ def test_average_case_sharpness_that_is_not_adaptive_has_its_radius_in_units_of_
     one, other = rescaled_throughout(digits_net, 3.0)
     options = {"weight_norm": weight_norm, "samples": 2, "robust": False}
     for adaptive, rho, there in ((True, 0.3, 0.3), (False, 0.1, 0.3), (False, 0.3, 0.3)):
-        found = hookflat.average_sharpness(one, data, rho=rho, adaptive=adaptive, **options).flatness
+        measured = hookflat.average_sharpness(one, data, rho=rho, adaptive=adaptive, **options).flatness
         after = hookflat.average_sharpness(other, data, rho=there, adaptive=adaptive, **options).flatness
-        assert abs(found) > 0.01
-        assert (after == pytest.approx(found, rel=1e-4)) == (rho != there or adaptive)
+        assert abs(measured) > 0.01
+        assert (after == pytest.approx(measured, rel=1e-4)) == (rho != there or adaptive)
 
 
 @pytest.mark.parametrize("robust", [False, True])
@@ -365,10 +365,10 @@ def test_sharpness_of_one_step_has_its_radius_in_units_of_the_weights_unless_it_
     one, other = rescaled_throughout(digits_net, 3.0)
     options = {"robust": robust, "eps": 0.1, "step_size": 0.05, "steps": 2, "start": "zero"}
     for adaptive, rho, there in ((True, 0.3, 0.3), (False, 0.1, 0.3), (False, 0.3, 0.3)):
-        found = hookflat.sharpness(one, data, rho=rho, adaptive=adaptive, **options).sharpness
+        measured = hookflat.sharpness(one, data, rho=rho, adaptive=adaptive, **options).sharpness
         after = hookflat.sharpness(other, data, rho=there, adaptive=adaptive, **options).sharpness
-        assert found > 0.005
-        assert (after == pytest.approx(found, rel=1e-4)) == (rho != there or adaptive)
+        assert measured > 0.005
+        assert (after == pytest.approx(measured, rel=1e-4)) == (rho != there or adaptive)
 
 
 def test_the_norm_of_the_weights_is_that_of_convolutions_and_linear_layers():
@@ -398,10 +398,10 @@ def test_the_distance_from_the_start_is_that_of_the_trained_weights(tmp_path):
     with tiny_run(tables) as run:
         start = {name: w.detach().clone() for name, w in layers(run.network).items()}
     end = load_file(result.folder / "model.safetensors")
-    found = result.results.models["last"].test
+    measured = result.results.models["last"].test
     distance = math.sqrt(sum((end[n] - w).double().square().sum().item() for n, w in start.items()))
     assert distance > 0
-    assert found["distance_from_start"] == pytest.approx(distance, rel=1e-6)
-    assert found["weight_norm"] == pytest.approx(
+    assert measured["distance_from_start"] == pytest.approx(distance, rel=1e-6)
+    assert measured["weight_norm"] == pytest.approx(
         math.sqrt(sum(end[n].double().square().sum().item() for n in start)), rel=1e-6
     )

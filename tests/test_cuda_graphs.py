@@ -70,10 +70,12 @@ class Replay:
 
             @staticmethod
             def backward(ctx, gradient):
-                found = torch.autograd.grad(under_way.pop(), leaves, gradient, allow_unused=True)
-                for slope, g in zip(slopes, found, strict=True):
+                gradients = torch.autograd.grad(under_way.pop(), leaves, gradient, allow_unused=True)
+                for slope, g in zip(slopes, gradients, strict=True):
                     slope.zero_() if g is None else slope.copy_(g)
-                return None, *(None if g is None else slope.detach() for slope, g in zip(slopes, found, strict=True))
+                return None, *(
+                    None if g is None else slope.detach() for slope, g in zip(slopes, gradients, strict=True)
+                )
 
         return Graph.apply
 
@@ -127,13 +129,13 @@ def test_replayed_attacks_find_what_others_find(name, replay, monkeypatch, short
 
 def test_fab_goes_back_through_a_pass_for_every_class(replay, monkeypatch, short_autoattack):
     x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(2))
-    found = []
+    collected = []
     for possible in (True, False):
         monkeypatch.setattr(cuda_graphs, "possible", lambda device, possible=possible: possible)
         net = network()
         y = net(x).argmax(dim=1)
-        found.append(hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["fab"]).error)
-    assert found[0] == found[1] > 0.1
+        collected.append(hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["fab"]).error)
+    assert collected[0] == collected[1] > 0.1
 
 
 def test_a_second_pass_of_an_objective_does_not_overwrite_the_first(replay):
@@ -166,12 +168,12 @@ def test_passes_without_a_gradient_are_replayed_but_not_behind_one(replay):
             behind = model(x.flip(3)).sum(dim=1)
         return value + behind
 
-    found = gradient_at(view, objective, X)
+    gradients = gradient_at(view, objective, X)
     assert replay.replayed == 4
     x = X.clone().requires_grad_()
     expected = objective(view, x)
-    assert torch.equal(found[1], expected)
-    assert torch.equal(found[2], torch.autograd.grad(expected.sum(), x)[0])
+    assert torch.equal(gradients[1], expected)
+    assert torch.equal(gradients[2], torch.autograd.grad(expected.sum(), x)[0])
 
 
 def test_what_a_pass_gave_stays_when_the_next_one_comes(replay):
@@ -224,9 +226,9 @@ def test_a_network_that_cannot_be_captured_runs_as_it_is(replay, monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
     net = network()
     with pytest.warns(UserWarning, match="no CUDA graph of the attacked network, it runs as it is: operation not perm"):
-        found = ATTACKS["best"](net)
+        attacked = ATTACKS["best"](net)
     monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
-    assert torch.equal(found, ATTACKS["best"](net))
+    assert torch.equal(attacked, ATTACKS["best"](net))
 
 
 def test_other_threads_go_on_while_a_pass_is_captured(replay, monkeypatch):
@@ -373,13 +375,13 @@ def test_passes_under_way_do_not_touch_each_other(training, replay):
     with statistics_kept(net.modules()):  # what is compared must not depend on the order
         expected = [_gradients(net, x) for x in (X, 1 - X)]
     losses = [model(x).square().sum() for x in (X, 1 - X)]
-    found = [torch.autograd.grad(loss, [*net.parameters()]) for loss in losses]
+    gradients = [torch.autograd.grad(loss, [*net.parameters()]) for loss in losses]
     assert len(replay.captured) == 2
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         assert all(torch.equal(*pair) for pair in zip(a, b, strict=True))
-    later = [g.clone() for g in found[0]]
+    later = [g.clone() for g in gradients[0]]
     _gradients(model, X.flip(3))
-    assert all(torch.equal(*pair) for pair in zip(found[0], later, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(gradients[0], later, strict=True))
     assert len(replay.captured) == 2  # both are free again
 
 
@@ -393,12 +395,12 @@ def test_a_capture_does_not_touch_a_plain_pass_under_way(replay):
     before = [b.clone() for b in net.buffers()]
     captured = model(X).sum()
     assert len(replay.captured) == 1
-    found = torch.autograd.grad(plain, [*net.parameters()])
+    gradients = torch.autograd.grad(plain, [*net.parameters()])
     captured.backward()
     other = network().train()
     other.load_state_dict(net.state_dict())
     expected = torch.autograd.grad(other(X[:4]).square().sum(), [*other.parameters()])
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(gradients, expected, strict=True))
     assert [int(b) - int(a) for a, b in zip(before, net.buffers(), strict=True) if not b.dim()] == [1]
 
 
@@ -488,6 +490,6 @@ def test_training_that_cannot_be_captured_goes_on(replay, monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
     attacked = SMALL | {"attack": SMALL["attack"] | {"steps": 0}}
     with pytest.warns(UserWarning, match="no CUDA graph of the network in training, it runs as it is: operation not"):
-        found = _trained(attacked)
+        trained = _trained(attacked)
     monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
-    assert all(torch.equal(*pair) for pair in zip(found, _trained(attacked), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(trained, _trained(attacked), strict=True))

@@ -35,10 +35,10 @@ def exact_hessian(net, x):
 def test_eigenvalues_and_trace_of_softmax_regression_are_exact(inputs, classes):
     net, x, y = softmax_regression(inputs, classes)
     expected = np.linalg.eigvalsh(exact_hessian(net, x))
-    found = hookflat.hessian_eigenvalues(net, (x, y), k=3, robust=False, tolerance=1e-6)
-    assert found.largest == pytest.approx(expected[::-1][:3], rel=1e-4)
-    assert found.smallest == pytest.approx(expected[0], abs=1e-5)
-    assert found.ratio == pytest.approx(abs(found.smallest) / found.largest[0])
+    eigenvalues = hookflat.hessian_eigenvalues(net, (x, y), k=3, robust=False, tolerance=1e-6)
+    assert eigenvalues.largest == pytest.approx(expected[::-1][:3], rel=1e-4)
+    assert eigenvalues.smallest == pytest.approx(expected[0], abs=1e-5)
+    assert eigenvalues.ratio == pytest.approx(abs(eigenvalues.smallest) / eigenvalues.largest[0])
     trace = hookflat.hessian_trace(net, (x, y), samples=400, robust=False)
     assert trace.trace == pytest.approx(expected.sum(), abs=4 * trace.standard_error)
     assert trace.standard_error < 0.1 * expected.sum()
@@ -49,9 +49,9 @@ def test_the_smallest_eigenvalue_of_a_convex_loss_is_found_although_it_is_zero()
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
     x, y = torch.rand(40, 1, 4, 4, generator=generator), torch.randint(10, (40,), generator=generator)
-    found = hookflat.hessian_eigenvalues(net, (x, y), k=1, robust=False, tolerance=1e-2)
-    assert found.smallest == pytest.approx(0, abs=0.02 * found.largest[0])
-    assert found.largest[0] > 0.1
+    eigenvalues = hookflat.hessian_eigenvalues(net, (x, y), k=1, robust=False, tolerance=1e-2)
+    assert eigenvalues.smallest == pytest.approx(0, abs=0.02 * eigenvalues.largest[0])
+    assert eigenvalues.largest[0] > 0.1
 
 
 def test_the_robust_hessian_is_that_at_the_adversarial_examples():
@@ -59,10 +59,10 @@ def test_the_robust_hessian_is_that_at_the_adversarial_examples():
     attack = {"eps": 0.05, "step_size": 0.05, "steps": 2, "start": "zero"}
     x_adv = hookflat.pgd(net, x, y, **attack)
     expected = np.linalg.eigvalsh(exact_hessian(net, x_adv))
-    found = hookflat.hessian_eigenvalues(net, (x, y), k=2, tolerance=1e-6, **attack)
-    assert found.largest == pytest.approx(expected[::-1][:2], rel=1e-6)
+    eigenvalues = hookflat.hessian_eigenvalues(net, (x, y), k=2, tolerance=1e-6, **attack)
+    assert eigenvalues.largest == pytest.approx(expected[::-1][:2], rel=1e-6)
     clean = hookflat.hessian_eigenvalues(net, (x, y), k=2, robust=False)
-    assert abs(clean.largest[0] / found.largest[0] - 1) > 1e-3
+    assert abs(clean.largest[0] / eigenvalues.largest[0] - 1) > 1e-3
 
 
 class Bend(nn.Module):
@@ -87,8 +87,8 @@ def test_remaximised_eigenvalues_see_the_inner_maximum_move():
     w = torch.tensor([1.0, 1.0]).double()
     expected = np.linalg.eigvalsh(torch.func.hessian(lambda w: softplus(w[0] ** 2 / (4 * w[1])))(w).numpy())
     fixed = np.linalg.eigvalsh(torch.func.hessian(lambda w: softplus(0.5 * w[0] - 0.25 * w[1]))(w).numpy())
-    found = hookflat.hessian_eigenvalues(net, (x, y), k=1, remaximise=True, **attack)
-    assert found.largest[0] == pytest.approx(expected[-1], rel=0.02)
+    eigenvalues = hookflat.hessian_eigenvalues(net, (x, y), k=1, remaximise=True, **attack)
+    assert eigenvalues.largest[0] == pytest.approx(expected[-1], rel=0.02)
     held = hookflat.hessian_eigenvalues(net, (x, y), k=1, **attack)
     assert held.largest[0] == pytest.approx(fixed[-1], rel=1e-3)
     assert abs(expected[-1] / fixed[-1] - 1) > 0.5
@@ -106,7 +106,7 @@ def test_remaximised_equals_fixed_for_a_linear_model():
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_sharpness_is_the_rise_after_one_step_of_ascent(adaptive):
     net, x, y = softmax_regression(4, 3)
-    found = hookflat.sharpness(net, (x, y), rho=0.3, adaptive=adaptive, robust=False)
+    measured = hookflat.sharpness(net, (x, y), rho=0.3, adaptive=adaptive, robust=False)
     weights = [net[1].weight, net[1].bias]
     gradients = torch.autograd.grad(cross_entropy(net(x), y), weights)
     t = [
@@ -116,15 +116,15 @@ def test_sharpness_is_the_rise_after_one_step_of_ascent(adaptive):
     norm = math.sqrt(sum((s * g).square().sum().item() for s, g in zip(t, gradients, strict=True)))
     moved = [w + 0.3 * s**2 * g / norm for w, s, g in zip(weights, t, gradients, strict=True)]
     after = cross_entropy(x.flatten(1) @ moved[0].T + moved[1], y).item()
-    assert found.reference == pytest.approx(cross_entropy(net(x), y).item(), rel=1e-9)
-    assert found.sharpness == pytest.approx(after - found.reference, rel=1e-6)
+    assert measured.reference == pytest.approx(cross_entropy(net(x), y).item(), rel=1e-9)
+    assert measured.sharpness == pytest.approx(after - measured.reference, rel=1e-6)
 
 
 def test_robust_sharpness_attacks_before_and_after_the_step(digits_net, digits_pair):
     options = {**ATTACK, "start": "zero"}
-    found = hookflat.sharpness(digits_net, digits_pair, rho=0.05, **options)
+    measured = hookflat.sharpness(digits_net, digits_pair, rho=0.05, **options)
     x, y = digits_pair
-    assert found.reference == pytest.approx(
+    assert measured.reference == pytest.approx(
         hookflat.robust_loss(digits_net, digits_pair, restarts=1, **options).loss, rel=1e-4
     )
     net = copy.deepcopy(digits_net)
@@ -136,7 +136,7 @@ def test_robust_sharpness_attacks_before_and_after_the_step(digits_net, digits_p
         for w, g in zip(weights, gradients, strict=True):
             w += 0.05 * g / norm
     x_adv = hookflat.pgd(net, x, y, **options)
-    assert found.sharpness == pytest.approx(cross_entropy(net(x_adv), y).item() - found.reference, rel=1e-2)
+    assert measured.sharpness == pytest.approx(cross_entropy(net(x_adv), y).item() - measured.reference, rel=1e-2)
 
 
 def test_relative_flatness_is_petzka_s_sum_over_the_blocks_of_the_hessian():

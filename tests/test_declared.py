@@ -105,12 +105,12 @@ def test_a_wrong_value_is_told_by_its_declared_type_and_a_strange_type_refuses_n
         ({"a": Any}, {"a": [object]}, []),
         ({"a": int, "b": object()}, {"a": "x", "c": 0}, [("c",)]),
     ):
-        found = []
+        collected = []
         try:
             check_declared(types, table)
         except InvalidOptions as error:
-            found = [path for path, _ in error.faults]
-        assert found == faults
+            collected = [path for path, _ in error.faults]
+        assert collected == faults
 
 
 @pytest.mark.parametrize("text", UNKNOWN.values(), ids=UNKNOWN)

@@ -107,9 +107,9 @@ def test_commands_that_begin_something_say_it_too(command, tmp_path):
     def full(what):
         raise error(errno.ENOSPC, what.partition(" ")[2])
 
-    with moments(tmp_path, lambda what: what.startswith("open "), full) as found:
+    with moments(tmp_path, lambda what: what.startswith("open "), full) as tally:
         assert "disk full: " in fails(3, *command, tmp_path / "r.toml")
-    assert found.what
+    assert tally.what
 
 
 def test_a_write_that_fails_names_its_file(tmp_path):
@@ -140,8 +140,8 @@ def test_one_flipped_bit_in_the_weights_of_a_run_is_told(weights):
                 folder.load_network("last")
         else:  # in the word "checksum", for example, a bit may do no harm
             with suppress(UserError):
-                found, _ = folder.load_network("last")
-                assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+                loaded, _ = folder.load_network("last")
+                assert all(torch.equal(tensors[name], loaded[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("about", ['{"epoch": "x"}', '{"test": 4}', '{"rescaled": "2"}', "[1]", "[" * 100_000, "{"])

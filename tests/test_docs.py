@@ -62,8 +62,8 @@ def test_every_row_of_table_1_has_a_recipe():
         *("MART", "GeLU", "Label smoothing", "AT (baseline)"),
     }
     titles = [path.read_text().splitlines()[0] for path in (ROOT / "recipes").glob("*.toml")]
-    found = [row for title in titles for row in re.findall(r'row "(.+?)" of Table 1', title)]
-    assert sorted(found) == sorted(rows)
+    listed = [row for title in titles for row in re.findall(r'row "(.+?)" of Table 1', title)]
+    assert sorted(listed) == sorted(rows)
     assert all("recipes" not in title for title in titles)
 
 

@@ -91,9 +91,9 @@ def evaluate(*arguments, **options):
 
 
 def test_every_measure_of_a_run_folder_is_the_library_s(trained, protocol, tmp_path):
-    found = evaluate(trained, protocol=protocol, folder=tmp_path / "out").results
-    assert found == Results.read(tmp_path / "out" / "eval.json")
-    entry = vars(found.models["last"])
+    evaluated = evaluate(trained, protocol=protocol, folder=tmp_path / "out").results
+    assert evaluated == Results.read(tmp_path / "out" / "eval.json")
+    entry = vars(evaluated.models["last"])
     with tiny_run({"plugins": {"early_stopping": {"holdout": 3}}}) as run:
         run.network.load_state_dict(load_file(trained / "model.safetensors"))
         net, attack = run.network, {"eps": 0.1, "step_size": 0.05, "seed": 0}
@@ -130,14 +130,14 @@ def test_every_measure_of_a_run_folder_is_the_library_s(trained, protocol, tmp_p
         assert (tmp_path / "out" / "figures" / f"last-test-{name}.svg").read_text().count("<path") > 5
         assert (tmp_path / "out" / "figures" / f"last-test-{name}.png").stat().st_size > 5000
     assert "apgd-ce" in (tmp_path / "out" / "logs" / "last-test-autoattack.txt").read_text()
-    protocol_there = found.protocol.stages["robustness"]
+    protocol_there = evaluated.protocol.stages["robustness"]
     assert protocol_there.examples == {"train": 12, "test": 9}
     assert protocol_there.measures["autoattack"]["batch_size"] == 5
 
 
 def test_last_best_live_and_kept_epochs(trained, tmp_path):
-    found = evaluate(trained, which=["last", "best", "1", "2"], measures=["clean_error"], folder=tmp_path / "out")
-    models = found.results.models
+    evaluated = evaluate(trained, which=["last", "best", "1", "2"], measures=["clean_error"], folder=tmp_path / "out")
+    models = evaluated.results.models
     assert [models[which].epoch for which in ("last", "1", "2")] == [2, 1, 2]
     assert models["last"].test == models["2"].test
     kept = load_file(trained / "checkpoints" / "epoch-000002.safetensors")
@@ -224,10 +224,10 @@ def test_shipped_protocols_are_the_paper_s(tmp_path):
     paper = recipe_of(source, "paper", (), (), ())
     assert [s.examples for s in paper.stages.values()] == [10_000, 1000, 1000]
     assert all(s.splits == ["train", "test"] for s in paper.stages.values())
-    found = paper.measures["robustness"] | paper.measures["flatness"]
-    assert (found["robust_loss"].steps, found["robust_loss"].restarts) == (20, 10)
-    assert found["autoattack"].version == "standard"
-    flat, worst = found["average_flatness"], found["worst_flatness"]
+    measured = paper.measures["robustness"] | paper.measures["flatness"]
+    assert (measured["robust_loss"].steps, measured["robust_loss"].restarts) == (20, 10)
+    assert measured["autoattack"].version == "standard"
+    flat, worst = measured["average_flatness"], measured["worst_flatness"]
     assert (flat.xi, flat.samples, flat.steps, flat.reference_restarts) == (0.5, 10, 20, 10)
     assert (worst.xi, worst.attempts, worst.sweeps, worst.weight_step_size, worst.batch_size) == (
         *(0.00075, 10, 20, 0.01),
@@ -272,12 +272,12 @@ def test_data_and_network_of_a_file_of_plugins(small, tmp_path):
 def test_a_file_of_weights_with_the_normalisation_that_is_asked_for(small, tmp_path, normalize):
     net, data, file = small
     options = {"arch": "resnet_small", "data": "digits", "normalize": normalize, "overrides": SMALL}
-    found = evaluate(file, measures=["clean_error"], folder=tmp_path / "out", **options).results
+    evaluated = evaluate(file, measures=["clean_error"], folder=tmp_path / "out", **options).results
     x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
     mean, std = {"none": (0, 1), "data": data.train.statistics(), "0.2/0.5": (0.2, 0.5)}[normalize]
     logits = net.net((x - mean) / std)
     loss = torch.nn.functional.cross_entropy(logits, y).item()
-    assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-4)
+    assert evaluated.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_timm_networks(tmp_path, capsys):
@@ -287,7 +287,7 @@ def test_timm_networks(tmp_path, capsys):
     net = timm.create_model("resnet10t", num_classes=10, in_chans=1)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     options = {"arch": "timm:resnet10t", "data": "digits", "overrides": [SMALL[0], SMALL[1], SMALL[3]]}
-    found = evaluate(
+    evaluated = evaluate(
         tmp_path / "net.safetensors", measures=["clean_error"], folder=tmp_path / "out", **options, quiet=False
     ).results
     said = capsys.readouterr().out
@@ -297,7 +297,7 @@ def test_timm_networks(tmp_path, capsys):
     data = Digits(train=40, test=30).build_data()
     x, y = data.test.part(0, 20).__getitems__(torch.arange(20))
     loss = torch.nn.functional.cross_entropy(net.eval()(x), y).item()
-    assert found.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-3)
+    assert evaluated.models["last"].test["clean_loss"] == pytest.approx(loss, rel=1e-3)
 
 
 def test_rescaled_networks_measure_alike(tmp_path):

@@ -122,11 +122,11 @@ def test_how_often_images_are_seen_is_in_the_records(path, tmp_path, capsys):
     about = json.loads((tmp_path / "run" / "data.json").read_text())
     assert about["train"]["images"] == 28
     assert sum(about["train"]["of_each_class"]) == 28
-    found = about["source"]["extra_data"]
+    source = about["source"]["extra_data"]
     drawn = 3 * (3 * 5 + 2)  # three epochs of batches of 8, 8, 8 and 4
-    assert found["of_a_batch"] == 5
-    assert found["seen_on_average"] == pytest.approx(drawn / 11)
-    assert found["training_images_seen_on_average"] == pytest.approx((3 * 28 - drawn) / 28)
+    assert source["of_a_batch"] == 5
+    assert source["seen_on_average"] == pytest.approx(drawn / 11)
+    assert source["training_images_seen_on_average"] == pytest.approx((3 * 28 - drawn) / 28)
 
 
 def test_two_processes_draw_what_one_draws(tmp_path):

@@ -79,65 +79,65 @@ def norm_shapes(name, width):
 
 def stages(prefix, plan, block, first=16):
     """`block(name, in, out, stride)` of every block; the plan has (stage's name, width, blocks)."""
-    found, before = {}, first
+    shapes, before = {}, first
     for number, (stage, width, blocks) in enumerate(plan):
         for i in range(blocks):
-            found |= block(prefix.format(stage=stage, block=i), before, width, 2 if number and i == 0 else 1)
+            shapes |= block(prefix.format(stage=stage, block=i), before, width, 2 if number and i == 0 else 1)
             before = width
-    return found
+    return shapes
 
 
 def trades_shapes(depth, widen):
     def block(name, before, width, stride):
-        found = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
-        found |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
-        return found | ({} if before == width else {f"{name}.convShortcut.weight": (width, before, 1, 1)})
+        shapes = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
+        shapes |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
+        return shapes | ({} if before == width else {f"{name}.convShortcut.weight": (width, before, 1, 1)})
 
     each, width = (depth - 4) // 6, 16 * widen
-    found = stages("{stage}.layer.{block}", [(f"block{k + 1}", width * 2**k, each) for k in range(3)], block)
-    found |= stages("{stage}.layer.{block}", [("sub_block1", width, each)], block)  # made and never called
-    found |= {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 4 * width), "fc.bias": (10,)}
-    return found | norm_shapes("bn1", 4 * width)
+    shapes = stages("{stage}.layer.{block}", [(f"block{k + 1}", width * 2**k, each) for k in range(3)], block)
+    shapes |= stages("{stage}.layer.{block}", [("sub_block1", width, each)], block)  # made and never called
+    shapes |= {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 4 * width), "fc.bias": (10,)}
+    return shapes | norm_shapes("bn1", 4 * width)
 
 
 def deepmind_shapes(depth, widen):
     def block(name, before, width, stride):
-        found = {f"{name}.conv_0.weight": (width, before, 3, 3), f"{name}.conv_1.weight": (width, width, 3, 3)}
-        found |= norm_shapes(f"{name}.batchnorm_0", before) | norm_shapes(f"{name}.batchnorm_1", width)
-        return found | ({} if before == width else {f"{name}.shortcut.weight": (width, before, 1, 1)})
+        shapes = {f"{name}.conv_0.weight": (width, before, 3, 3), f"{name}.conv_1.weight": (width, width, 3, 3)}
+        shapes |= norm_shapes(f"{name}.batchnorm_0", before) | norm_shapes(f"{name}.batchnorm_1", width)
+        return shapes | ({} if before == width else {f"{name}.shortcut.weight": (width, before, 1, 1)})
 
     each, width = (depth - 4) // 6, 16 * widen
-    found = stages("layer.{stage}.block.{block}", [(k, width * 2**k, each) for k in range(3)], block)
-    found |= {"init_conv.weight": (16, 3, 3, 3), "logits.weight": (10, 4 * width), "logits.bias": (10,)}
-    return found | norm_shapes("batchnorm", 4 * width)
+    shapes = stages("layer.{stage}.block.{block}", [(k, width * 2**k, each) for k in range(3)], block)
+    shapes |= {"init_conv.weight": (16, 3, 3, 3), "logits.weight": (10, 4 * width), "logits.bias": (10,)}
+    return shapes | norm_shapes("batchnorm", 4 * width)
 
 
 def rice_shapes():
     def block(name, before, width, stride):
-        found = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
-        found |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
-        return found | ({f"{name}.shortcut.0.weight": (width, before, 1, 1)} if stride > 1 else {})
+        shapes = {f"{name}.conv1.weight": (width, before, 3, 3), f"{name}.conv2.weight": (width, width, 3, 3)}
+        shapes |= norm_shapes(f"{name}.bn1", before) | norm_shapes(f"{name}.bn2", width)
+        return shapes | ({f"{name}.shortcut.0.weight": (width, before, 1, 1)} if stride > 1 else {})
 
-    found = stages("{stage}.{block}", [(f"layer{k + 1}", 64 * 2**k, 2) for k in range(4)], block, first=64)
-    found |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512), "linear.bias": (10,)}
-    return found | norm_shapes("bn", 512)
+    shapes = stages("{stage}.{block}", [(f"layer{k + 1}", 64 * 2**k, 2) for k in range(4)], block, first=64)
+    shapes |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512), "linear.bias": (10,)}
+    return shapes | norm_shapes("bn", 512)
 
 
 def cifar_shapes(blocks, expansion):
     def block(name, before, width, stride):
         planes = width // expansion
         basic, bottleneck = [(planes, before, 3), (planes, planes, 3)], [(planes, before, 1), (planes, planes, 3)]
-        found = {}
+        by_name = {}
         for n, (out, into, side) in enumerate(basic if expansion == 1 else [*bottleneck, (width, planes, 1)], 1):
-            found |= {f"{name}.conv{n}.weight": (out, into, side, side)} | norm_shapes(f"{name}.bn{n}", out)
+            by_name |= {f"{name}.conv{n}.weight": (out, into, side, side)} | norm_shapes(f"{name}.bn{n}", out)
         if stride > 1 or before != width:
-            found |= {f"{name}.shortcut.0.weight": (width, before, 1, 1)} | norm_shapes(f"{name}.shortcut.1", width)
-        return found
+            by_name |= {f"{name}.shortcut.0.weight": (width, before, 1, 1)} | norm_shapes(f"{name}.shortcut.1", width)
+        return by_name
 
     plan = [(f"layer{k + 1}", expansion * 64 * 2**k, count) for k, count in enumerate(blocks)]
-    found = stages("{stage}.{block}", plan, block, first=64)
-    found |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512 * expansion), "linear.bias": (10,)}
-    return found | norm_shapes("bn1", 64)
+    by_name = stages("{stage}.{block}", plan, block, first=64)
+    by_name |= {"conv1.weight": (64, 3, 3, 3), "linear.weight": (10, 512 * expansion), "linear.bias": (10,)}
+    return by_name | norm_shapes("bn1", 64)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def norm(w, name, x):
 def random_weights(net, rename):
     """Weights in another's names, none trivial."""
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    by_name = {}
     for key, value in net.state_dict().items():
         if value.is_floating_point():
             value = 0.2 * torch.randn(value.shape, generator=generator)
             value = value.abs() + 0.5 if key.endswith("running_var") else value
-        found[rename(key)] = value
-    return found
+        by_name[rename(key)] = value
+    return by_name
 
 
 def trades_code(w, x):

@@ -209,8 +209,8 @@ def test_worst_is_at_least_average_and_both_grow_with_xi(digits_net, digits_pair
         worst.append(hookflat.worst_flatness(digits_net, digits_pair, attempts=2, sweeps=10, **options))
         average.append(hookflat.average_flatness(digits_net, digits_pair, samples=4, steps=5, **options))
     assert all(w.flatness > a.flatness for w, a in zip(worst, average, strict=True))
-    for found in (worst, average):
-        for small, large in pairwise(found):
+    for measured in (worst, average):
+        for small, large in pairwise(measured):
             assert large.flatness > small.flatness - 2 * (small.standard_error + large.standard_error)
     assert worst[-1].flatness > worst[0].flatness
 
@@ -307,6 +307,6 @@ def test_interrupted_measures_go_on_where_they_stopped(tmp_path, digits_net, dig
             measure(work=begun)
         kept = len(list(tmp_path.glob(f"{name}/**/*.safetensors")))
         assert kept >= 1
-        found = measure(work=again)
-        assert found.losses == whole.losses
+        measured = measure(work=again)
+        assert measured.losses == whole.losses
         assert again.tally.seconds_before > 0

@@ -130,10 +130,10 @@ def test_images_that_live_elsewhere_arrive_without_a_wait_and_are_the_same(monke
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = list(run.batches())
+            batches = list(run.batches())
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    for batch, same in zip(found, there, strict=True):
+    for batch, same in zip(batches, there, strict=True):
         for name in ("x", "y", "index", "row"):
             assert torch.equal(getattr(batch, name), getattr(same, name))
 
@@ -200,8 +200,8 @@ def test_a_network_that_cannot_be_captured_leaves_no_trace(trained):
     attack, stream = hookflat.Attack(hookflat.Threat(0.15), 0.03, 10), torch.cuda.current_stream()
     expected = hookflat.pgd(net, x, y, attack=attack)
     with pytest.warns(UserWarning, match="no CUDA graph of the attacked network, it runs as it is"):
-        found = hookflat.pgd(Asking(net).eval(), x, y, attack=attack)
-    assert (found != expected).float().mean() < 0.01
+        measured = hookflat.pgd(Asking(net).eval(), x, y, attack=attack)
+    assert (measured != expected).float().mean() < 0.01
     assert torch.cuda.current_stream() == stream
     assert torch.cuda.get_sync_debug_mode() == 0
     assert torch.equal(hookflat.pgd(net, x, y, attack=attack), expected)  # its graph, as before
@@ -227,8 +227,8 @@ def test_the_library_takes_images_that_are_on_the_cpu(trained):
     pinning = DataLoader(TensorDataset(*images[:]), batch_size=16, num_workers=2, pin_memory=True)  # while it captures
     expected = hookflat.robust_loss(net, images[:], attack=attack, restarts=2).per_example.loss
     for given in (images, hookflat.Examples(images, batch_size=16), pinning):
-        found = hookflat.robust_loss(net, given, attack=attack, restarts=2).per_example.loss
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        measured = hookflat.robust_loss(net, given, attack=attack, restarts=2).per_example.loss
+        torch.testing.assert_close(measured, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -256,7 +256,7 @@ def test_measures_agree_with_the_cpu(trained):
         worst = hookflat.worst_flatness(
             net, (x, y), attempts=2, sweeps=10, xi=0.003, reference=robust.loss, attack=attack
         )
-        found = hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["apgd-ce", "apgd-t"])
+        result = hookflat.autoattack(net, (x, y), eps=0.1, version="custom", attacks=["apgd-ce", "apgd-t"])
         more = [
             hookflat.robust_error(net, (x, y), attack=attack).error,
             hookflat.margins(net, (x, y), attack=attack).logit.mean().item(),
@@ -264,7 +264,7 @@ def test_measures_agree_with_the_cpu(trained):
             hookflat.local_lipschitz(net, (x, y), attack=attack).mean().item(),
             hookflat.boundary_thickness(net, (x, y)).mean().item(),
         ]
-        return robust.loss, robust.error, average.flatness, worst.flatness, found.error, *more
+        return robust.loss, robust.error, average.flatness, worst.flatness, result.error, *more
 
     on_gpu = measured(net, x, y)
     on_cpu = measured(copy.deepcopy(net).cpu(), x.cpu(), y.cpu())

@@ -16,12 +16,12 @@ ATTACK = {"eps": 0.1, "step_size": 0.04, "steps": 2, "restarts": 1, "start": "ze
 
 
 def test_a_point_is_the_robust_loss_at_the_moved_weights(digits_net, digits_pair):
-    found = hookflat.landscape(digits_net, digits_pair, directions=2, points=5, seed=3, **ATTACK)
-    assert found.at[:, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
-    assert found.loss.shape == found.error.shape == (2, 5)
+    measured = hookflat.landscape(digits_net, digits_pair, directions=2, points=5, seed=3, **ATTACK)
+    assert measured.at[:, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert measured.loss.shape == measured.error.shape == (2, 5)
     here = hookflat.robust_loss(digits_net, digits_pair, **ATTACK)
-    assert found.loss[:, 2].tolist() == pytest.approx([here.loss] * 2, rel=1e-5)
-    assert found.error[0, 2].item() == pytest.approx(here.error)
+    assert measured.loss[:, 2].tolist() == pytest.approx([here.loss] * 2, rel=1e-5)
+    assert measured.error[0, 2].item() == pytest.approx(here.error)
     copied = copy.deepcopy(digits_net)
     weights = list(layers(copied).values())
     d = sphere(weights, 0.5, seeds.generator(3, "landscape", 1))
@@ -29,7 +29,7 @@ def test_a_point_is_the_robust_loss_at_the_moved_weights(digits_net, digits_pair
         for w, part in zip(weights, d, strict=True):
             w -= part
     there = hookflat.robust_loss(copied, digits_pair, seed=3, **ATTACK)
-    assert found.loss[1, 0].item() == pytest.approx(there.loss, rel=1e-4)
+    assert measured.loss[1, 0].item() == pytest.approx(there.loss, rel=1e-4)
 
 
 def test_filter_directions_are_li_s(digits_net, digits_pair):
@@ -47,9 +47,9 @@ def test_an_adversarial_direction_has_its_radius_and_rises(digits_net, digits_pa
     for w, part in zip(weights, d, strict=True):
         assert part.norm().item() == pytest.approx(0.05 * w.norm().item(), rel=1e-4, abs=1e-9)
     options = {"kind": "adversarial", "radius": 0.05, "directions": 2, "points": 3, **ATTACK}
-    found = hookflat.landscape(digits_net, digits_pair, **options)
-    assert (found.loss[:, 2] > found.loss[:, 1]).all()
-    assert not torch.equal(found.loss[0], found.loss[1])
+    measured = hookflat.landscape(digits_net, digits_pair, **options)
+    assert (measured.loss[:, 2] > measured.loss[:, 1]).all()
+    assert not torch.equal(measured.loss[0], measured.loss[1])
 
 
 def test_a_plane_holds_the_lines_of_its_directions(digits_net, digits_pair):
@@ -63,8 +63,8 @@ def test_a_plane_holds_the_lines_of_its_directions(digits_net, digits_pair):
 
 def test_clean_landscapes_are_not_attacked(digits_net, digits_pair):
     x, y = digits_pair
-    found = hookflat.landscape(digits_net, digits_pair, directions=1, points=3, restarts=0)
-    assert found.loss[0, 1].item() == pytest.approx(
+    measured = hookflat.landscape(digits_net, digits_pair, directions=1, points=3, restarts=0)
+    assert measured.loss[0, 1].item() == pytest.approx(
         torch.nn.functional.cross_entropy(digits_net(x), y).item(), rel=1e-4
     )
 

@@ -71,8 +71,8 @@ def test_a_file_of_weights_is_loaded_as_eval_measures_it(trained, tmp_path):
     file = trained / "model.safetensors"
     loaded = hookflat.load(file, **options)
     measured = hookflat.evaluate(file, measures=["clean_error"], folder=tmp_path / "out", **options).results
-    found = hookflat.robust_loss(loaded.network, loaded.data.test, attack=loaded.attack, restarts=0)
-    assert found.clean_error == measured.models["last"].test["clean_error"]
+    result = hookflat.robust_loss(loaded.network, loaded.data.test, attack=loaded.attack, restarts=0)
+    assert result.clean_error == measured.models["last"].test["clean_error"]
     assert loaded.about == {}
 
 

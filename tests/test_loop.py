@@ -68,12 +68,12 @@ def test_gradients_for_perturbations_are_handed_over_and_not_copied():
         places = {}
         for w in weights:
             w.register_post_accumulate_grad_hook(lambda w: places.update({id(w): w.grad.data_ptr()}))
-        found = run.gradients_at(batch, batch.x, weights)
+        gradients = run.gradients_at(batch, batch.x, weights)
         assert all(w.grad is None for w in weights)
-        assert [places[id(w)] for w in weights[:-1]] == [g.data_ptr() for g in found[:-1]]
-        for gradient, value in zip(found, expected, strict=True):
+        assert [places[id(w)] for w in weights[:-1]] == [g.data_ptr() for g in gradients[:-1]]
+        for gradient, value in zip(gradients, expected, strict=True):
             assert torch.allclose(gradient, value, atol=1e-6)
-        assert found[0].any()
+        assert gradients[0].any()
 
 
 def test_a_training_that_stands_at_its_last_step_makes_no_other():
@@ -100,8 +100,8 @@ def test_epochs_see_every_example_once_in_a_new_order():
 def test_a_run_leaves_the_folder_of_the_design(tmp_path):
     result = run_recipe({"plugins": {"averaging": {}, "early_stopping": {"holdout": 3, "every": 1}, "figures": {}}},
                         tmp_path / "run")  # fmt: skip
-    found = {str(p.relative_to(result.folder)) for p in result.folder.rglob("*") if p.is_file()}
-    assert found >= {
+    files = {str(p.relative_to(result.folder)) for p in result.folder.rglob("*") if p.is_file()}
+    assert files >= {
         "recipe.toml",
         "environment.json",
         "metrics.jsonl",
@@ -112,7 +112,7 @@ def test_a_run_leaves_the_folder_of_the_design(tmp_path):
         "figures/overfitting.png",
         "figures/overfitting.svg",
     }
-    assert not any("writing" in name for name in found)
+    assert not any("writing" in name for name in files)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"training", "curves", "early_stopping"}
     assert all({"epoch", "step", "split"} <= line.keys() for line in lines)

@@ -60,17 +60,17 @@ RADII = {"average_rho_l2": 0.05, "average_rho_linf": 0.3, "worst_rho_l2": 0.4, "
 
 @case("adaptive_sharpness", samples=2, iterations=2, batch_size=5, steps=2, **RADII)
 def adaptive_sharpness(net, data):
-    found = {}
+    by_name = {}
     for loss, norm, logits in itertools.product(("clean", "robust"), ("L2", "Linf"), ("", "_normalized")):
         name = f"sharpness_{norm.lower()}_{loss}{logits}"
         options = {"weight_norm": norm, "adaptive": True, "normalize_logits": logits == "_normalized", **at(loss, 2)}
         average = hookflat.average_sharpness(net, data, rho={"L2": 0.05, "Linf": 0.3}[norm], samples=2, **options)
         options |= {"iterations": 2, "batch_size": 5}
         worst = hookflat.worst_sharpness(net, data, rho={"L2": 0.4, "Linf": 0.003}[norm], **options)
-        found[f"adaptive_average_{name}"] = average.flatness
-        found[f"adaptive_average_{name}_stderr"] = average.standard_error
-        found[f"adaptive_worst_{name}"] = worst.sharpness
-    return found
+        by_name[f"adaptive_average_{name}"] = average.flatness
+        by_name[f"adaptive_average_{name}_stderr"] = average.standard_error
+        by_name[f"adaptive_worst_{name}"] = worst.sharpness
+    return by_name
 
 
 ONE = {"losses": ["clean"], "norms": ["L2"], "logits": ["plain"]}
@@ -87,41 +87,41 @@ def sharpness_that_is_not_adaptive(net, data):
 
 @case("filter_flatness", xi=0.3, samples=2, steps=2, reference_restarts=3)
 def filter_flatness(net, data):
-    found = hookflat.average_flatness(net, data, xi=0.3, samples=2, reference_restarts=3, filters=True, **attack(2))
-    return {"filter_flatness": found.flatness, "filter_flatness_stderr": found.standard_error}
+    measured = hookflat.average_flatness(net, data, xi=0.3, samples=2, reference_restarts=3, filters=True, **attack(2))
+    return {"filter_flatness": measured.flatness, "filter_flatness_stderr": measured.standard_error}
 
 
 @case("clean_average_flatness", xi=0.3, samples=2)
 def clean_flatness(net, data):
-    found = hookflat.average_flatness(net, data, xi=0.3, samples=2, restarts=0, reference_restarts=0, seed=SEED)
-    return {"clean_average_flatness": found.flatness, "clean_average_flatness_stderr": found.standard_error}
+    measured = hookflat.average_flatness(net, data, xi=0.3, samples=2, restarts=0, reference_restarts=0, seed=SEED)
+    return {"clean_average_flatness": measured.flatness, "clean_average_flatness_stderr": measured.standard_error}
 
 
 @case("flatness_along_attack", xi=0.3, samples=2, steps=4)
 def flatness_along_attack(net, data):
     path = hookflat.flatness_along_attack(net, data, xi=0.3, samples=2, start="zero", **attack(4))
-    wrong, found = path.wrong[4], {}
+    wrong, values = path.wrong[4], {}
     for name, flatness in (("relative", path.relative), ("rise", path.rise)):
-        found[f"along_{name}_start"] = flatness[0].mean()
-        found[f"along_{name}_peak"] = max(flatness[step].mean() for step in range(5))
-        found[f"along_{name}_end"] = flatness[4].mean()
-        found[f"along_{name}_correct"] = (
+        values[f"along_{name}_start"] = flatness[0].mean()
+        values[f"along_{name}_peak"] = max(flatness[step].mean() for step in range(5))
+        values[f"along_{name}_end"] = flatness[4].mean()
+        values[f"along_{name}_correct"] = (
             sum(f for f, w in zip(flatness[4], wrong, strict=True) if not w) / (~wrong).sum()
         )
-        found[f"along_{name}_wrong"] = sum(f for f, w in zip(flatness[4], wrong, strict=True) if w) / wrong.sum()
-    return found
+        values[f"along_{name}_wrong"] = sum(f for f, w in zip(flatness[4], wrong, strict=True) if w) / wrong.sum()
+    return values
 
 
 @case("hessian", k=2, probes=2, steps=2, tolerance=0.05)
 def hessian(net, data):
-    found = {}
+    by_name = {}
     for loss in ("clean", "robust"):
         values = hookflat.hessian_eigenvalues(net, data, k=2, tolerance=0.05, **at(loss, 2))
         trace = hookflat.hessian_trace(net, data, samples=2, **at(loss, 2))
-        found[f"hessian_{loss}_max"], found[f"hessian_{loss}_2"] = values.largest
-        found[f"hessian_{loss}_ratio"] = abs(values.smallest) / values.largest[0]
-        found[f"hessian_{loss}_trace"], found[f"hessian_{loss}_trace_stderr"] = trace.trace, trace.standard_error
-    return found
+        by_name[f"hessian_{loss}_max"], by_name[f"hessian_{loss}_2"] = values.largest
+        by_name[f"hessian_{loss}_ratio"] = abs(values.smallest) / values.largest[0]
+        by_name[f"hessian_{loss}_trace"], by_name[f"hessian_{loss}_trace_stderr"] = trace.trace, trace.standard_error
+    return by_name
 
 
 @case("hessian_density", probes=1, lanczos_steps=3, steps=2)
@@ -136,16 +136,16 @@ def hessian_density(net, data):
 
 @case("margins", steps=2)
 def margins(net, data):
-    found = {}
+    by_name = {}
     for loss in ("clean", "robust"):
         each = hookflat.margins(net, data, **at(loss, 2))
         wrong = [c for c, w in zip(each.confidence.tolist(), each.wrong.tolist(), strict=True) if w]
-        found[f"logit_margin_{loss}"] = each.logit.mean()
-        found[f"logit_margin_quantile_{loss}"] = each.logit.quantile(0.1)
-        found[f"probability_margin_{loss}"] = each.probability.mean()
-        found[f"confidence_{loss}"] = each.confidence.mean()
-        found[f"confidence_wrong_{loss}"] = sum(wrong) / len(wrong)
-    return found
+        by_name[f"logit_margin_{loss}"] = each.logit.mean()
+        by_name[f"logit_margin_quantile_{loss}"] = each.logit.quantile(0.1)
+        by_name[f"probability_margin_{loss}"] = each.probability.mean()
+        by_name[f"confidence_{loss}"] = each.confidence.mean()
+        by_name[f"confidence_wrong_{loss}"] = sum(wrong) / len(wrong)
+    return by_name
 
 
 @case("input_gradients", steps=2)
@@ -182,15 +182,15 @@ def weight_norm(net, data):
 
 @case("trust", steps=2, queries=5, tolerance=0.01, surviving=0.5)
 def trust(net, data):
-    found = hookflat.trust(net, data, queries=5, tolerance=0.01, surviving=0.5, **attack(2))
-    return {f"trust_{name}": float(flag) for name, flag in found.raised.items()} | {
-        "rerr_one_start": found.error,
-        "rerr_single_step": found.error_single_step,
-        "rerr_four_times_the_steps": found.error_steps,
-        "rerr_2eps": found.error_radius[0],
-        "rerr_4eps": found.error_radius[1],
-        "zero_gradients": found.zero_gradients,
-        "broken_by_square_alone": found.square,
+    measured = hookflat.trust(net, data, queries=5, tolerance=0.01, surviving=0.5, **attack(2))
+    return {f"trust_{name}": float(flag) for name, flag in measured.raised.items()} | {
+        "rerr_one_start": measured.error,
+        "rerr_single_step": measured.error_single_step,
+        "rerr_four_times_the_steps": measured.error_steps,
+        "rerr_2eps": measured.error_radius[0],
+        "rerr_4eps": measured.error_radius[1],
+        "zero_gradients": measured.zero_gradients,
+        "broken_by_square_alone": measured.square,
     }
 
 
@@ -202,11 +202,11 @@ def initial(net):
 def test_every_number_is_that_of_the_library(digits_net, plugin, options, expected):
     data = Examples(Digits(train=300, test=40).build_data().test.part(0, 12))
     measure = build(Catalogue().find(plugin).load(), options)
-    found = measure.measure(
+    measured = measure.measure(
         Subject(digits_net, "test", data, 10, Threat(EPS), STEP_SIZE, SEED, start=initial(digits_net))
     )
     numbers = {name: float(value) for name, value in expected(digits_net, data).items()}
-    assert found == pytest.approx(numbers, rel=1e-5, abs=1e-7)
+    assert measured == pytest.approx(numbers, rel=1e-5, abs=1e-7)
     seen = [n for name, n in numbers.items() if n not in (0, 1) and name != "along_rise_peak"]  # which is at x
     assert len(set(seen)) == len(seen)  # one in the place of another would not go unnoticed
 

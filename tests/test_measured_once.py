@@ -15,14 +15,14 @@ FINAL = {"splits": ["test", "train"], "robust_loss": {"steps": 2, "restarts": 1}
 @pytest.fixture
 def measured(monkeypatch):
     """The stages at the end that were measured."""
-    found, stage = [], Measurements.stage
+    stages, stage = [], Measurements.stage
 
     def counted(self, name, subjects, done=None):
-        found.extend([name] if self.recipe.stages[name].every is None else [])
+        stages.extend([name] if self.recipe.stages[name].every is None else [])
         return stage(self, name, subjects, done)
 
     monkeypatch.setattr(Measurements, "stage", counted)
-    return found
+    return stages
 
 
 def test_numbers_and_files_are_there_for_both(tmp_path, measured):

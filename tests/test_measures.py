@@ -257,9 +257,9 @@ def test_the_clean_pass_is_made_once_for_all_measures_of_a_network(tmp_path, sho
         handle = run.network.register_forward_hook(
             lambda net, args, out: scored.append(len(args[0]) if torch.equal(args[0], clean[: len(args[0])]) else 0)
         )
-        found = run.measurements.end(run.network, "last").test
+        measured = run.measurements.end(run.network, "last").test
         handle.remove()
-    assert {"clean_error", "rerr_pgd", "rerr_autoattack"} <= found.keys()
+    assert {"clean_error", "rerr_pgd", "rerr_autoattack"} <= measured.keys()
     assert scored.count(len(clean)) == 1
 
 

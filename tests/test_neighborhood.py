@@ -100,16 +100,16 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception():
     net = papers_network()
     weights = list(layers(net).values())
     nu = sphere(weights, 0.5, seeds.generator(0))
-    found = Found.of(net)
+    before = Found.of(net)
 
     def fails():
         with moved(weights, nu):
-            assert not torch.equal(weights[0], found.tensors[0])
+            assert not torch.equal(weights[0], before.tensors[0])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
 
 
 def test_shared_weights_move_once_and_half_precision_is_refused():

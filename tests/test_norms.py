@@ -45,7 +45,7 @@ SCALES = {
 def test_every_training_takes_the_radius_of_its_norm_and_so_do_its_measures(scale, norm):
     catalogue, folder = Catalogue(), recipe_folders()[0][1]
     overlays = [f"scales/{scale}"] if scale else []
-    found = set()
+    collected = set()
     for file in sorted(folder.glob("*.toml")):
         if scale == "imagenet" and file.stem in ("swa", "kd_swa"):  # the scale averages
             continue
@@ -60,8 +60,8 @@ def test_every_training_takes_the_radius_of_its_norm_and_so_do_its_measures(scal
         if recipe.slot_names["attack"] != "apgd" and not inner.alpha:
             assert step_size <= attack.step_size <= eps, file.stem
         assert inner.reach > 0.999 or not attack.steps, file.stem
-        found.add(file.stem)
-    assert len(found) > 40
+        collected.add(file.stem)
+    assert len(collected) > 40
 
 
 @pytest.mark.parametrize("recipe", ["at", "vit", "pgd14", "fast_at", "trades"])
@@ -247,7 +247,7 @@ def test_each_norm_counts_where_it_breaks_what_the_others_do_not(monkeypatch):
         measured = run.measures["final"].call.measure(subject=run.subject("test"))
     assert asked == [("Linf", 0.05, 0.025, 3, 2), ("L2", 0.3, 0.15, 3, 2), ("L1", 1.2, 0.6, 3, 2)]
     expected = {"rerr_linf": 0.2, "rerr_l2": 0.2, "rerr_l1": 0.2, "rerr_any_norm": 0.6}
-    assert [found for found in measured if "rerr_any_norm" in found] == [pytest.approx(expected)]
+    assert [result for result in measured if "rerr_any_norm" in result] == [pytest.approx(expected)]
 
 
 def test_radii_for_other_images_than_the_field_s_are_asked_for(tmp_path):

@@ -372,12 +372,12 @@ def test_one_bad_entry_point_breaks_nothing_but_its_users(how, tmp_path, monkeyp
     for cached in (catalogue._installed, catalogue.catalogue_of, shipped.recipe_folders):
         cached.cache_clear()
     try:
-        found = Catalogue()
-        assert found.find("awp").load()
+        fresh = Catalogue()
+        assert fresh.find("awp").load()
         assert shipped.find_recipe("trades")
         if how in ("exits", "no module", "no metadata"):
             with pytest.raises(UserError, match=r"plugin 'gone' of .* cannot be imported: (SystemExit|ModuleNotFound)"):
-                found.find("gone").load()
+                fresh.find("gone").load()
     finally:
         monkeypatch.undo()
         for cached in (catalogue._installed, catalogue.catalogue_of, shipped.recipe_folders):

@@ -338,8 +338,8 @@ def test_the_layer_that_is_not_finite_is_named(where, told):
     kept = [torch.ones_like(p) for p in net.parameters()]
     for p, gradient in zip(net.parameters(), kept, strict=True):
         p.grad = gradient
-    found = first_layer(net, lambda: net(torch.rand(3, 4)).sum().backward())
-    assert found in (told, told.replace("bias", "weight"))
+    place = first_layer(net, lambda: net(torch.rand(3, 4)).sum().backward())
+    assert place in (told, told.replace("bias", "weight"))
     assert all(p.grad is g for p, g in zip(net.parameters(), kept, strict=True))
     assert not any(m._forward_hooks for m in net.modules())
     assert first_layer(nn.Sequential(nn.Linear(4, 2)), lambda: None) is None

@@ -13,23 +13,23 @@ from hookflat.reporting.statistics import correlation, partial_spearman
 def test_leaving_one_method_out_by_hand():
     """Three methods of one network: the line through the other two, at the left-out's place among them."""
     x, y = [1.0, 2.0, 3.0], [10.0, 20.0, 40.0]
-    found = out_of_sample(x, y, "abc", resamples=10)
+    result = out_of_sample(x, y, "abc", resamples=10)
     # shares of two fitted networks are 1/4 and 3/4; the left-out's are 0, 1/2, 1
     lines = [(20 + 40) / 2 - (40 - 20) * 2 * 0.5, (10 + 40) / 2, (10 + 20) / 2 + (20 - 10) * 2 * 0.5]
     means = [30.0, 25.0, 15.0]
-    assert found.error == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(y, lines, strict=True)) / 3))
-    assert found.baseline == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(y, means, strict=True)) / 3))
-    assert found.r2.value == pytest.approx(1 - found.error**2 / found.baseline**2)
-    assert math.isnan(found.r2.low)  # of three methods
+    assert result.error == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(y, lines, strict=True)) / 3))
+    assert result.baseline == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(y, means, strict=True)) / 3))
+    assert result.r2.value == pytest.approx(1 - result.error**2 / result.baseline**2)
+    assert math.isnan(result.r2.low)  # of three methods
 
 
 @pytest.mark.parametrize("tried", [1, 5])
 def test_the_interval_of_r2_is_scipys_bootstrap_over_methods(tried):
     rng = np.random.default_rng(3)
     x = rng.normal(size=24)
-    found = out_of_sample(x, x + rng.normal(size=24), range(24), tried=tried, resamples=20_000)
+    result = out_of_sample(x, x + rng.normal(size=24), range(24), tried=tried, resamples=20_000)
     theirs = stats.bootstrap(
-        tuple(found.squared),
+        tuple(result.squared),
         lambda a, b, axis=-1: 1 - a.sum(axis=axis) / b.sum(axis=axis),
         paired=True,
         vectorized=True,
@@ -38,18 +38,18 @@ def test_the_interval_of_r2_is_scipys_bootstrap_over_methods(tried):
         confidence_level=1 - 0.05 / tried,
         rng=rng,
     ).confidence_interval
-    assert found.r2[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert result.r2[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
 
 def test_how_far_a_measure_is_behind_another_is_the_difference_of_their_r2_in_every_resample():
     rng = np.random.default_rng(1)
     y = rng.normal(size=9)
     one, two = (out_of_sample(y + s * rng.normal(size=9), y, range(9), resamples=50) for s in (0.1, 1.0))
-    found = behind(two, one, resamples=50)
+    result = behind(two, one, resamples=50)
     counts = [np.ones(9), *(np.bincount(drawn, minlength=9) for drawn in rng.integers(9, size=(2000, 9)))]
     r2 = [[1 - (p.squared[0] @ c) / (p.squared[1] @ c) for c in counts] for p in (two, one)]
     less = np.subtract(*r2)
-    assert found.value == pytest.approx(two.r2.value - one.r2.value) == pytest.approx(less[0])
+    assert result.value == pytest.approx(two.r2.value - one.r2.value) == pytest.approx(less[0])
     many = behind(two, one, resamples=2000)
     assert (many.low, many.high) == pytest.approx(np.percentile(less[1:], [2.5, 97.5]), abs=0.1)
     together = behind(two, one, tried=5, resamples=50)  # as many resamples as its ends ask for
@@ -78,8 +78,8 @@ def test_nothing_beats_the_baseline_where_nothing_predicts_and_all_of_many_are_j
     false = 0
     for _ in range(10):
         y = rng.normal(size=20)
-        found = [out_of_sample(rng.normal(size=20), y, range(20), tried=10, resamples=500) for _ in range(10)]
-        false += any(p.beats_the_baseline for p in found)
+        result = [out_of_sample(rng.normal(size=20), y, range(20), tried=10, resamples=500) for _ in range(10)]
+        false += any(p.beats_the_baseline for p in result)
     assert false <= 1
     x = rng.normal(size=20)
     assert out_of_sample(x, x + 0.3 * rng.normal(size=20), range(20), tried=20, resamples=1000).beats_the_baseline
@@ -110,10 +110,10 @@ def test_the_granulated_coefficient_by_hand():
     """Jiang et al. 2020, eq. 5: two hyper-parameters, the one followed always, the other in one group of two."""
     changes = single_changes([{"a": 0, "b": 0}, {"a": 1, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 1}])
     assert changes == {"a": [[(0, 1)], [(2, 3)]], "b": [[(0, 2)], [(1, 3)]]}
-    found = granulated(changes, [1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 2.5])
+    result = granulated(changes, [1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 2.5])
     # a: (0, 1) agrees, (2, 3) agrees: (1 + 1) / 2. b: (0, 2) agrees, (1, 3) does not: (1 - 1) / 2.
-    assert found.psi == {"a": 1.0, "b": 0.0}
-    assert (found.value, found.worst) == (0.5, "b")
+    assert result.psi == {"a": 1.0, "b": 0.0}
+    assert (result.value, result.worst) == (0.5, "b")
     assert granulated(changes, [4.0, 3.0, 2.0, 1.0], [1.0, 3.0, 2.0, 2.5]).worst == "b"  # of -1 and 0
     assert granulated(changes, [1.0, 2.0, 3.0, math.nan], [1.0, 3.0, 2.0, 2.5]).psi == {"a": 1.0, "b": 1.0}
 
@@ -121,8 +121,8 @@ def test_the_granulated_coefficient_by_hand():
 def test_a_group_of_the_granulated_coefficient_is_scipy_s_kendall():
     rng = np.random.default_rng(0)
     x, y = rng.random(7), rng.random(7)
-    found = granulated(single_changes([{"a": i, "run.seed": 0} for i in range(7)]), x, y)
-    assert found.value == pytest.approx(stats.kendalltau(x, y).statistic)
+    result = granulated(single_changes([{"a": i, "run.seed": 0} for i in range(7)]), x, y)
+    assert result.value == pytest.approx(stats.kendalltau(x, y).statistic)
 
 
 def test_seeds_are_no_hyper_parameter_and_a_table_is_one():

@@ -185,7 +185,7 @@ def measures(folder):
     worst = {"xi": 0.01, "attempts": 2, "sweeps": 3, "batch_size": 10, "eps": 0.1, "reference": 0.0}
     worst["work"] = Work(folder / str(accelerator.process_index))
     robust = {"robust": False}
-    found = {
+    values = {
         "rloss": hookflat.robust_loss(net, examples, restarts=2, **attack).loss,
         "average": hookflat.average_flatness(net, examples, samples=2, reference=0.0, **attack).losses,
         "worst": hookflat.worst_flatness(net, examples, **worst).losses,
@@ -208,18 +208,18 @@ def measures(folder):
         ).broken_by.tolist(),
     }
     if accelerator.is_main_process:
-        print("FOUND", json.dumps(found))
+        print("FOUND", json.dumps(values))
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
-    found = []
+    collected = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         done = finished(folder / "said", processes=processes, call=lambda folder=folder: measures(folder))
         assert done.returncode == 0, done.stderr[-2000:]
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
-        found.append(json.loads(line.removeprefix("FOUND ")))
-    one, two = found
+        collected.append(json.loads(line.removeprefix("FOUND ")))
+    one, two = collected
     for name, value in one.items():
         flat = [torch.tensor(v).flatten().tolist() for v in (value, two[name])]
         assert flat[1] == pytest.approx(flat[0], abs=1e-6, rel=1e-6), name
@@ -338,9 +338,9 @@ def test_what_the_recipe_has_too_is_not_done_twice(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
     check_launch(RunOptions(accumulation=4, compile=True))
-    found = accelerator()
-    assert found.gradient_accumulation_steps == 1
-    assert found.state.dynamo_plugin.backend == "NO"
+    made = accelerator()
+    assert made.gradient_accumulation_steps == 1
+    assert made.state.dynamo_plugin.backend == "NO"
 
 
 STUBS = """
@@ -394,7 +394,7 @@ METHODS = {
 
 def sent():
     """What the second step of each method exchanges: gradients over parameters, others over running statistics."""
-    found = {}
+    by_name = {}
     for name, (tables, _) in METHODS.items():
         with tiny_run(tables) as run:
             counts = {"gradients": 0, "statistics": 0, "single": 0}
@@ -416,9 +416,9 @@ def sent():
                 loop.step(run, batches[1])
             parameters = sum(p.numel() for p in run.network.parameters())
             buffers = sum(b.numel() for b in run.network.buffers() if b.is_floating_point())
-            found[name] = [counts["gradients"] / parameters, counts["statistics"] / buffers, counts["single"]]
+            by_name[name] = [counts["gradients"] / parameters, counts["statistics"] / buffers, counts["single"]]
     if run.main:
-        print("SENT", json.dumps(found))
+        print("SENT", json.dumps(by_name))
 
 
 def test_a_step_sends_its_gradients_once_for_each_backward_pass(tmp_path):

@@ -142,8 +142,8 @@ def test_the_rates_of_the_official_codes(method, network, of, rates):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], loaded.slots["optimizer"].lr)
     steps = types.SimpleNamespace(total_steps=loaded.run.epochs * 391)
     (rate,) = loaded.slots["schedule"].build_schedule(run=steps, optimizer=optimizer).lr_lambdas
-    found = {epoch: loaded.slots["optimizer"].lr * rate((epoch - 1) * 391) for epoch in rates}
-    assert found == pytest.approx(rates)
+    ours = {epoch: loaded.slots["optimizer"].lr * rate((epoch - 1) * 391) for epoch in rates}
+    assert ours == pytest.approx(rates)
     assert loaded.run.epochs == max(rates)
     ends = [loaded.slots["optimizer"].lr * rate(epoch * 391 - 1) for epoch in rates]
     assert ends == pytest.approx([*rates.values()])

@@ -81,14 +81,14 @@ def test_crops_are_shifts_of_the_padded_image_and_flips_mirror_it():
     batch = batch_of(x.clone())
     Augment(padding=1, flip=True).transform_batch(FakeRun(), batch)
     padded = torch.nn.functional.pad(x, [1] * 4)
-    found = torch.zeros(300, 18, dtype=torch.bool)
+    met = torch.zeros(300, 18, dtype=torch.bool)
     for i in range(18):
         dy, dx, flip = i // 6, i // 2 % 3, i % 2
         window = padded[:, :, dy : dy + 5, dx : dx + 5]
         window = window.flip(3) if flip else window
-        found[:, i] = (batch.x == window).flatten(1).all(1)
-    assert (found.sum(1) == 1).all()
-    assert stats.chisquare(found.sum(0).numpy()).pvalue > 1e-3
+        met[:, i] = (batch.x == window).flatten(1).all(1)
+    assert (met.sum(1) == 1).all()
+    assert stats.chisquare(met.sum(0).numpy()).pvalue > 1e-3
 
 
 def test_mean_filled_crops_leave_a_mean_coloured_image_alone():
@@ -192,12 +192,12 @@ def test_an_average_that_was_loaded_is_what_is_kept_before_it_is_used():
 def test_schedules_point_by_point():
     def rates(schedule, epochs=10):
         with tiny_run({"schedule": schedule, "run": {"epochs": epochs}}) as run:
-            found = []
+            collected = []
             for _ in range(run.total_steps):
-                found.append(run.optimizer.param_groups[0]["lr"])
+                collected.append(run.optimizer.param_groups[0]["lr"])
                 run.optimizer.step()
                 run.schedule.step()
-            return found
+            return collected
 
     steps = 30
     multi = rates({"name": "multistep", "milestones": ["2/5", 0.6, "4/5"], "factor": 0.1})
@@ -235,13 +235,13 @@ def test_label_smoothing_is_the_cross_entropy_with_the_smoothed_label(tau):
 
 def snapshots(run):
     """Train to the end; the weights after every epoch."""
-    found = []
+    collected = []
     while run.epoch < run.epochs:
         for batch in run.batches():
             loop.step(run, batch)
-        found.append([p.detach().clone() for p in run.network.parameters()])
+        collected.append([p.detach().clone() for p in run.network.parameters()])
         run.epoch += 1
-    return found
+    return collected
 
 
 def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs():

@@ -107,9 +107,9 @@ def test_the_kink_lies_at_log_k_between_two_lines(tmp_path):
     axes = drawn(tmp_path)["fig7"].figure.axes[0]
     kink, below, above = axes.get_lines()
     assert kink.get_xdata()[0] == pytest.approx(math.log(10))
-    for found, part in ((below, slice(0, 3)), (above, slice(3, 6))):
+    for line, part in ((below, slice(0, 3)), (above, slice(3, 6))):
         slope, intercept = np.polyfit(x[part], 100 * np.array(y[part]), 1)
-        assert found.get_ydata() == pytest.approx([intercept + slope * e for e in (min(x[part]), max(x[part]))])
+        assert line.get_ydata() == pytest.approx([intercept + slope * e for e in (min(x[part]), max(x[part]))])
 
 
 def test_of_many_configurations_a_method_stands_for_its_hyper_parameters_by_its_best(tmp_path, monkeypatch):

@@ -213,12 +213,12 @@ def test_the_script_draws_what_was_measured(tmp_path):
     train, gaps = [f"{name}, training images" for name in shown], [f"gap of {name}" for name in shown]
     assert labels == [*shown, "average-case flatness", *train, *gaps]
     assert (labels[data["x"]], labels[data["y"]]) == ("average-case flatness", "RLoss")
-    found = {(p["seed"], p["network"]): p for p in data["points"]}
-    assert found.keys() == {(0, "last"), (1, "last"), (0, "early-stopped"), (1, "early-stopped")}
-    assert found[1, "early-stopped"]["values"][:3] == [1.5, 0.3, 1.5]
-    assert found[1, "last"]["values"][3] == 0.2
-    assert found[1, "last"]["anchor"] == "run-at-1"
-    assert not found[1, "last"]["rescaled"]
+    by_run = {(p["seed"], p["network"]): p for p in data["points"]}
+    assert by_run.keys() == {(0, "last"), (1, "last"), (0, "early-stopped"), (1, "early-stopped")}
+    assert by_run[1, "early-stopped"]["values"][:3] == [1.5, 0.3, 1.5]
+    assert by_run[1, "last"]["values"][3] == 0.2
+    assert by_run[1, "last"]["anchor"] == "run-at-1"
+    assert not by_run[1, "last"]["rescaled"]
     assert data["methods"] == ["AT (baseline)"]
     write(tmp_path / "one" / "at-0", "at")
     alone = gather([tmp_path / "one"])
@@ -355,11 +355,11 @@ def test_all_text_can_be_read_on_a_light_and_on_a_dark_page(tmp_path, scheme):
     page = report(tmp_path, resamples=20).page
     frame = tmp_path / "frame.html"
     frame.write_text(CONTRASTS.replace("PAGE", page.as_uri()))
-    found = in_chromium(frame, f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}")
-    assert found["dark"] == (scheme == "dark")
-    assert found["page"] == ("rgb(18, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
-    assert min(found["least"].values()) >= 4.5
-    assert set(found["least"]) == {"page", "figure"}
+    seen = in_chromium(frame, f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}")
+    assert seen["dark"] == (scheme == "dark")
+    assert seen["page"] == ("rgb(18, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert min(seen["least"].values()) >= 4.5
+    assert set(seen["least"]) == {"page", "figure"}
 
 
 WITHOUT_SCRIPT = """<body><script>
@@ -385,10 +385,10 @@ def test_a_browser_without_script_shows_figures_and_tables_and_no_control(tmp_pa
     page = report(tmp_path, resamples=20).page
     frame = tmp_path / "frame.html"
     frame.write_text(WITHOUT_SCRIPT.replace("PAGE", page.as_uri()))
-    found = in_chromium(frame)
-    assert (found["explorer"], found["buttons"]) == (0, 0)
-    assert found["figures"][0] == found["figures"][1] >= 3
-    assert found["rows"][0] == found["rows"][1] >= 7
+    seen = in_chromium(frame)
+    assert (seen["explorer"], seen["buttons"]) == (0, 0)
+    assert seen["figures"][0] == seen["figures"][1] >= 3
+    assert seen["rows"][0] == seen["rows"][1] >= 7
     frame.write_text(WITHOUT_SCRIPT.replace("PAGE", page.as_uri()).replace("-origin", "-origin allow-scripts"))
     assert in_chromium(frame)["explorer"] == 1  # what switches it off is the missing permission
 
@@ -420,8 +420,8 @@ def test_a_page_of_many_measures_fits_a_screen_and_a_phone_without_scrolling_sid
     (tmp_path / "page.html").write_text(example.replace(style_of(example), style_of(today)))
     frames = tmp_path / "frames.html"
     frames.write_text(WIDTHS.replace("PAGE", "page.html"))
-    found = in_chromium(frames, "--hide-scrollbars", "--window-size=1400,900")
-    assert found == {"1280": [1280, 0], "390": [390, 0]}
+    seen = in_chromium(frames, "--hide-scrollbars", "--window-size=1400,900")
+    assert seen == {"1280": [1280, 0], "390": [390, 0]}
 
 
 def in_chromium(page, *options):

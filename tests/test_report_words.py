@@ -103,11 +103,11 @@ def test_two_networks_of_a_method_are_enough_to_be_pooled_and_seeds_are_told_apa
             last = network(0.4, 3.0 + i - 0.1 * seed, 2.0 + i + 0.1 * seed)
             write(tmp_path / f"m{i}-{seed}", f"m{i}", seed, last=last, best=network(0.4, 1.0 + i, 1.0 + i))
     write(tmp_path / "one-0", "one", last=network(0.4, 3.0, 2.0))  # has no other seed
-    found = analyse(gather([tmp_path]), 50)
+    analysed = analyse(gather([tmp_path]), 50)
     key = "average_flatness", "rloss"
-    assert (found.seeds[key].models, found.seeds[key].clusters) == (16, 8)
-    assert found.seeds[key].spearman == pytest.approx((-1, -1, -1))
-    assert found.within["", *key].spearman.low > 0
+    assert (analysed.seeds[key].models, analysed.seeds[key].clusters) == (16, 8)
+    assert analysed.seeds[key].spearman == pytest.approx((-1, -1, -1))
+    assert analysed.within["", *key].spearman.low > 0
     (said,) = [text for text in told(tmp_path) if text.startswith("Within methods")]
     assert (
         "Between seeds alone (last networks, as differences from their configuration's mean), Spearman −1.00 "
@@ -129,13 +129,13 @@ def test_early_stopped_networks_are_judged_alone_too(tmp_path):
     write(tmp_path / "twin-0", "twin", best=best)  # early stopping ended before they parted
     gathered = gather([tmp_path])
     analysis = analyse(gathered, 50)
-    found = analysis.early["average_flatness", "rloss"]
+    result = analysis.early["average_flatness", "rloss"]
     best = {n.networks["best"].value("rloss"): n.networks["best"].value("average_flatness") for n in gathered.runs}
-    assert found.spearman.value == pytest.approx(spearmanr([*best], [*best.values()]).statistic)
-    assert (found.models, found.clusters) == (16, 8)
+    assert result.spearman.value == pytest.approx(spearmanr([*best], [*best.values()]).statistic)
+    assert (result.models, result.clusters) == (16, 8)
     assert analysis.early["logit_margin_robust", "rloss"].spearman.value == pytest.approx(-1)
     (said,) = [text for text in details(analysis, gathered) if text.startswith("Over the early-stopped")]
-    assert f"alone (16 networks of 8 configurations), Spearman {estimate(found.spearman)} with RLoss" in said
+    assert f"alone (16 networks of 8 configurations), Spearman {estimate(result.spearman)} with RLoss" in said
     assert any(row.startswith("early-stopped,average_flatness,rloss,16,8,") for row in statistics_csv(analysis).split())
 
 
@@ -220,12 +220,12 @@ def test_the_paper_s_own_correlations_are_scipys(tmp_path):
     from scipy import stats
 
     write(tmp_path / "at-0", "at")
-    found = analyse(gather([tmp_path]), 200).paper
+    analysed = analyse(gather([tmp_path]), 200).paper
     rows = published().values()
     flatness, test = [r["flatness"] for r in rows], [r["rerr_test"] for r in rows]
     gap = [r["rerr_test"] - r["rerr_train"] for r in rows]
-    assert found["rerr_autoattack"].spearman.value == pytest.approx(stats.spearmanr(flatness, test).statistic)
-    assert found["rerr_autoattack gap"].kendall.value == pytest.approx(stats.kendalltau(flatness, gap).statistic)
+    assert analysed["rerr_autoattack"].spearman.value == pytest.approx(stats.spearmanr(flatness, test).statistic)
+    assert analysed["rerr_autoattack gap"].kendall.value == pytest.approx(stats.kendalltau(flatness, gap).statistic)
 
 
 def test_any_measure_of_flatness_is_correlated(tmp_path):
@@ -399,11 +399,11 @@ def test_what_a_partial_correlation_holds_fixed(tmp_path):
         last = network(0.4, 1 + confidence + 0.3 * rng.random(), 1.0, clean=0.05 + 0.01 * rng.random())
         last["test"] |= {"confidence_robust": confidence, "mine": confidence + 0.3 * rng.random()}
         write(tmp_path / f"m{i}-0", f"m{i}", last=last, optimizer__lr=0.1 * (1 + i % 3))
-    found = {r.measure: r for r in analyse(gather([tmp_path]), 200).ranking if r.outcome == "rloss"}
-    assert found["mine"].fixed == ("clean error", "confidence", "learning rate")
-    assert found["mine"].partial.sign == 0
-    assert found["confidence_robust"].fixed == ("clean error", "learning rate")
-    assert found["confidence_robust"].partial.sign == 1
+    ranked = {r.measure: r for r in analyse(gather([tmp_path]), 200).ranking if r.outcome == "rloss"}
+    assert ranked["mine"].fixed == ("clean error", "confidence", "learning rate")
+    assert ranked["mine"].partial.sign == 0
+    assert ranked["confidence_robust"].fixed == ("clean error", "learning rate")
+    assert ranked["confidence_robust"].partial.sign == 1
     last = [run.networks["last"].test for run in gather([tmp_path]).runs]
     assert spearmanr([n["mine"] for n in last], [n["rloss"] for n in last]).pvalue < 1e-3
 
@@ -426,8 +426,8 @@ def test_early_stopping_and_options_are_single_changes(tmp_path):
         for xi, flat in ((0.1, 1.0), (0.2, 2.0)):
             last, best = network(0.4, 1 + flat, flat), network(0.4, 0.5 + flat, flat - 0.5)
             write(tmp_path / f"at-{xi}-{seed}", "at", seed, last=last, best=best, loss__xi=xi)
-    found = {r.measure: r for r in analyse(gather([tmp_path]), 50).ranking if r.outcome == "rloss"}
-    assert found["average_flatness"].granulated.psi == {"loss.xi": 1.0, "early stopping": 1.0}
+    ranked = {r.measure: r for r in analyse(gather([tmp_path]), 50).ranking if r.outcome == "rloss"}
+    assert ranked["average_flatness"].granulated.psi == {"loss.xi": 1.0, "early stopping": 1.0}
 
 
 def test_a_measure_that_falls_where_the_outcome_rises_follows_single_changes_as_well(tmp_path):

@@ -25,10 +25,10 @@ def written(tmp_path, content):
 
 
 def test_what_is_written_is_what_is_read_unknown_fields_included(tmp_path):
-    found = Results.read(written(tmp_path, MINE))
-    assert (found.models["last"].test["rloss"], found.version) == (1.5, SCHEMA)
-    assert math.isnan(found.models["last"].test["odd"])
-    text = found.to_json()
+    results = Results.read(written(tmp_path, MINE))
+    assert (results.models["last"].test["rloss"], results.version) == (1.5, SCHEMA)
+    assert math.isnan(results.models["last"].test["odd"])
+    text = results.to_json()
     assert "NaN" not in text
     again = json.loads(text)
     assert again["of a later version"] == [1, 2]

@@ -304,16 +304,16 @@ def test_a_network_of_a_run_is_whole_and_finite(whole, tmp_path, value, told):
     folder, _ = copied(whole, tmp_path / "run")
     weights = load_file(folder / "model.safetensors")
     weights["net.0.weight"][0, 0, 0, 0] = 0.5
-    found = load_recipe(recipe(), catalogue=Catalogue([TinyData, TinyModel]))
+    loaded = load_recipe(recipe(), catalogue=Catalogue([TinyData, TinyModel]))
     save_file(weights, folder / "model.safetensors")
-    assert torch.equal(network_of(found, folder).state_dict()["net.0.weight"], weights["net.0.weight"])
+    assert torch.equal(network_of(loaded, folder).state_dict()["net.0.weight"], weights["net.0.weight"])
     if value is None:
         del weights["net.0.weight"]
     else:
         weights["net.0.weight"][0, 0, 0, 0] = value
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(UserError, match=told):
-        network_of(found, folder)
+        network_of(loaded, folder)
 
 
 def test_a_state_that_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):

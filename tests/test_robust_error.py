@@ -48,8 +48,8 @@ def test_a_linear_models_robust_error_in_closed_form():
     x, y = 0.25 + 0.5 * torch.rand(200, 1, 8, 8), torch.randint(0, 2, (200,))
     w, b = linear[1].weight.double(), linear[1].bias.double()
     margin = (2 * y - 1).double() * (x.flatten(1).double() @ (w[1] - w[0]) + b[1] - b[0])
-    found = hookflat.robust_error(linear, (x, y), eps=0.05, step_size=0.02, steps=10, restarts=2)
-    assert torch.equal(found.wrong, margin < 0.05 * (w[1] - w[0]).abs().sum())
+    measured = hookflat.robust_error(linear, (x, y), eps=0.05, step_size=0.02, steps=10, restarts=2)
+    assert torch.equal(measured.wrong, margin < 0.05 * (w[1] - w[0]).abs().sum())
 
 
 def test_what_is_broken_gets_no_more_passes_and_the_rest_is_packed(digits_net, digits_pair):
@@ -58,10 +58,10 @@ def test_what_is_broken_gets_no_more_passes_and_the_rest_is_packed(digits_net, d
     work = Work()
     SEEN.clear()
     loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
-    found = hookflat.robust_error(net, loader, eps=0.3, step_size=0.1, steps=5, restarts=3, work=work)
+    measured = hookflat.robust_error(net, loader, eps=0.3, step_size=0.1, steps=5, restarts=3, work=work)
     attacked = [n for n, gradient in SEEN if gradient]
-    right = int((~found.clean_wrong).sum())
-    assert found.error > 0.9
+    right = int((~measured.clean_wrong).sum())
+    assert measured.error > 0.9
     assert sum(attacked) == work.tally.passes < right * 5  # of the 15 of robust_loss
     assert attacked[: right // 16] == [16] * (right // 16)
 
@@ -121,8 +121,8 @@ def test_a_search_in_low_precision_that_breaks_a_whole_batch_is_the_last(digits_
             return logits.view(logits.size(0), -1)
 
     x, y = (t[:20] for t in digits_pair)
-    found = measure(Flattening().eval(), [(x, y)], precision="bf16", **ATTACK | {"eps": 0.5})
-    assert found.error == 1
+    measured = measure(Flattening().eval(), [(x, y)], precision="bf16", **ATTACK | {"eps": 0.5})
+    assert measured.error == 1
 
 
 @pytest.mark.parametrize(("pays", "searched"), [(True, 2), (False, 1)])
@@ -150,8 +150,8 @@ def test_an_image_that_does_not_move_takes_one_step():
         linear[1].weight.zero_()
         linear[1].bias.copy_(torch.tensor([1.0, 0.0]))
     work = Work()
-    found = hookflat.robust_error(
+    measured = hookflat.robust_error(
         linear, (torch.rand(5, 1, 4, 4), torch.zeros(5).long()), steps=50, restarts=3, work=work
     )
-    assert found.error == 0
+    assert measured.error == 0
     assert work.tally.passes == 5 * 3

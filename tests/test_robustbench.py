@@ -84,10 +84,10 @@ MEASURED = {
 def test_a_network_is_measured_through_stand_ins_that_are_gone_afterwards(package):
     net = weights(package / "models/cifar10/L2/C2021.pt")
     there = {name: sys.modules.get(name) for name in ("autoattack", "autoattack.state", "pkg_resources")}
-    found = evaluate("robustbench:cifar10/L2/C2021", folder=package / "out", **MEASURED).results
+    evaluated = evaluate("robustbench:cifar10/L2/C2021", folder=package / "out", **MEASURED).results
     x, y = Digits(train=40, test=30).build_data().test.part(0, 20).__getitems__(torch.arange(20))
-    assert found.models["last"].test["clean_loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
-    assert (found.protocol.norm, found.protocol.eps, found.protocol.step_size) == ("L2", 0.5, 0.1)
+    assert evaluated.models["last"].test["clean_loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+    assert (evaluated.protocol.norm, evaluated.protocol.eps, evaluated.protocol.step_size) == ("L2", 0.5, 0.1)
     assert {name: sys.modules.get(name) for name in there} == there
     if there["autoattack"] is None:
         assert sys.modules["robustbench.evaluation"].AutoAttack is pyautoattack.AutoAttack
@@ -170,11 +170,11 @@ def test_weights_that_do_not_load(package):
 
 def test_leaderboards_of_a_study(package):
     (package / "zoo.toml").write_text((recipes_folder() / "studies" / "zoo.toml").read_text())
-    found = read_study(package / "zoo.toml")
-    assert [job.name for job in found.jobs] == ["cifar10-A2019", "cifar10-B2020"]
-    (command,) = found.jobs[1].commands()
+    read = read_study(package / "zoo.toml")
+    assert [job.name for job in read.jobs] == ["cifar10-A2019", "cifar10-B2020"]
+    (command,) = read.jobs[1].commands()
     assert command[3:6] == ["eval", "robustbench:cifar10/B2020", "--protocol"]
-    assert found.jobs[1].label.early_stopped
+    assert read.jobs[1].label.early_stopped
     for spec, specs in (
         ("cifar10/L2/*", ["robustbench:cifar10/L2/C2021"]),
         ("B*", ["robustbench:cifar10/B2020"]),

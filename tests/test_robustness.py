@@ -72,12 +72,12 @@ def test_the_loss_of_three_restarts_is_the_largest_of_three_attacks(digits_net, 
     """From the start of each restart, and each is above the others somewhere; 25: a batch ends inside a restart."""
     x, y = digits_pair
     data = Images((x * 255).round().to(torch.uint8), y)
-    found = hookflat.robust_loss(digits_net, Examples(data, batch_size=batch), restarts=3, seed=4, **ATTACK)
+    measured = hookflat.robust_loss(digits_net, Examples(data, batch_size=batch), restarts=3, seed=4, **ATTACK)
     each = []
     for restart in range(3):
         x_adv = hookflat.pgd(digits_net, x, y, seed=seeds.derive_seed(4, "restart", restart), **ATTACK)
         each.append(cross_entropy(digits_net(x_adv), y).detach())
-    assert torch.allclose(found.per_example.loss, torch.stack(each).amax(dim=0), atol=1e-4)
+    assert torch.allclose(measured.per_example.loss, torch.stack(each).amax(dim=0), atol=1e-4)
     for restart in range(3):
         others = torch.stack(each[:restart] + each[restart + 1 :]).amax(dim=0)
         assert (each[restart] > others + 1e-2).any()
@@ -135,9 +135,9 @@ def test_networks_are_left_as_found_also_when_interrupted(net):
     x, y = pair(10)
     net.train()
     net.conv1.weight.requires_grad_(False)
-    found = Found.of(net)
+    before = Found.of(net)
     hookflat.robust_loss(net, (x, y), restarts=1, **ATTACK)
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
 
     def stops():
         yield x, y
@@ -145,7 +145,7 @@ def test_networks_are_left_as_found_also_when_interrupted(net):
 
     with pytest.raises(KeyboardInterrupt):
         hookflat.robust_loss(net, stops(), **ATTACK)
-    found.assert_unchanged(net)
+    before.assert_unchanged(net)
     net.conv1.weight.requires_grad_(True)
 
 

@@ -18,10 +18,10 @@ small = st.integers(-4, 4).map(float)
 @settings(max_examples=60, deadline=None)
 def test_coefficients_are_scipys_ties_and_all(pairs):
     x, y = zip(*pairs, strict=True)
-    found = correlation(x, y, resamples=10)
+    result = correlation(x, y, resamples=10)
     constant = len(set(x)) == 1 or len(set(y)) == 1
     for name, theirs in COEFFICIENTS.items():
-        mine = getattr(found, name).value
+        mine = getattr(result, name).value
         if constant:
             assert math.isnan(mine)
         else:
@@ -51,24 +51,24 @@ def test_every_resample_is_scipys_coefficient_of_the_drawn_models(name):
 
 def test_intervals_are_scipys_bootstrap():
     x, y, _ = _data()
-    found = correlation(x, y, resamples=20_000)
+    result = correlation(x, y, resamples=20_000)
     theirs = stats.bootstrap(
         (x, y),
         lambda a, b, axis=-1: stats.pearsonr(a, b, axis=axis).statistic,
         paired=True, vectorized=True, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
-    assert (found.pearson.low, found.pearson.high) == pytest.approx((theirs.low, theirs.high), abs=0.015)
+    assert (result.pearson.low, result.pearson.high) == pytest.approx((theirs.low, theirs.high), abs=0.015)
 
 
 def test_a_difference_is_that_of_two_bootstraps_by_hand():
     (a, b, _), (c, d, _) = _data(25), _data(40, seed=1)
     d = d[::-1].copy()
-    found = difference(Sample(a, b, range(25)), Sample(c, d, range(40)), resamples=4000)
-    assert found.value == pytest.approx(stats.spearmanr(a, b).statistic - stats.spearmanr(c, d).statistic, abs=1e-9)
+    result = difference(Sample(a, b, range(25)), Sample(c, d, range(40)), resamples=4000)
+    assert result.value == pytest.approx(stats.spearmanr(a, b).statistic - stats.spearmanr(c, d).statistic, abs=1e-9)
     rng = np.random.default_rng(5)
     drawn = [(rng.integers(0, 25, 25), rng.integers(0, 40, 40)) for _ in range(2000)]
     theirs = [stats.spearmanr(a[i], b[i]).statistic - stats.spearmanr(c[j], d[j]).statistic for i, j in drawn]
-    assert (found.low, found.high) == pytest.approx(np.percentile(theirs, [2.5, 97.5]), abs=0.05)
+    assert (result.low, result.high) == pytest.approx(np.percentile(theirs, [2.5, 97.5]), abs=0.05)
     assert math.isnan(difference(Sample(a, b, range(25)), Sample(c[:4], d[:4], range(4))).low)
 
 
@@ -86,12 +86,12 @@ def test_intervals_have_their_coverage():
 
 def test_partial_correlation_is_that_of_the_residuals():
     x, y, z = _data()
-    found = correlation(x, y, given=z, resamples=10)
+    result = correlation(x, y, given=z, resamples=10)
     residuals = [v - np.polyval(np.polyfit(z, v, 1), z) for v in (x, y)]
-    assert found.partial_pearson.value == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-9)
+    assert result.partial_pearson.value == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-9)
     ranks = [stats.rankdata(v) for v in (x, y, z)]
     residuals = [v - np.polyval(np.polyfit(ranks[2], v, 1), ranks[2]) for v in ranks[:2]]
-    assert found.partial_spearman.value == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-9)
+    assert result.partial_spearman.value == pytest.approx(stats.pearsonr(*residuals).statistic, abs=1e-9)
     assert math.isnan(correlation(x, y, given=x, resamples=10).partial_pearson.value)
 
 
@@ -129,9 +129,9 @@ def test_few_clusters_have_no_interval():
 def test_partial_correlations_use_the_models_with_a_control():
     x, y, z = _data()
     missing = np.where(np.arange(25) < 5, np.nan, z)
-    found, rest = correlation(x, y, given=missing, resamples=10), correlation(x[5:], y[5:], given=z[5:], resamples=10)
-    assert found.partial_spearman.value == pytest.approx(rest.partial_spearman.value)
-    assert found.models == 25
+    result, rest = correlation(x, y, given=missing, resamples=10), correlation(x[5:], y[5:], given=z[5:], resamples=10)
+    assert result.partial_spearman.value == pytest.approx(rest.partial_spearman.value)
+    assert result.models == 25
 
 
 def test_an_interval_says_whether_it_leaves_out_zero():

@@ -91,21 +91,21 @@ def test_a_study_is_every_recipe_at_every_value_and_seed(study):
 
 
 def test_what_is_missing_is_made_and_what_is_there_left_alone(study, here, monkeypatch):
-    found = read_study(study)
-    assert set(Plan.of(found).states.values()) == {"todo"}
-    assert Plan.of(found).hours is None
+    read = read_study(study)
+    assert set(Plan.of(read).states.values()) == {"todo"}
+    assert Plan.of(read).hours is None
     said = []
-    assert set(make(found, say=said.append).values()) == {"done"}
+    assert set(make(read, say=said.append).values()) == {"done"}
     assert sum(line.startswith("done ") for line in said) == 4
-    planned = Plan.of(found)
+    planned = Plan.of(read)
     assert set(planned.states.values()) == {"done"}
     assert planned.hours == 0
-    stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs]
+    stamps = [(job.folder / "eval.json").stat().st_mtime_ns for job in read.jobs]
     ran = []
     monkeypatch.setattr("hookflat.studies.execution.Commands.status", lambda *a: ran.append(a))
-    assert set(make(found).values()) == {"done"}
+    assert set(make(read).values()) == {"done"}
     assert not ran
-    assert [(job.folder / "eval.json").stat().st_mtime_ns for job in found.jobs] == stamps
+    assert [(job.folder / "eval.json").stat().st_mtime_ns for job in read.jobs] == stamps
 
 
 def test_a_changed_recipe_is_detected_and_only_redone_when_asked(study, here, tmp_path):
@@ -123,23 +123,23 @@ def test_a_changed_recipe_is_detected_and_only_redone_when_asked(study, here, tm
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(study, here):
-    found = read_study(study)
-    blocked = found.jobs[1].folder
+    read = read_study(study)
+    blocked = read.jobs[1].folder
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a folder should be")
     said = []
-    states = make(found, say=said.append)
-    assert [states[job.name] for job in found.jobs] == ["done", "failed", "done", "done"]
+    states = make(read, say=said.append)
+    assert [states[job.name] for job in read.jobs] == ["done", "failed", "done", "done"]
     (line,) = [line for line in said if line.startswith("failed")]
     assert "tiny-beta=6-0: hookflat: " in line
     blocked.unlink()
-    assert set(make(found, say=said.append).values()) == {"done"}
+    assert set(make(read, say=said.append).values()) == {"done"}
 
 
 def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
     """A run holds its folder itself: a study that was killed leaves no free lock behind a training that goes on."""
-    found = read_study(study)
-    lock = found.jobs[0].folder / ".lock"
+    read = read_study(study)
+    lock = read.jobs[0].folder / ".lock"
     lock.parent.mkdir(parents=True)
     holder = subprocess.Popen(
         [
@@ -150,39 +150,39 @@ def test_a_run_that_is_made_elsewhere_is_not_made_again(study, here):
         stdout=subprocess.PIPE,
     )
     holder.stdout.readline()
-    assert run_job(found.jobs[0]) == "elsewhere"
-    assert run_job(replace(found.jobs[1], learns_from=(found.jobs[0].folder,))) == "elsewhere"
+    assert run_job(read.jobs[0]) == "elsewhere"
+    assert run_job(replace(read.jobs[1], learns_from=(read.jobs[0].folder,))) == "elsewhere"
     assert "elsewhere tiny-beta=1-0: another process is making it" in hookflat("study", study).stdout
     with pytest.raises(UserError, match="is in use: another process"):
-        run(found.jobs[0].resolved(), folder=found.jobs[0].folder)
+        run(read.jobs[0].resolved(), folder=read.jobs[0].folder)
     holder.kill()
     holder.wait()
-    assert run_job(found.jobs[0]) == "done"
+    assert run_job(read.jobs[0]) == "done"
 
 
 def test_what_another_process_was_making_is_looked_at_again(study, monkeypatch):
-    found = read_study(study)
+    read = read_study(study)
     turns = []
 
     def turn(job, **_):
         turns.append(job.name)
-        return "elsewhere" if turns.count(job.name) == 1 and job is found.jobs[0] else "done"
+        return "elsewhere" if turns.count(job.name) == 1 and job is read.jobs[0] else "done"
 
     monkeypatch.setattr("hookflat.studies.execution.run_job", turn)
-    assert set(make(found).values()) == {"done"}
-    assert turns == [*(job.name for job in found.jobs), found.jobs[0].name]
+    assert set(make(read).values()) == {"done"}
+    assert turns == [*(job.name for job in read.jobs), read.jobs[0].name]
 
 
 @pytest.mark.parametrize("damage", ["", "[eval", "[run]\nseed = 0\n"])
 def test_damaged_files_stop_no_other_run(study, here, tmp_path, damage):
     (tmp_path / "mine.toml").write_text(PROTOCOL)
     study.write_text(study.read_text().replace("seeds = [0, 1]", f'protocol = "{tmp_path / "mine.toml"}"'))
-    found = read_study(study)
-    damaged = found.jobs[0].measures / "recipe.toml"
+    read = read_study(study)
+    damaged = read.jobs[0].measures / "recipe.toml"
     damaged.parent.mkdir(parents=True)
     damaged.write_text(damage)
-    assert make(found, say=print) == {"tiny-beta=1-0": "changed", "tiny-beta=6-0": "done"}
-    assert found.jobs[0].protocol_changes() == [f"{damaged} cannot be read"]
+    assert make(read, say=print) == {"tiny-beta=1-0": "changed", "tiny-beta=6-0": "done"}
+    assert read.jobs[0].protocol_changes() == [f"{damaged} cannot be read"]
 
 
 def test_a_run_that_cannot_be_made_stops_no_other(study, monkeypatch):
@@ -203,12 +203,12 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
     text = STUDY.format(folder=tmp_path / "runs", recipe=tmp_path / "tiny.toml")
     text = text.replace("seeds = [0, 1]", f'protocol = "{tmp_path / "mine.toml"}"').replace(", 6.0", "")
     study.write_text(text + "rescale = [0.5]\n")
-    found = read_study(study)
-    assert [job.name for job in found.jobs] == ["tiny-beta=1-0", "tiny-beta=1-0-x0.5"]
+    read = read_study(study)
+    assert [job.name for job in read.jobs] == ["tiny-beta=1-0", "tiny-beta=1-0-x0.5"]
     said = []
-    assert set(make(found, say=said.append).values()) == {"done"}, said
+    assert set(make(read, say=said.append).values()) == {"done"}, said
     values = []
-    for job in found.jobs:
+    for job in read.jobs:
         assert job.results == job.folder / "eval" / "mine-last" / "eval.json"
         values.append(json.loads(job.results.read_text())["models"]["last"]["test"])
     assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-4)
@@ -219,10 +219,10 @@ def test_runs_are_measured_by_the_protocol_and_rescaled(study, here, tmp_path):
     told = hookflat("study", study, "--plan").stdout
     assert "changed  tiny-beta=1-0: eval.quick.examples: 10 in the folder, 12 now" in told
     assert changed.jobs[0].protocol_changes() == ["eval.quick.examples: 10 in the folder, 12 now"]
-    weights = (found.jobs[0].folder / "model.safetensors").stat().st_mtime_ns
+    weights = (read.jobs[0].folder / "model.safetensors").stat().st_mtime_ns
     assert set(make(changed, redo=True, say=said.append).values()) == {"done"}
-    assert (found.jobs[0].folder / "model.safetensors").stat().st_mtime_ns == weights
-    assert json.loads(found.jobs[0].results.read_text())["protocol"]["stages"]["quick"]["examples"] == {"test": 12}
+    assert (read.jobs[0].folder / "model.safetensors").stat().st_mtime_ns == weights
+    assert json.loads(read.jobs[0].results.read_text())["protocol"]["stages"]["quick"]["examples"] == {"test": 12}
 
 
 def test_a_run_learns_from_another_of_the_study(study, here, tmp_path, monkeypatch):
@@ -233,25 +233,25 @@ def test_a_run_learns_from_another_of_the_study(study, here, tmp_path, monkeypat
         f'[study]\nfolder = "{tmp_path / "runs"}"\nseeds = [3, 4]\n[[study.grid]]\nrecipe = "{hat}"\n'
         f'learns_from = {{ "loss.helper" = "{standard}" }}\n[[study.grid]]\nrecipe = "{standard}"\n'
     )
-    found, said = read_study(study), []
-    assert [job.name for job in found.jobs] == ["hat-3", "tiny-3", "hat-4", "tiny-4"]
-    assert {job.resolved()["loss"]["helper"] for job in found.jobs[::2]} == {str(tmp_path / "runs" / "tiny-3")}
-    assert [cost.name for cost in costs_of(Plan.of(found))] == ["tiny-3"]
+    read, said = read_study(study), []
+    assert [job.name for job in read.jobs] == ["hat-3", "tiny-3", "hat-4", "tiny-4"]
+    assert {job.resolved()["loss"]["helper"] for job in read.jobs[::2]} == {str(tmp_path / "runs" / "tiny-3")}
+    assert [cost.name for cost in costs_of(Plan.of(read))] == ["tiny-3"]
     monkeypatch.setattr("submitit.AutoExecutor.submit", lambda self, family, jobs, *_: jobs[0].name)
     asked = []
     monkeypatch.setattr("submitit.AutoExecutor.update_parameters", lambda self, **parameters: asked.append(parameters))
-    assert submit(found, cluster="local", timeout_min=5, slurm_setup="mine") == ["tiny-3", "tiny-4"]
+    assert submit(read, cluster="local", timeout_min=5, slurm_setup="mine") == ["tiny-3", "tiny-4"]
     assert asked[0]["slurm_signal_delay_s"] == 300
     assert [line.rpartition("export ")[2] for line in asked[0]["slurm_setup"]] == [
         "SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
         "mine",
     ]
-    assert set(make(found, say=said.append).values()) == {"done"}, said
+    assert set(make(read, say=said.append).values()) == {"done"}, said
     done = [line.split()[1] for line in said if line.startswith("done")]
     assert done == ["tiny-3:", "tiny-4:", "hat-3:", "hat-4:"]
-    (found.folder / "hat-3" / "model.safetensors").unlink()
-    (found.folder / "hat-3" / "eval.json").unlink()
-    assert submit(found, cluster="local", timeout_min=5) == ["hat-3"]
+    (read.folder / "hat-3" / "model.safetensors").unlink()
+    (read.folder / "hat-3" / "eval.json").unlink()
+    assert submit(read, cluster="local", timeout_min=5) == ["hat-3"]
 
     for wrong in ("at", hat):
         study.write_text(re.sub('"loss.helper" = ".*"', f'"loss.helper" = "{wrong}"', study.read_text()))
@@ -265,23 +265,23 @@ def test_submitit_runs_what_is_missing_on_several_processes(study, tmp_path):
     """Its local executor, as it would on a cluster, and accelerate launch, whose run has the weights of one process."""
     study.write_text(study.read_text().replace("[0, 1]", "[0]").replace(", 6.0", ""))
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("width = 8", 'width = 8, norm = "group"'))
-    found = read_study(study)
+    read = read_study(study)
     with pytest.raises(UserError, match="how long a run may take"):
-        submit(found, cluster="local")
+        submit(read, cluster="local")
     with pytest.raises(UserError, match="no srun on this machine"):
-        submit(found, timeout_min=5)
+        submit(read, timeout_min=5)
     with pytest.raises(UserError, match=r"--slurm: Unknown argument 'gpus' for executor 'slurm'"):
-        submit(found, cluster="local", timeout_min=5, slurm_gpus=1)
-    (submitted,) = submit(found, cluster="local", processes=2, timeout_min=5, slurm_max_num_timeout=10)
+        submit(read, cluster="local", timeout_min=5, slurm_gpus=1)
+    (submitted,) = submit(read, cluster="local", processes=2, timeout_min=5, slurm_max_num_timeout=10)
     assert submitted.result() == ["done"]
-    (job,) = found.jobs
+    (job,) = read.jobs
     assert json.loads((job.folder / "environment.json").read_text())["processes"] == 2
     assert job.log.read_text().count("epoch 1/1") == 1  # only the main process speaks
     alone = load_file(run(job.resolved(), folder=tmp_path / "alone").folder / "model.safetensors")
     for name, weights in load_file(job.folder / "model.safetensors").items():
         assert torch.allclose(weights, alone[name], atol=2e-5), name
-    assert set(Plan.of(found).states.values()) == {"done"}
-    assert submit(found, cluster="local", timeout_min=5) == []
+    assert set(Plan.of(read).states.values()) == {"done"}
+    assert submit(read, cluster="local", timeout_min=5) == []
 
 
 def test_workers_share_cores_and_gpus(monkeypatch):
@@ -302,24 +302,24 @@ def test_workers_share_cores_and_gpus(monkeypatch):
 @pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling", "methods"])
 @pytest.mark.parametrize("overlays", [[], ["scales/cifar10"]])
 def test_shipped_studies_are_whole_at_any_scale(name, overlays):
-    found = read_study(name, overlays=overlays)
+    read = read_study(name, overlays=overlays)
     page = (recipes_folder().parent / "docs" / "studies.md").read_text()
-    assert re.search(rf"^\| `{name}` \| .* \| {len(found.jobs)} \|$", page, re.M)
+    assert re.search(rf"^\| `{name}` \| .* \| {len(read.jobs)} \|$", page, re.M)
     if name == "table1":
-        assert len(found.jobs) == 20 * 3
+        assert len(read.jobs) == 20 * 3
         titled = {p.stem for p in recipes_folder().glob("*.toml") if "of Table 1" in p.read_text().splitlines()[0]}
-        assert {job.recipe for job in found.jobs} == titled | {"at_awp"}
+        assert {job.recipe for job in read.jobs} == titled | {"at_awp"}
     if name == "methods":
-        assert {job.recipe for job in found.jobs} == {p.stem for p in recipes_folder().glob("*.toml")}
+        assert {job.recipe for job in read.jobs} == {p.stem for p in recipes_folder().glob("*.toml")}
 
 
 def test_the_example_of_single_steps(monkeypatch):
     """FGSM from the image and three cures, alike in everything else, at the radius of the paper's Fig. 11."""
     monkeypatch.chdir(recipes_folder().parent)
     folder = Path("examples", "catastrophic_overfitting")
-    found = read_study(folder / "study.toml", plugins=[folder / "one_convolution.py"])
+    read = read_study(folder / "study.toml", plugins=[folder / "one_convolution.py"])
     attacks = {}
-    for job in found.jobs:
+    for job in read.jobs:
         table = job.resolved()
         assert table["attack"]["eps"] == table["eval"]["eps"] == pytest.approx(10 / 255)
         assert (table["run"]["epochs"], table["run"]["epochs_factor"]) == (15, 1)
@@ -369,13 +369,13 @@ def test_wrong_studies_are_told_before_anything_runs(study, tmp_path):
 
 def test_tables_of_values_and_lines_that_were_cut_off_do_no_harm(study):
     study.write_text(study.read_text() + "\n[study.set.optimizer]\nlr = 0.01\n")
-    found = read_study(study, overrides=["plugins.awp={xi=0.5}"])
-    assert found.jobs[0].resolved()["optimizer"]["lr"] == 0.01
-    (command,) = found.jobs[0].commands()
+    read = read_study(study, overrides=["plugins.awp={xi=0.5}"])
+    assert read.jobs[0].resolved()["optimizer"]["lr"] == 0.01
+    (command,) = read.jobs[0].commands()
     assert {"optimizer.lr=0.01", "plugins.awp.xi=0.5"} <= set(command)
-    found.folder.mkdir()
-    (found.folder / "times.jsonl").write_text('{"run": "x", "seconds": 1800.0, "was": "todo"}\n{"run": "y", "sec')
-    assert Plan.of(found).hours == pytest.approx(2.0)
+    read.folder.mkdir()
+    (read.folder / "times.jsonl").write_text('{"run": "x", "seconds": 1800.0, "was": "todo"}\n{"run": "y", "sec')
+    assert Plan.of(read).hours == pytest.approx(2.0)
 
 
 def test_the_commands(study, here, tmp_path):

@@ -83,21 +83,23 @@ class Environment:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """hookflat and hookflat-alp from wheels, everything else from the running environment."""
     folder = tmp_path_factory.mktemp("third_party")
-    found = Environment(folder / "venv", folder / "elsewhere")
-    found.cwd.mkdir()
+    environment = Environment(folder / "venv", folder / "elsewhere")
+    environment.cwd.mkdir()
 
     def python(*args: object) -> None:
         succeeded(subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, check=False))
 
     for source in (ROOT, EXAMPLE):
         python("-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "wheels", source)
-    python("-m", "venv", "--without-pip", found.venv)
+    python("-m", "venv", "--without-pip", environment.venv)
     wheels = sorted((folder / "wheels").glob("*.whl"))
-    pip = ("-m", "pip", "--python", found.venv / "bin" / "python", "install")
+    pip = ("-m", "pip", "--python", environment.venv / "bin" / "python", "install")
     python(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", *wheels)
     outer = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
-    (found.packages / "outer.pth").write_text("\n".join(outer))  # behind the wheels; .pth files there are not read
-    return found
+    (environment.packages / "outer.pth").write_text(
+        "\n".join(outer)
+    )  # behind the wheels; .pth files there are not read
+    return environment
 
 
 # --- what is installed ------------------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ def test_tensorboard_has_curves_figures_and_the_recipe(tmp_path):
     logged = EventAccumulator(str(folder / "tracking" / "hookflat"), size_guidance={"images": 0}).Reload()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     expected = [(line["step"], line["rloss"]) for line in lines if line["stage"] == "curves"]
-    found = [(event.step, event.value) for event in logged.Scalars("curves/test/RLoss")]
-    assert [step for step, _ in found] == [step for step, _ in expected] == [3, 6]
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+    points = [(event.step, event.value) for event in logged.Scalars("curves/test/RLoss")]
+    assert [step for step, _ in points] == [step for step, _ in expected] == [3, 6]
+    assert [value for _, value in points] == pytest.approx([value for _, value in expected], rel=1e-6)
     assert "training/train/loss" in logged.Tags()["scalars"]
     assert logged.Tags()["images"] == ["overfitting"]
     (hparams,) = (folder / "tracking" / "hookflat").glob("*/hparams.yml")

@@ -96,7 +96,7 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def found(net, digits_pair):
+def looks(net, digits_pair):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {
@@ -105,24 +105,24 @@ def found(net, digits_pair):
         }
 
 
-def flags(found):
-    return {name for name, raised in found.raised.items() if raised}
+def flags(looks):
+    return {name for name, raised in looks.raised.items() if raised}
 
 
-def test_an_honest_network_raises_no_flag(found):
-    assert flags(found["honest"]) == set()
-    assert found["honest"].raised.keys() == TRUST_FLAGS.keys() - {"transfer"}
-    error, radii = found["honest"].error, found["honest"].error_radius
+def test_an_honest_network_raises_no_flag(looks):
+    assert flags(looks["honest"]) == set()
+    assert looks["honest"].raised.keys() == TRUST_FLAGS.keys() - {"transfer"}
+    error, radii = looks["honest"].error, looks["honest"].error_radius
     assert error <= radii[0] <= radii[1]
-    assert found["honest"].error_steps >= error
+    assert looks["honest"].error_steps >= error
 
 
 def test_a_network_that_is_robust_at_a_small_radius_need_not_break_altogether_at_four_times_it(net, digits_pair):
     small = {"eps": 0.04, "step_size": 0.01, "steps": 10}
     for surviving, raised in ((0.5, False), (0.0, True)):
-        found = trust(net, digits_pair, queries=0, tolerance=0.05, surviving=surviving, **small)
-        assert found.error < 0.5 < found.error_radius[1] < 0.95
-        assert found.raised["radius"] == raised
+        measured = trust(net, digits_pair, queries=0, tolerance=0.05, surviving=surviving, **small)
+        assert measured.error < 0.5 < measured.error_radius[1] < 0.95
+        assert measured.raised["radius"] == raised
 
 
 def test_a_radius_that_breaks_less_than_a_smaller_one_is_seen(net, digits_pair):
@@ -133,24 +133,24 @@ def test_a_radius_that_breaks_less_than_a_smaller_one_is_seen(net, digits_pair):
         far = torch.cdist(x.flatten(1), images, p=torch.inf).amin(dim=1) > 2.5 * ATTACK["eps"]
         return net(torch.where(far[:, None, None, None], x.detach() + 0 * x, x))
 
-    found = trust(Around(net, near), digits_pair, queries=0, tolerance=0.05, surviving=1.0, **ATTACK)
-    assert found.error <= found.error_radius[0]
-    assert found.error_radius[1] < found.error_radius[0] - 0.05
-    assert found.raised["radius"]
+    measured = trust(Around(net, near), digits_pair, queries=0, tolerance=0.05, surviving=1.0, **ATTACK)
+    assert measured.error <= measured.error_radius[0]
+    assert measured.error_radius[1] < measured.error_radius[0] - 0.05
+    assert measured.raised["radius"]
 
 
 @pytest.mark.parametrize("name", ["randomised", "probabilities", "dynamic"])
-def test_what_a_network_does_is_seen(found, name):
-    assert name in flags(found[name])
+def test_what_a_network_does_is_seen(looks, name):
+    assert name in flags(looks[name])
     others = {"randomised", "probabilities", "dynamic"} - {name}
-    assert not flags(found[name]) & others
+    assert not flags(looks[name]) & others
 
 
 @pytest.mark.parametrize("name", ["quantised", "huge logits"])
-def test_masked_gradients_are_seen(found, name):
+def test_masked_gradients_are_seen(looks, name):
     """PGD does little to them, and each of these says so: zero gradients, the radius, Square."""
-    masked = found[name]
-    assert masked.error < found["honest"].error
+    masked = looks[name]
+    assert masked.error < looks["honest"].error
     assert flags(masked) >= {"zero_gradients", "square"}
     assert "radius" in flags(masked)
     assert masked.zero_gradients > 0.5
@@ -161,7 +161,7 @@ def test_square_is_asked_only_about_what_pgd_leaves_right(net, digits_pair, monk
 
     masked, asked, perturb = Around(net, PLANTED["quantised"]), [], SquareAttack.perturb
     monkeypatch.setattr(SquareAttack, "perturb", lambda self, x, y: asked.append((x, y)) or perturb(self, x, y))
-    found = trust(masked, digits_pair, queries=50, **ATTACK)
+    measured = trust(masked, digits_pair, queries=50, **ATTACK)
     monkeypatch.undo()
     plain = robust_error(masked, digits_pair, restarts=1, seed=0, **ATTACK).wrong
     [(x, y)] = asked
@@ -170,12 +170,12 @@ def test_square_is_asked_only_about_what_pgd_leaves_right(net, digits_pair, monk
         x_adv = SquareAttack(masked, "Linf", 50, ATTACK["eps"], seed=0, device="cpu").perturb(x, y)
         broken = int((masked(x_adv).argmax(dim=1) != y).sum())
     assert 0 < broken < len(y)
-    assert found.square == pytest.approx(broken / len(plain))
+    assert measured.square == pytest.approx(broken / len(plain))
 
 
-def test_more_steps_than_one_should_break_more_and_many_more_not_many_more(found):
+def test_more_steps_than_one_should_break_more_and_many_more_not_many_more(looks):
     """PGD starts off the grid, where there is no gradient; a row at a time, it takes as many times the steps."""
-    one, many = found["off the grid"], found["a row at a time"]
+    one, many = looks["off the grid"], looks["a row at a time"]
     assert flags(one) & {"single_step", "steps", "inconsistent"} == {"single_step"}
     assert one.error_single_step > one.error + 0.05
     assert flags(many) & {"single_step", "steps", "inconsistent"} == {"steps"}
@@ -184,10 +184,10 @@ def test_more_steps_than_one_should_break_more_and_many_more_not_many_more(found
 
 def test_a_network_that_more_steps_break_less_has_changed_its_answers(net, digits_pair):
     """It masks its gradients when the attack of few steps is over; none of the package's checks sees that."""
-    found = trust(Tired(net, 300), digits_pair, queries=0, tolerance=0.05, **ATTACK)
-    assert found.error_steps < found.error - 0.05
-    assert flags(found) >= {"inconsistent"}
-    assert not flags(found) & {"randomised", "dynamic", "zero_gradients", "steps"}
+    measured = trust(Tired(net, 300), digits_pair, queries=0, tolerance=0.05, **ATTACK)
+    assert measured.error_steps < measured.error - 0.05
+    assert flags(measured) >= {"inconsistent"}
+    assert not flags(measured) & {"randomised", "dynamic", "zero_gradients", "steps"}
 
 
 def test_a_sibling_breaks_what_masked_gradients_hide(net, digits_pair):
@@ -283,8 +283,8 @@ def test_flags_and_external_numbers_stand_in_table_and_report(tmp_path):
     assert "RErr of honest-0: 49.5 % (a paper), ours 50.0 %." in said
     heads, rows = done.table.texts()
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
-    found = {name: cells[name]["trust"] for name, _ in four}
-    assert found == {"masked": "1 flag", "honest": "ok", "stopped": "1 flag", "unknown": ""}
+    flags_of = {name: cells[name]["trust"] for name, _ in four}
+    assert flags_of == {"masked": "1 flag", "honest": "ok", "stopped": "1 flag", "unknown": ""}
     assert cells["masked"]["external RErr"] == "45.0"
     page = done.page.read_text()
     assert '<td class="minor"><a href="#trust">1 flag</a></td>' in page

@@ -126,15 +126,15 @@ def test_labels_are_counted_before_weights_are_perturbed():
     with tiny_run({"loss": {"name": "uat", "targets": "ot"}, "plugins": {"awp": {"xi": 0.1}}}) as run:
         batch = next(run.batches())
         x_adv = (batch.x + 0.1).clamp(0, 1)
-        found = []
+        collected = []
         for before in (8, 3):  # labelled images of the step before
             run.recipe.slots["loss"]._count(run, replace(batch, labeled=torch.arange(8) < before))
             batch.labeled = torch.arange(8) < 3
             with restored(run.network.buffers()):
                 run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-            found.append([p.grad.clone() for p in run.network.parameters() if p.grad is not None])
+            collected.append([p.grad.clone() for p in run.network.parameters() if p.grad is not None])
             run.zero_grad()
-        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(*collected, strict=True))
 
 
 @pytest.mark.parametrize("targets", ["ft", "ot", "++"])

@@ -95,16 +95,16 @@ class Moved:
 
 
 def test_layers_are_projections_and_convolutions_not_norms_tokens_positions_or_layer_scales(vit):
-    found = hookflat.layers(vit.network)
-    assert found.keys() == of_layers(vit.network)
-    assert {n for n in found if "attn" in n} == {
+    weights = hookflat.layers(vit.network)
+    assert weights.keys() == of_layers(vit.network)
+    assert {n for n in weights if "attn" in n} == {
         f"net.blocks.{block}.attn.{layer}.{p}"
         for block in "01"
         for layer in ("qkv", "proj")
         for p in ("weight", "bias")
     }
-    assert found["net.blocks.0.attn.qkv.weight"].shape == (48, 16)
-    still = everything(vit.network) - found.keys()
+    assert weights["net.blocks.0.attn.qkv.weight"].shape == (48, 16)
+    still = everything(vit.network) - weights.keys()
     kinds = {name.split(".")[-1] if "norm" not in name else "norm" for name in still}
     assert {"net.cls_token", "net.pos_embed", "net.reg_token"} <= still
     assert kinds == {"cls_token", "pos_embed", "reg_token", "gamma", "norm", "weight", "bias"}
@@ -114,9 +114,9 @@ def test_layers_are_projections_and_convolutions_not_norms_tokens_positions_or_l
 
 
 def test_torch_s_fused_attention_is_a_layer_too():
-    found = hookflat.layers(nn.TransformerEncoderLayer(8, 2, 16))
-    assert {"self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight"} <= found.keys()
-    assert not any("norm" in name for name in found)
+    weights = hookflat.layers(nn.TransformerEncoderLayer(8, 2, 16))
+    assert {"self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight"} <= weights.keys()
+    assert not any("norm" in name for name in weights)
 
 
 def test_a_table_of_positions_is_none_whether_a_parameter_or_looked_up():
@@ -130,7 +130,7 @@ def test_every_measure_takes_a_transformer_moves_what_it_should_and_puts_it_back
     taken = {option.name for option in fields(CATALOGUE.find(measure).load())}
     options = OPTIONS.get(measure, {}) | {name: value for name, value in CHEAP.items() if name in taken}
     with trained({"eval": {"final": {measure: options}}}) as run:
-        found = Found.of(run.network)
+        before = Found.of(run.network)
         examples = Examples(run.data.test, batch_size=2)
         with Moved(run.network) as moved:
             numbers = {}
@@ -138,7 +138,7 @@ def test_every_measure_takes_a_transformer_moves_what_it_should_and_puts_it_back
                 subject = Subject(run.network, "test", examples, 3, Threat(0.1), 0.05, seed=0)
                 for answer in hooks.call.measure(subject=subject):
                     numbers |= answer or {}
-        found.assert_unchanged(run.network)
+        before.assert_unchanged(run.network)
         if measure in STRETCHES_EVERYTHING:
             assert moved.names == everything(run.network)
         elif measure in MOVES_FILTERS:
@@ -171,13 +171,13 @@ def test_every_weight_perturbation_moves_a_transformer_s_tensors_and_puts_them_b
     with trained({"plugins": {name: {}, "watching": {}}}, [Watching]) as run:
         run.step = 1  # curricula begin with the second
         batch = next(run.batches())
-        found = Found.of(run.network)
+        before = Found.of(run.network)
         watching = run.plugins["watching"]
         watching.before = {n: p.detach().clone() for n, p in run.network.named_parameters()}
         x_adv = (batch.x + 0.05).clamp(0, 1)
         for _ in range(2):  # F-SAM remembers a step
             value = run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-            found.assert_unchanged(run.network)
+            before.assert_unchanged(run.network)
         assert value.isfinite()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in run.network.parameters())
         expected = of_layers(run.network, biases=False) if name in PERTURBS_MATRICES else everything(run.network)

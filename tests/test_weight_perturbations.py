@@ -37,15 +37,15 @@ def gradients_by_hand(run, batch, x_adv, nu=None, *, train=True):
             p.add_(n)
     with in_mode(run.network, train):
         loss = nn.functional.cross_entropy(run.network(x_adv), batch.y)
-        found = torch.autograd.grad(loss, trained(run))
+        gradients = torch.autograd.grad(loss, trained(run))
     run.network.load_state_dict(state)
-    return found
+    return gradients
 
 
 def hooked_gradients(run, batch, x_adv):
-    found = Found.of(run.network, buffers=False)
+    before = Found.of(run.network, buffers=False)
     run.hook.gradients(run=run, batch=batch, x_adv=x_adv)
-    found.assert_unchanged(run.network, buffers=False)
+    before.assert_unchanged(run.network, buffers=False)
     return [p.grad.clone() for p in trained(run)]
 
 

@@ -124,10 +124,10 @@ def zoo(tmp_path_factory):
 @pytest.fixture
 def measured(zoo, here):  # noqa: F811
     place, _ = zoo
-    found = read_study(place / "study.toml")
+    read = read_study(place / "study.toml")
     said = []
-    assert set(make(found, say=said.append).values()) == {"done"}, said
-    return found
+    assert set(make(read, say=said.append).values()) == {"done"}, said
+    return read
 
 
 def test_networks_of_others_measure_as_they_did_where_they_were_trained(zoo, measured):
@@ -169,18 +169,18 @@ def test_the_report_is_a_leaderboard(zoo, measured, tmp_path):
     place, expected = zoo
     written = report(place / "zoo", folder=tmp_path / "report", resamples=20)
     assert written.left_out == []
-    found = {row["network"]: row for row in csv.DictReader((tmp_path / "report" / "leaderboard.csv").open())}
-    assert found.keys() == {"TRADES-WRN", "rice", "timm", "mine-0", "mine-0-best"}
-    errors = {name: float(row["rerr"]) for name, row in found.items()}
-    flatness = {name: float(row["average"]) for name, row in found.items()}
-    for name, row in found.items():
+    rows = {row["network"]: row for row in csv.DictReader((tmp_path / "report" / "leaderboard.csv").open())}
+    assert rows.keys() == {"TRADES-WRN", "rice", "timm", "mine-0", "mine-0-best"}
+    errors = {name: float(row["rerr"]) for name, row in rows.items()}
+    flatness = {name: float(row["average"]) for name, row in rows.items()}
+    for name, row in rows.items():
         assert int(row["place_by_rerr"]) == 1 + sum(other < errors[name] for other in errors.values())
         assert int(row["place_by_flatness"]) == 1 + sum(other < flatness[name] for other in flatness.values())
     assert errors["rice"] == pytest.approx(100 * expected["rice"].test["rerr_pgd"], rel=1e-4)
-    assert {name for name, row in found.items() if row["early_stopped"] == "True"} == {"TRADES-WRN", "mine-0-best"}
-    assert found["TRADES-WRN"]["architecture"] == "wide_resnet, depth 10, widen 1"
-    assert found["timm"]["architecture"] == "timm:test_resnet"
-    assert found["mine-0-best"]["method"] == "recipe"  # the recipe that it was trained by
+    assert {name for name, row in rows.items() if row["early_stopped"] == "True"} == {"TRADES-WRN", "mine-0-best"}
+    assert rows["TRADES-WRN"]["architecture"] == "wide_resnet, depth 10, widen 1"
+    assert rows["timm"]["architecture"] == "timm:test_resnet"
+    assert rows["mine-0-best"]["method"] == "recipe"  # the recipe that it was trained by
     page = written.page.read_text()
     assert 'id="leaderboard"' in page
     assert "Triangles: early-stopped networks." in page
@@ -215,8 +215,8 @@ def test_two_checkpoints_of_a_method_are_two_rows_and_one_method(tmp_path):
         ("c", "c"),
     ]
     assert [s.method for s in leaderboard(table)] == ["TRADES", "TRADES", ""]
-    found = analyse(gather([tmp_path]), 20).overall["average_flatness", "rloss"]
-    assert (found.models, found.clusters) == (3, 2)  # two of a method are no independent evidence
+    result = analyse(gather([tmp_path]), 20).overall["average_flatness", "rloss"]
+    assert (result.models, result.clusters) == (3, 2)  # two of a method are no independent evidence
     write(tmp_path / "own" / "at-0", "at")
     assert leaderboard(table1(gather([tmp_path / "own"]))) == []
 

@@ -100,13 +100,13 @@ def unused(net):
 )
 def test_load_model_runs_to_its_end_and_the_network_is_measured(spec, folder):
     measures = {"steps": 1, "restarts": 1}
-    found = evaluate(
+    evaluated = evaluate(
         f"robustbench:{spec}",
         data=".",
         measures=["clean_error", "robust_loss"],
         overrides=[f"eval.measures.robust_loss.{name}={value}" for name, value in measures.items()],
     ).results
-    values = found.models["last"].test
+    values = evaluated.models["last"].test
     assert values["rloss"] > values["clean_loss"]
     assert (Path("models") / folder / f"{spec.rpartition('/')[2]}.pt").exists()
 

@@ -47,7 +47,7 @@ def _shipped(inside: str = "") -> Iterable[tuple[str, str]]:
 @_quiet
 def recipe_names(ctx: typer.Context, incomplete: str) -> Iterable[tuple[str, str]]:
     """Recipes that ship, and TOML files here."""
-    yield from (found for found in _shipped() if not found[0].startswith(("protocols/", "studies/")))
+    yield from (pair for pair in _shipped() if not pair[0].startswith(("protocols/", "studies/")))
     yield from _files(incomplete)
 
 

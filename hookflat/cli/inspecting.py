@@ -54,16 +54,16 @@ def show(
     if cost:
         from hookflat.training.cost import cost_of
 
-        found = cost_of(loaded)
+        estimate = cost_of(loaded)
         if json:
-            print_json(asdict(found) | {"hours": found.hours})
+            print_json(asdict(estimate) | {"hours": estimate.hours})
         else:
-            say_cost(loaded.name, found)
+            say_cost(loaded.name, estimate)
         return
     order = Hooks(loaded.registered() | {"core": Core()}).order()
     if json:
         origins = {".".join(path): loaded.origin(path) for path, _ in flat(loaded.tables)}
-        measures = {stage: list(found) for stage, found in loaded.measures.items()}
+        measures = {stage: list(table) for stage, table in loaded.measures.items()}
         facts = {"name": loaded.name, "folder": loaded.folder, "tables": loaded.tables, "origins": origins}
         print_json(facts | {"hooks": order, "measures": measures})
         return
@@ -99,16 +99,16 @@ def plugins(
     if name is not None:
         _one_plugin(catalogue.find(name), json)
         return
-    found, broken = [], []
+    facts, broken = [], []
     for source in catalogue:
         try:
-            found.append(_facts(source, source.load()))
+            facts.append(_facts(source, source.load()))
         except UserError as error:
             broken.append(str(error))
     if json:
-        print_json(found)
+        print_json(facts)
     else:
-        say_table(("name", "kind", "what it does"), ((f["name"], f["kind"], _summary(f)) for f in found))
+        say_table(("name", "kind", "what it does"), ((f["name"], f["kind"], _summary(f)) for f in facts))
         say("hookflat plugins NAME: its options, its hooks and its source")
     for message in broken:
         warn(f"hookflat: left out: {message}")

@@ -51,26 +51,26 @@ def study(
     if cost and not plan:
         raise UserError("--cost goes with --plan")
     collector.as_usual()
-    found = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
-    planned = Plan.of(found)
+    read = read_study(study, overlays=with_, overrides=set_, plugins=plugin, protocol=protocol, folder=out)
+    planned = Plan.of(read)
     costs: list[JobCost] = []
     if cost:
         from hookflat.studies.costing import costs_of  # loads torch
 
         costs = costs_of(planned, lambda name: None if json else say(f"trying   {name}"))
     if json:
-        each = [asdict(found) | {"hours": found.hours} for found in costs]
+        each = [asdict(job) | {"hours": job.hours} for job in costs]
         print_json(planned.facts() | ({"costs": each} if cost else {}))
         return
     say_plan(planned, jobs=jobs, redo=redo, every=plan, say=say)
     if cost:
         _say_costs(costs, jobs)
-        if waiting := [job.name for job in found.jobs if job.waits_for()]:
+        if waiting := [job.name for job in read.jobs if job.waits_for()]:
             say(f"not counted, since what they learn from is not made yet: {', '.join(waiting)}")
         return
     if not plan:
         carry_out(
-            found, jobs=jobs, processes=processes, redo=redo, slurm=slurm if launcher == "slurm" else None, say=say
+            read, jobs=jobs, processes=processes, redo=redo, slurm=slurm if launcher == "slurm" else None, say=say
         )
 
 
@@ -79,11 +79,11 @@ def _say_costs(costs: Sequence[JobCost], jobs: int) -> None:
     from hookflat.training.trial import gigabytes
 
     rows = []
-    for found in costs:
-        hours = f"{found.cost.hours:.2f}", f"{found.hours:.2f}"
-        rows.append((found.name, str(found.count), *hours, *map(gigabytes, (found.cost.memory, found.cost.disk))))
+    for job in costs:
+        hours = f"{job.cost.hours:.2f}", f"{job.hours:.2f}"
+        rows.append((job.name, str(job.count), *hours, *map(gigabytes, (job.cost.memory, job.cost.disk))))
     say_table(("run", "runs", "hours each", "hours", "memory", "disk each"), rows)
-    hours, disk = sum(found.hours for found in costs), sum(found.count * found.cost.disk for found in costs)
+    hours, disk = sum(job.hours for job in costs), sum(job.count * job.cost.disk for job in costs)
     say(f"the whole: {hours / jobs:.1f} hours with {jobs} run(s) at once on this device, {gigabytes(disk)} of disk")
 
 

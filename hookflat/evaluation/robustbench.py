@@ -109,10 +109,10 @@ def matching(spec: str) -> list[str]:
     Raises UserError without the package, for a leaderboard that it has not, and where none is called so.
     """
     entry = read(spec)
-    found = [name for name in _names(spec, entry) if fnmatchcase(name, entry.name)]
-    if not found:
+    names = [name for name in _names(spec, entry) if fnmatchcase(name, entry.name)]
+    if not names:
         raise UserError(f"{spec}: no network of robustbench for {entry.dataset}, {entry.threat} is called so")
-    return [entry._replace(name=name).spec for name in found]
+    return [entry._replace(name=name).spec for name in names]
 
 
 def load(spec: str) -> nn.Module:

@@ -108,8 +108,8 @@ def worst_sharpness(
         held = Held(set_of(loader, net), batch_size)
         for batch in held.batches():
             ascent = _Ascent(net, weights, scales, weight_norm, held, batch, attack, seed, work)
-            found = work.once(f"batch {batch}", lambda a=ascent: a.result(rho, iterations), together=held.set)
-            before, after = before + found["before"].item(), after + found["after"].item()
+            losses = work.once(f"batch {batch}", lambda a=ascent: a.result(rho, iterations), together=held.set)
+            before, after = before + losses["before"].item(), after + losses["after"].item()
     return Sharpness((after - before) / held.total, before / held.total)
 
 
@@ -204,12 +204,12 @@ class _Ascent:
                 with torch.enable_grad():
                     loss = cross_entropy(self.net(here), y).sum()
                 asked = [*self.weights, here] if moving else self.weights
-                found = list(torch.autograd.grad(loss, asked, materialize_grads=True))
+                of_batch = list(torch.autograd.grad(loss, asked, materialize_grads=True))
                 if moving:
                     ball = self.attack.threat.ball(x)
                     here = here.detach()
-                    x_adv[i] = ball.project(here + self.attack.step_size * ball.ascent(found.pop(), here))
-                torch._foreach_add_(summed, found)
+                    x_adv[i] = ball.project(here + self.attack.step_size * ball.ascent(of_batch.pop(), here))
+                torch._foreach_add_(summed, of_batch)
                 total += loss.detach()
                 self.work.passed(len(y))
         gradients = [self.set.sum(g) * c for g, c in zip(summed, self.scales, strict=True)]

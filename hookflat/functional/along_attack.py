@@ -75,9 +75,9 @@ def flatness_along_attack(
                 with moved(weights, nu):
                     perturbed += torch.stack([cross_entropy(model(point), y) for point in path]).double() / samples
         confidence, answer = logits.double().softmax(dim=2).max(dim=2)
-        found = {"relative": relative, "rise": perturbed - loss, "loss": loss, "confidence": confidence}
+        columns = {"relative": relative, "rise": perturbed - loss, "loss": loss, "confidence": confidence}
         return {
-            f"{k} {t}": row for k, values in (found | {"wrong": answer != y}).items() for t, row in enumerate(values)
+            f"{k} {t}": row for k, values in (columns | {"wrong": answer != y}).items() for t, row in enumerate(values)
         }
 
     steps = range(attack.steps + 1)

@@ -321,8 +321,8 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """
     plain = shared_copy(model)
     graph = _traced(plain)
-    found = _pairs(graph, plain) if graph is not None else []
-    return [(cast(nn.Conv2d, model.get_submodule(c)), cast(nn.BatchNorm2d, model.get_submodule(n))) for c, n in found]
+    pairs = _pairs(graph, plain) if graph is not None else []
+    return [(cast(nn.Conv2d, model.get_submodule(c)), cast(nn.BatchNorm2d, model.get_submodule(n))) for c, n in pairs]
 
 
 def _traced(plain: nn.Module) -> fx.Graph | None:
@@ -340,7 +340,7 @@ def _traced(plain: nn.Module) -> fx.Graph | None:
 def _pairs(graph: fx.Graph, net: nn.Module) -> list[tuple[str, str]]:
     """Names of convolutions and of the batch norms that directly follow them."""
     calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
-    found = []
+    pairs = []
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
@@ -351,8 +351,8 @@ def _pairs(graph: fx.Graph, net: nn.Module) -> list[tuple[str, str]]:
         if type(conv) is nn.Conv2d and type(norm) in _foldable() and once:
             assert isinstance(norm, nn.BatchNorm2d)
             if norm.track_running_stats:
-                found.append(names)
-    return found
+                pairs.append(names)
+    return pairs
 
 
 def _fold(plain: nn.Module, live: nn.Module, layout: torch.memory_format) -> tuple[nn.Module, list[_Fold]]:

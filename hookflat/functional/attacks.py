@@ -271,13 +271,13 @@ class _Observed(nn.Module):
 
 def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
     """What the attacked network says of the clean images `x`, asked once and detached: for objectives."""
-    found: list[Tensor] = []
+    known: list[Tensor] = []
 
     def of(model: nn.Module) -> Tensor:
-        if not found:
+        if not known:
             with torch.no_grad():
-                found.append(model(x))
-        return found[0]
+                known.append(model(x))
+        return known[0]
 
     return of
 

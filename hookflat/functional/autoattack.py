@@ -93,9 +93,9 @@ def autoattack(
             )
             for i, batch in enumerate(left.split(batch_size)):
                 if len(batch) and i % spread.processes == spread.rank:
-                    found = work.once(f"{attack}-{i}", lambda b=batch, a=attack: package.run(a, x[b], y[b]))
-                    flags[batch] = found["broken"].to(device)
-                    log.append(bytes(found["log"].tolist()).decode())
+                    result = work.once(f"{attack}-{i}", lambda b=batch, a=attack: package.run(a, x[b], y[b]))
+                    flags[batch] = result["broken"].to(device)
+                    log.append(bytes(result["log"].tolist()).decode())
             broken_by = torch.where((broken_by < 0) & (spread.sum(flags) > 0), number, broken_by)
             log.append(
                 f"--- robust accuracy of all {len(y)} images after {attack}: {100 * _share(broken_by < 0):.2f}%\n"
@@ -107,17 +107,17 @@ def autoattack(
 def autoattacks(version: Version, classes: int, attacks: Sequence[str] | None = None) -> list[str]:
     """The attacks of a version that are possible with so many classes, in their order."""
     check_choice("version", version, Version)
-    found = {
+    names = {
         "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
         "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
         "rand": ["apgd-ce", "apgd-dlr"],
         "custom": list(attacks or ()),
     }[version]
     if classes < 4:  # the targeted DLR loss needs the fourth largest logit
-        found = ["fab" if a == "fab-t" else a for a in found if a != "apgd-t"]
+        names = ["fab" if a == "fab-t" else a for a in names if a != "apgd-t"]
     if classes < 3:  # the DLR loss the third
-        found = [a for a in found if a != "apgd-dlr"]
-    return list(dict.fromkeys(found))
+        names = [a for a in names if a != "apgd-dlr"]
+    return list(dict.fromkeys(names))
 
 
 class _Package:

@@ -150,8 +150,8 @@ def sharpness(
                 points.find()
                 return {"before": reference, "after": points.gradients([])[0]}
 
-        found = work.once("sharpness", climb, together=points.set)
-    return Sharpness((found["after"] - found["before"]).item(), found["before"].item())
+        losses = work.once("sharpness", climb, together=points.set)
+    return Sharpness((losses["after"] - losses["before"]).item(), losses["before"].item())
 
 
 def relative_flatness(
@@ -247,16 +247,16 @@ class HessianOf:
 
     def _exact(self, v: Tensor) -> Tensor:
         """Reverse over reverse."""
-        parts, found = self._split(v), torch.zeros_like(v)
+        parts, product = self._split(v), torch.zeros_like(v)
         with differentiable(self.weights), twice_differentiable(), torch.enable_grad():
             for x, y in self.points.batches:
                 loss = cross_entropy(self.points.model(x), y).sum()
                 gradients = torch.autograd.grad(loss, self.weights, create_graph=True, materialize_grads=True)
                 inner = torch.stack([(g * p).sum() for g, p in zip(gradients, parts, strict=True)]).sum()
                 second = torch.autograd.grad(inner, self.weights, materialize_grads=True)
-                found += torch.cat([s.flatten() for s in second])
+                product += torch.cat([s.flatten() for s in second])
                 self.points.work.passed(len(y))
-        return self.points.set.sum(found) / self.points.total
+        return self.points.set.sum(product) / self.points.total
 
     def _differences(self, v: Tensor, radius: float = 1e-3) -> Tensor:
         """(g(w + h v) - g(w - h v)) / 2h at fresh adversarial examples, with ||h v|| = radius ||w||."""
@@ -285,12 +285,12 @@ def _led(hessian: HessianOf, solve: Callable[[Product], np.ndarray]) -> Tensor:
         return hessian.product(vector).double().cpu().numpy()
 
     if examples.rank == 0:
-        found = torch.from_numpy(solve(product))
+        eigenvalues = torch.from_numpy(solve(product))
         if examples.processes == 1:
-            return found
+            return eigenvalues
         examples.sum(torch.zeros(1))
-        examples.sum(torch.tensor([float(len(found))]))
-        return examples.sum(found)
+        examples.sum(torch.tensor([float(len(eigenvalues))]))
+        return examples.sum(eigenvalues)
     while examples.sum(torch.zeros(1)) > 0:
         hessian.product(examples.sum(torch.zeros(hessian.size).to(like)))
     return examples.sum(torch.zeros(int(examples.sum(torch.zeros(1))), dtype=torch.float64))
@@ -320,8 +320,8 @@ def _largest(product: Product, start: np.ndarray, k: int, tolerance: float) -> n
     try:
         return np.sort(eigsh(operator, k=k, which="LA", **options))[::-1]
     except ArpackNoConvergence as error:
-        found = np.sort(error.eigenvalues)[::-1]
-        return np.append(found, np.full(k - len(found), np.nan))
+        converged = np.sort(error.eigenvalues)[::-1]
+        return np.append(converged, np.full(k - len(converged), np.nan))
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

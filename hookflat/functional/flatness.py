@@ -327,10 +327,10 @@ def named_by_radius(name: str, xi: list[float] | float) -> list[str]:
     return [f"{name}_xi{radius:g}" for radius in xi] if isinstance(xi, list) else [name]
 
 
-def by_radius(name: str, xi: list[float] | float, found: Sequence[Flatness]) -> dict[str, float]:
+def by_radius(name: str, xi: list[float] | float, measured: Sequence[Flatness]) -> dict[str, float]:
     """A measure's numbers by `named_by_radius`, and their standard errors."""
     values = {}
-    for key, flatness in zip(named_by_radius(name, xi), found, strict=True):
+    for key, flatness in zip(named_by_radius(name, xi), measured, strict=True):
         values[key] = flatness.flatness
         if len(flatness.losses) > 1:
             values[f"{key}_stderr"] = flatness.standard_error

@@ -217,9 +217,9 @@ def _per_example(
     work = work or Work()
 
     def batch(x: Tensor, y: Tensor, keys: Tensor, rows: int) -> Values:
-        found = measured(x, y, keys)
+        values = measured(x, y, keys)
         work.passed(len(y) * passes)
-        return found
+        return values
 
     with measuring(model):
         return columns(set_of(loader, model), batch, work, {name: torch.zeros(0) for name in names})

@@ -56,12 +56,12 @@ def landscape(
     """
     at = torch.linspace(-1, 1, points)
     work, attack = work or Work(), attack.but(**options)
-    found = []
+    lines = []
     for index in range(directions):
         weights, d = _direction(model, loader, kind, radius, index, attack, seed)
         shifts = ([t * part for part in d] for t in at.tolist())
-        found.append(_losses(model, loader, weights, shifts, attack, seed, work.part(f"direction {index}")))
-    return Landscape(at[:, None], torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found]))
+        lines.append(_losses(model, loader, weights, shifts, attack, seed, work.part(f"direction {index}")))
+    return Landscape(at[:, None], torch.stack([f[0] for f in lines]), torch.stack([f[1] for f in lines]))
 
 
 def landscape_2d(
@@ -119,7 +119,7 @@ def _losses(
     with measuring(model):
         for point, nu in enumerate(shifts):
             with moved(weights, nu):
-                found = attacked(model, loader, attack, seed, work.part(f"point {point}"))
-            losses.append(mean(found.loss))
-            errors.append(mean(found.wrong))
+                per_example = attacked(model, loader, attack, seed, work.part(f"point {point}"))
+            losses.append(mean(per_example.loss))
+            errors.append(mean(per_example.wrong))
     return torch.tensor(losses), torch.tensor(errors)

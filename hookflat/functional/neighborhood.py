@@ -30,7 +30,7 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     parameters, for weights in half precision, when nothing is left (all parameters frozen), and for what is no network.
     """
     check_network(model)
-    found: dict[str, nn.Parameter] = {}
+    weights: dict[str, nn.Parameter] = {}
     auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
     for prefix, module in model.named_modules():
         if isinstance(module, _LAYERS) and module not in auxiliary:
@@ -41,15 +41,15 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
                     "(torch.nn.utils: prune.remove, remove_weight_norm, parametrize.remove_parametrizations)"
                 )
             for name, p in module.named_parameters(prefix, recurse=False):
-                if p.requires_grad and (biases or p.dim() > 1) and not any(p is other for other in found.values()):
-                    found[name] = p
-    if half := [name for name, p in found.items() if p.dtype in (torch.bfloat16, torch.float16)]:
+                if p.requires_grad and (biases or p.dim() > 1) and not any(p is other for other in weights.values()):
+                    weights[name] = p
+    if half := [name for name, p in weights.items() if p.dtype in (torch.bfloat16, torch.float16)]:
         raise ValueError(f"weights in half precision round perturbations away ({half[0]}): use model.float()")
-    if not found:
+    if not weights:
         raise ValueError(
             "no weights to perturb: no convolution or linear layer has a parameter that requires gradients"
         )
-    return found
+    return weights
 
 
 def scaled_to(

@@ -58,10 +58,10 @@ def robust_error(
         check_order(loader)
     with measuring(model):
         examples = set_of(loader, model)
-        found = work.once(
+        flags = work.once(
             "broken", lambda: _Breaking(model, list(examples), attack, seed, work, examples.batch_size).result(clean)
         )
-    wrong, clean_wrong = examples.gather(found["wrong"]), examples.gather(found["clean_wrong"])
+    wrong, clean_wrong = examples.gather(flags["wrong"]), examples.gather(flags["clean_wrong"])
     return RobustError(mean(wrong), mean(clean_wrong), wrong, clean_wrong)
 
 

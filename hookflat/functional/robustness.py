@@ -142,12 +142,12 @@ def columns(
     examples: Set, batch: Callable[[Tensor, Tensor, Tensor, int], Values], work: Work, empty: Values
 ) -> dict[str, Tensor]:
     """What `batch` says of every example, in the order of the set; each batch is a part of the work."""
-    found, rows = [], max(1, examples.batch_size)
+    parts, rows = [], max(1, examples.batch_size)
     for i, (x, y, keys) in enumerate(examples):
         rows = max(rows, len(y))
-        found.append(work.once(f"batch {i}", lambda x=x, y=y, keys=keys, rows=rows: batch(x, y, keys, rows)))
-    found = found or [empty]  # fewer examples than processes
-    return {name: examples.gather(torch.cat([row[name] for row in found])) for name in empty}
+        parts.append(work.once(f"batch {i}", lambda x=x, y=y, keys=keys, rows=rows: batch(x, y, keys, rows)))
+    parts = parts or [empty]  # fewer examples than processes
+    return {name: examples.gather(torch.cat([row[name] for row in parts])) for name in empty}
 
 
 def _worst(

@@ -68,17 +68,17 @@ def hessian_density(
     rescaling.
     """
     work, weights = work or Work(), list(layers(model, biases=False).values())
-    found: list[Values] = []
+    nodes: list[Values] = []
     with measuring(model):
         points = Points(model, loader, attack_for(robust, attack, options), seed, work)
         hessian = HessianOf(weights, points)
         for probe in range(probes):
             generator = seeds.generator(seed, "hessian_density", probe)
             v = (2.0 * torch.randint(0, 2, (hessian.size,), generator=generator) - 1).to(hessian.weights[0])
-            found.append(
+            nodes.append(
                 work.once(f"density {probe}", lambda v=v: _nodes(hessian, v, lanczos_steps), together=points.set)
             )
-    values, shares = (torch.cat([f[name] for f in found]) for name in ("values", "weights"))
+    values, shares = (torch.cat([f[name] for f in nodes]) for name in ("values", "weights"))
     return SpectralDensity(values, shares / probes, hessian.size)
 
 

@@ -126,7 +126,7 @@ def trust(
 
 def _looks(model: nn.Module, x: Tensor, y: Tensor) -> list[float]:
     """Whether it is randomised, gives probabilities, is dynamic: 1 or 0 each."""
-    return [float(found) for found in (randomised(model, x, y), probabilities(model, x), dynamic(model, x))]
+    return [float(flag) for flag in (randomised(model, x, y), probabilities(model, x), dynamic(model, x))]
 
 
 @torch.no_grad()

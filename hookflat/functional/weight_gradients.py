@@ -48,11 +48,11 @@ class WeightGradients:
         leaves, factors = zip(*(place for places in self.places for place in places), strict=True)
         with differentiable(leaves), torch.enable_grad():
             loss = cross_entropy(self.net(x), y).sum()
-            found = torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True)
-        by_place = found[: len(leaves)]
+            gradients = torch.autograd.grad(loss, [*leaves, x] if inputs else leaves, materialize_grads=True)
+        by_place = gradients[: len(leaves)]
         where_there(torch._foreach_mul_, by_place, factors)
         parts = iter(by_place)
         by_weights = [reduce(torch.add, islice(parts, len(places))) for places in self.places]
         if len({id(g) for g in by_weights}) < len(by_weights):  # autograd gives the terms of a sum one tensor
             by_weights = [g.clone() for g in by_weights]
-        return loss.detach(), by_weights, found[-1] if inputs else None
+        return loss.detach(), by_weights, gradients[-1] if inputs else None

@@ -52,12 +52,12 @@ class Work:
         Where `compute` needs the other processes (`together`), all of them must have it, or all compute it again.
         """
         file = self.folder / f"{name}.safetensors" if self.folder else None
-        found = _found(file) if file is not None and file.exists() else None
-        known = found is not None
+        kept = _kept(file) if file is not None and file.exists() else None
+        known = kept is not None
         if together is not None and together.processes > 1:
             known = bool(together.sum(torch.tensor(float(known))) == together.processes)
-        if known and found is not None:
-            values, passes, seconds = found
+        if known and kept is not None:
+            values, passes, seconds = kept
             self.tally.seconds_before += seconds
             self.passed(passes)
             return values
@@ -78,7 +78,7 @@ class Work:
         self.tally.changed(self.tally)
 
 
-def _found(file: Path) -> tuple[Values, int, float] | None:
+def _kept(file: Path) -> tuple[Values, int, float] | None:
     """What a part was, its passes and seconds; None where it is damaged and has to be computed again."""
     try:
         with safe_open(file, framework="pt") as opened:

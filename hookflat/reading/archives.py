@@ -64,12 +64,12 @@ def _folder(path: Path, splits: tuple[str, ...]) -> dict[str, Arrays] | None:
     there = {p.name: p for p in path.iterdir() if p.name in _MEMBERS and p.is_file()}
     if there:
         return _cifar(path, {name: file.read_bytes for name, file in there.items()})
-    found = {}
+    by_split = {}
     for split in splits:
         for file in (path / f"{split}_32x32.mat", path / f"{split}.mat", path / f"{split}.npz"):
             if file.is_file():
-                found[split] = _single(file)
-    return found or None
+                by_split[split] = _single(file)
+    return by_split or None
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _folder(path: Path, splits: tuple[str, ...]) -> dict[str, Arrays] | None:
 
 def _packed(path: Path) -> dict[str, Callable[[], bytes]]:
     """The members of a tar that CIFAR's archives have, by their last name."""
-    found: dict[str, Callable[[], bytes]] = {}
+    members: dict[str, Callable[[], bytes]] = {}
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -88,18 +88,18 @@ def _packed(path: Path) -> dict[str, Callable[[], bytes]]:
                     raise UserError(f"{path}: {member.name} claims {member.size:,} bytes, more than any of CIFAR's")
                 opened = tar.extractfile(member)
                 assert opened is not None
-                found[name] = partial(bytes, opened.read())
+                members[name] = partial(bytes, opened.read())
     except UserError:
         raise
     except Exception as error:  # damaged ones raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged: {reason} (download it again)") from error
-    return found
+    return members
 
 
 def _cifar(path: Path, members: dict[str, Callable[[], bytes]]) -> dict[str, Arrays]:
     """Both splits of CIFAR-10 or CIFAR-100, as Python's pickles or binary."""
-    found = {}
+    by_split = {}
     names = _class_names(path, members)
     for split, batches in _BATCHES.items():
         parts = [_pickled(path, b, members[b]()) for b in batches if b in members]
@@ -107,10 +107,10 @@ def _cifar(path: Path, members: dict[str, Callable[[], bytes]]) -> dict[str, Arr
         if parts:
             pixels = np.concatenate([x for x, _ in parts])
             labels = {name: np.concatenate([y[name] for _, y in parts]) for name in parts[0][1]}
-            found[split] = Arrays(path, pixels, labels, {n: names[n] for n in labels if n in names})
-    if not found:
+            by_split[split] = Arrays(path, pixels, labels, {n: names[n] for n in labels if n in names})
+    if not by_split:
         raise UserError(f"{path} has none of the files of CIFAR-10 or CIFAR-100 (data_batch_1, train, test_batch, ...)")
-    return found
+    return by_split
 
 
 def _pickled(path: Path, name: str, stored: bytes) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -136,17 +136,17 @@ def _binary(path: Path, name: str, stored: bytes) -> tuple[np.ndarray, dict[str,
 
 def _class_names(path: Path, members: dict[str, Callable[[], bytes]]) -> dict[str, list[str]]:
     columns = {"label_names": "label", "fine_label_names": "fine_label", "coarse_label_names": "coarse_label"}
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for member in ("batches.meta", "meta"):
         if member in members:
             read = read_pickle(members[member](), f"{path}: {member}")
             listed = {key: read[key] for key in columns if isinstance(read, dict) and isinstance(read.get(key), list)}
-            found |= {columns[key]: [_text(name) for name in listed[key]] for key in listed}
+            names |= {columns[key]: [_text(name) for name in listed[key]] for key in listed}
     for member, column in (("batches.meta.txt", "label"), ("fine_label_names.txt", "fine_label"),
                            ("coarse_label_names.txt", "coarse_label")):  # fmt: skip
         if member in members:
-            found[column] = members[member]().decode(errors="replace").split()
-    return found
+            names[column] = members[member]().decode(errors="replace").split()
+    return names
 
 
 def _text(name: Any) -> str:
@@ -158,9 +158,9 @@ def _text(name: Any) -> str:
 
 def _npz(path: Path, splits: tuple[str, ...]) -> dict[str, Arrays]:
     arrays = npz_arrays(path)
-    found = {s: _of(path, {p: arrays[f"{p}_{s}"] for p in ("x", "y") if f"{p}_{s}" in arrays}) for s in splits
+    by_split = {s: _of(path, {p: arrays[f"{p}_{s}"] for p in ("x", "y") if f"{p}_{s}" in arrays}) for s in splits
              if f"x_{s}" in arrays}  # fmt: skip
-    return found or ({splits[0]: _single(path)} if len(splits) == 1 else {})
+    return by_split or ({splits[0]: _single(path)} if len(splits) == 1 else {})
 
 
 def _single(path: Path) -> Arrays:

@@ -30,10 +30,10 @@ def folder() -> Path:
 
 def digest(parts: Iterable[bytes]) -> str:
     """A name of 32 letters, equal for equal content."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def file_digest(file: Path) -> str:

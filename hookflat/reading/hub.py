@@ -100,8 +100,8 @@ def _files(place: Path, splits: tuple[str, ...], kind: str) -> dict[str, list[st
     """The files of each split, told by the beginning of their names; a single file is whichever split is asked for."""
     if place.is_file():
         return {splits[0]: [str(place)]} if place.suffix == f".{kind}" and len(splits) == 1 else {}
-    found = {s: sorted(map(str, place.rglob(f"{s}*.{kind}"))) for s in splits}
-    return {s: files for s, files in found.items() if files}
+    by_split = {s: sorted(map(str, place.rglob(f"{s}*.{kind}"))) for s in splits}
+    return {s: files for s, files in by_split.items() if files}
 
 
 def _wrong(files: dict[str, list[str]]) -> str:

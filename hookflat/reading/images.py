@@ -120,7 +120,7 @@ class ImageSet:
             except UnreadableImage as error:
                 raise UserError(f"{self.source}: {self.rows.place(column, row)} {error}") from error
 
-        found: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         for row, image in zip(numbers, over(pixels, numbers, self.rows.images(column, numbers)), strict=True):
             shape = image.shape if shape is None else shape
             if image.shape != shape:
@@ -128,8 +128,8 @@ class ImageSet:
                     f"{self.source} has images of several sizes or kinds: {self.rows.place(column, row)} is "
                     f"{_size(image.shape)}, those before it {_size(shape)}: {hint}"
                 )
-            found.append(image)
-        return np.stack(found)
+            images.append(image)
+        return np.stack(images)
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -154,10 +154,10 @@ def load_sets(
     source = f"{option} = {path!r}"
     arrays = read_archive(place, splits) if place.exists() else None
     if arrays is not None:
-        found: dict[str, Rows] = {split: ArrayRows(rows) for split, rows in arrays.items()}
+        by_split: dict[str, Rows] = {split: ArrayRows(rows) for split, rows in arrays.items()}
     else:
-        found = {str(split): EncodedRows(rows) for split, rows in read_sets(path, splits, option, config).items()}
+        by_split = {str(split): EncodedRows(rows) for split, rows in read_sets(path, splits, option, config).items()}
     for split in splits:
-        if split not in found:
-            raise UserError(f"{source} has no split {split!r}, only {', '.join(map(repr, found)) or 'none'}{hint}")
-    return {split: ImageSet(f"{source}, split {split!r}", found[split]) for split in splits}
+        if split not in by_split:
+            raise UserError(f"{source} has no split {split!r}, only {', '.join(map(repr, by_split)) or 'none'}{hint}")
+    return {split: ImageSet(f"{source}, split {split!r}", by_split[split]) for split in splits}

@@ -173,12 +173,12 @@ def _candidates(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 def _renamed(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The weights as they are, then as our networks would call them if they are of one of the `FOREIGN`."""
-    found = [weights]
+    versions = [weights]
     for patterns, first in FOREIGN:
         if any(re.match(patterns[0][0], key) for key in weights):
             used = {k: v for k, v in weights.items() if not k.startswith(_UNUSED)}
-            found.append({_ours(key, patterns, first): value for key, value in used.items()})
-    return found
+            versions.append({_ours(key, patterns, first): value for key, value in used.items()})
+    return versions
 
 
 def _ours(key: str, patterns: tuple[tuple[str, str], ...], first: int) -> str:
@@ -200,12 +200,12 @@ def _unnested(held: Any, file: Path, key: str | None) -> dict[str, Tensor]:
         return dict(held[key])
     if _is_weights(held):
         return dict(held)
-    found = [name for name, value in held.items() if _is_weights(value)]
-    if len(found) == 1:
-        return dict(held[found[0]])
-    if not found:
+    names = [name for name, value in held.items() if _is_weights(value)]
+    if len(names) == 1:
+        return dict(held[names[0]])
+    if not names:
         raise UserError(f"{file} holds no weights by name (it has {_held(held)})")
-    raise UserError(f"{file} holds several sets of weights: choose one with --key: {', '.join(map(str, found))}")
+    raise UserError(f"{file} holds several sets of weights: choose one with --key: {', '.join(map(str, names))}")
 
 
 def _held(held: Mapping[Any, Any]) -> str:
@@ -227,14 +227,14 @@ def _is_weights(value: Any) -> bool:
 
 def _unwrapped(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The weights as they are, then with each further prefix of a wrapper taken off."""
-    found = [dict(weights)]
+    versions = [dict(weights)]
     while True:
-        last = found[-1]
+        last = versions[-1]
         averaged = {k: v for k, v in last.items() if k != "n_averaged"}  # torch's AveragedModel counts beside it
         heads = {k.split(".", 1)[0] for k in averaged}
         if len(heads) != 1 or not heads <= set(WRAPPERS) or not all("." in k for k in averaged):
-            return found
-        found.append({k.split(".", 1)[1]: v for k, v in averaged.items()})
+            return versions
+        versions.append({k.split(".", 1)[1]: v for k, v in averaged.items()})
 
 
 def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:

@@ -82,8 +82,8 @@ class Catalogue:
         for source in _installed():
             self._add(source)
         for item in self.extra:
-            found = {_name(item): item} if isinstance(item, type) else _classes_of(item)
-            for name, cls in found.items():
+            classes = {_name(item): item} if isinstance(item, type) else _classes_of(item)
+            for name, cls in classes.items():
                 self._sources[name] = [PluginSource(name, cls.__module__ if isinstance(item, type) else str(item), cls)]
 
     def _add(self, source: PluginSource) -> None:

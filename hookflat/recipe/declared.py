@@ -36,17 +36,17 @@ def _fields(node: ast.ClassDef, module: str, depth: int) -> dict[str, Any] | Non
         return None
     if not all(isinstance(item, _PLAIN) for item in node.body):
         return None
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for base in node.bases:
         inherited = declared_options(module, ast.unparse(base), depth + 1)
         if inherited is None:
             return None
-        found |= inherited
+        fields |= inherited
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             constant = "ClassVar" in ast.unparse(item.annotation).partition("[")[0]
-            found |= {} if constant else {item.target.id: _type(item.annotation, module)}
-    return found
+            fields |= {} if constant else {item.target.id: _type(item.annotation, module)}
+    return fields
 
 
 def _type(annotation: ast.expr, module: str) -> Any:

@@ -11,13 +11,13 @@ def installed(group: str) -> list[tuple[EntryPoint, str]]:
 
     A package whose metadata cannot be read has none.
     """
-    found: dict[str, list[tuple[EntryPoint, str]]] = {}
+    by_package: dict[str, list[tuple[EntryPoint, str]]] = {}
     for package in distributions():
         with suppress(Exception):  # files of others, read by Python's own parser, which raises what it likes
             if points := package.entry_points.select(group=group):
                 name, version = _name_and_version(package)
-                found.setdefault(name, [(point, f"{name} {version}") for point in points])
-    return [pair for pairs in found.values() for pair in pairs]
+                by_package.setdefault(name, [(point, f"{name} {version}") for point in points])
+    return [pair for pairs in by_package.values() for pair in pairs]
 
 
 def _name_and_version(package: Distribution) -> tuple[str, str]:

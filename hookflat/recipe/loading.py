@@ -259,13 +259,13 @@ class _Checker:
         return bool(enabled)
 
     def _plugins(self) -> dict[str, Any]:
-        found = {}
+        plugins = {}
         for name in self._table("plugins") if "plugins" in self.loaded else ():
             table = dict(self._table("plugins", name))
             path = ("plugins", name)
             if self._enabled(path, table) and (cls := self._load(path, name, "plugin")):
-                found[name] = self._options(path, cls, table, name)
-        return found
+                plugins[name] = self._options(path, cls, table, name)
+        return plugins
 
     def _stages(self) -> tuple[Any, dict[str, Any]]:
         """Options of `[eval]`, and of each of its stages that is not switched off."""

@@ -146,19 +146,19 @@ _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*
 
 def _lines(text: str) -> dict[Place, int]:
     """Path of every table and key to its line; [a.b] is where `a` begins, unless there is an [a]."""
-    found: dict[Place, int] = {}
+    written: dict[Place, int] = {}
     implied: dict[Place, int] = {}
     table: Place = ()
     for number, line in enumerate(text.splitlines(), 1):
         inner, closed, _ = line.strip().lstrip("[").partition("]")
         if line.lstrip().startswith("[") and closed and inner:
             table = _parts(inner)
-            found.setdefault(table, number)
+            written.setdefault(table, number)
             for length in range(1, min(len(table), DEEPEST + 2)):
                 implied.setdefault(table[:length], number)
         elif key := _KEY.match(line):
-            found.setdefault((*table, *_parts(key[1])), number)
-    return implied | found
+            written.setdefault((*table, *_parts(key[1])), number)
+    return implied | written
 
 
 def _parts(dotted: str) -> Place:

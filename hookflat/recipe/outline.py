@@ -50,15 +50,15 @@ def keys(recipe: str, overlays: list[str]) -> dict[str, str]:
     merged = Merged()
     for file in (recipe, *overlays):
         merged.add_file(find_recipe(file))
-    found = dict.fromkeys(_dotted(merged.tables), "")
+    described = dict.fromkeys(_dotted(merged.tables), "")
     for table, cls in _TABLES.items():
         options = _of_class(Path(__file__).with_name("recipe.py"), cls)[0]
-        found |= {f"{table}.{option}": text for option, text in options.items()}
+        described |= {f"{table}.{option}": text for option, text in options.items()}
     places = {table["name"]: slot for slot, table in merged.tables.items() if slot in SLOTS and "name" in table}
     places |= {name: f"plugins.{name}" for name in merged.tables.get("plugins", {})}
     for name, place in places.items():
-        found |= {f"{place}.{option}": text for option, text in outline(name)[0].items()}
-    return found
+        described |= {f"{place}.{option}": text for option, text in outline(name)[0].items()}
+    return described
 
 
 def _dotted(tables: dict[str, Any], at: str = "") -> list[str]:

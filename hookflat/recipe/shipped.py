@@ -60,8 +60,8 @@ def needs(recipe: Path) -> str:
     """What a scale needs (download, GPU, hours), as it says after "Needs:"; "" where it says nothing."""
     lines = recipe.read_text(encoding="utf-8", errors="replace").splitlines()
     comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
-    found = re.search(r"Needs: (.+?)\.(?= [A-Z]|$)", comment)
-    return found[1] if found else ""
+    match = re.search(r"Needs: (.+?)\.(?= [A-Z]|$)", comment)
+    return match[1] if match else ""
 
 
 def recipes_naming(plugin: str) -> list[Path]:
@@ -75,10 +75,10 @@ def _named(recipe: Path) -> set[str]:
         tables, _ = read_toml(recipe)
     except UserError:
         return set()
-    found = {t["name"] for t in tables.values() if isinstance(t, dict) and isinstance(t.get("name"), str)}
+    names = {t["name"] for t in tables.values() if isinstance(t, dict) and isinstance(t.get("name"), str)}
     inner: dict[str, dict[str, Any]] = {k: v for k, v in tables.items() if isinstance(v, dict)}
     stages = [stage for stage in inner.get("eval", {}).values() if isinstance(stage, dict)]
-    return found.union(inner.get("plugins", {}), *stages)
+    return names.union(inner.get("plugins", {}), *stages)
 
 
 def find_shipped(name: str) -> Path:
@@ -124,11 +124,11 @@ def find_protocol(name: str | Path) -> Path:
 
 def with_bases(recipe: Path) -> list[Path]:
     """A recipe's file, and the files beside it that it extends, each once; shipped ones are found by their names."""
-    found = [recipe]
-    for path in found:  # which grows
+    files = [recipe]
+    for path in files:  # which grows
         bases = read_toml(path)[0].get("extends", [])
         for base in [bases] if isinstance(bases, str) else bases:
             beside = path.parent / base
-            if beside.is_file() and not any(beside.samefile(known) for known in found):
-                found.append(beside)
-    return found
+            if beside.is_file() and not any(beside.samefile(known) for known in files):
+                files.append(beside)
+    return files

@@ -38,8 +38,8 @@ def read_toml(file: Path) -> tuple[dict[str, Any], str]:
     try:
         return parsed(text), text
     except ValueError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = found[1] if found else text.count("\n") + 1 if "end of document" in str(error) else 1
+        match = re.search(r"at line (\d+)", str(error))
+        line = match[1] if match else text.count("\n") + 1 if "end of document" in str(error) else 1
         raise UserError(f"{file}:{line}: not valid TOML (is text in quotes?): {error}") from None
 
 

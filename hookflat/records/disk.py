@@ -93,5 +93,5 @@ def _number(error: BaseException) -> int | None:
     """The system's number; safetensors has it in its text alone."""
     if isinstance(error, OSError):
         return error.errno
-    found = _WRITTEN_BY_RUST.search(str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(found[1]) if found else None
+    match = _WRITTEN_BY_RUST.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(match[1]) if match else None

@@ -134,8 +134,8 @@ class RunFolder:
 
     def networks_of(self, asked: Sequence[str]) -> tuple[str, ...]:
         """Those of the networks asked for that are there. Raises UserError where none is."""
-        if found := tuple(which for which in asked if self.network(which)):
-            return found
+        if present := tuple(which for which in asked if self.network(which)):
+            return present
         there = self.networks()
         hint = f"it has {', '.join(there)}" if there else "its training is not finished"
         raise UserError(f"{self.path} has no network {', '.join(asked)}: {hint}")

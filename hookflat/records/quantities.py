@@ -69,7 +69,7 @@ def quantity(name: str, declared: Mapping[str, Quantity]) -> Quantity:
 
 def of_role(role: Role, declared: Mapping[str, Quantity]) -> list[str]:
     """The names of the numbers that may play a role, the highest rank first."""
-    names = [name for name, found in declared.items() if found.role == role]
+    names = [name for name, what in declared.items() if what.role == role]
     return sorted(names, key=lambda name: -declared[name].rank)
 
 

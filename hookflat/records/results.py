@@ -103,12 +103,12 @@ class Results(_Kept):
     def read(cls, file: Path) -> Results:
         """Raises UserError for a file that cannot be read, and one that hookflat did not write."""
         try:
-            found = cls.model_validate(read_json(file))
+            results = cls.model_validate(read_json(file))
         except ValidationError as error:
             raise DamagedError(f"{file} is not what hookflat writes: {first_fault(error)}") from None
-        if found.version > SCHEMA:
-            raise UserError(f"{file} is of a later hookflat (schema {found.version}, this one knows {SCHEMA})")
-        return found
+        if results.version > SCHEMA:
+            raise UserError(f"{file} is of a later hookflat (schema {results.version}, this one knows {SCHEMA})")
+        return results
 
     def to_json(self) -> str:
         """The content of the file, without what is not known."""

@@ -46,10 +46,10 @@ def about_weights(file: Path) -> dict[str, Any]:
 
 def _metadata(file: Path) -> dict[str, Any]:
     with safe_open(file, framework="pt") as opened:
-        found = sound_json((opened.metadata() or {}).get("hookflat", "{}"))
-    if not isinstance(found, dict):
+        about = sound_json((opened.metadata() or {}).get("hookflat", "{}"))
+    if not isinstance(about, dict):
         raise ValueError("its metadata are not what hookflat writes")
-    return found
+    return about
 
 
 def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:

@@ -84,8 +84,8 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
     for measure in measures:
         for key in outcomes:
             within |= _within(models, measure, key, clean, resamples)
-            if found := _pooled(_by_seed(models, measure, key, clean), resamples):
-                seeds[measure, key] = found
+            if pooled := _pooled(_by_seed(models, measure, key, clean), resamples):
+                seeds[measure, key] = pooled
     claim = gathered.playing("average flatness")
     theirs = _of_the_paper(error) if gathered.norm == THEIR_NORM else {}
     against = {}
@@ -119,7 +119,7 @@ def analyse(gathered: Gathered, resamples: int = RESAMPLES) -> Analysis:
             fit=fit,
             resamples=resamples,
         ),
-        beyond_fit={key: found for key, found in beyond.items() if found},
+        beyond_fit={key: gain for key, gain in beyond.items() if gain},
     )
 
 
@@ -129,8 +129,8 @@ def _papers_measures(quantities: Mapping[str, Quantity]) -> list[str]:
 
 def flatness_measures(networks: Iterable[Network], quantities: Mapping[str, Quantity]) -> list[str]:
     """The numbers on test examples that may predict robustness, flatness above all; the paper's first."""
-    found = [k for k in dict.fromkeys(k for n in networks for k in n.test) if not is_error_of(k)]
-    kept = [k for k in found if quantity(k, quantities).predictor]
+    keys = [k for k in dict.fromkeys(k for n in networks for k in n.test) if not is_error_of(k)]
+    kept = [k for k in keys if quantity(k, quantities).predictor]
     first = _papers_measures(quantities)
     return sorted(kept, key=lambda k: first.index(k) if k in first else len(first))
 
@@ -196,10 +196,10 @@ def _within(
         networks = [(network, cluster[id(run)]) for run, _, network in distinct([run for c in same for run in c.runs])]
         by_method[method] = _points(networks, measure, key, clean)
     enough = {method: points for method, points in by_method.items() if len(points) >= WITHIN}
-    found = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
+    correlations = {(method, measure, key): _correlation(points, resamples) for method, points in enough.items()}
     if pooled := _pooled(by_method.values(), resamples):
-        found["", measure, key] = pooled
-    return found
+        correlations["", measure, key] = pooled
+    return correlations
 
 
 def _pooled(groups: Iterable[list[_Point]], resamples: int) -> Correlation | None:

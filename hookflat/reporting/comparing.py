@@ -41,10 +41,10 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
     recipes = [dict(flat(RunFolder(folder).read_recipe())) for folder in folders]
     results = [_results(RunFolder(folder), damaged) for folder in folders]
     threats = [{f"{part}threat": r.protocol.threat for part, r in of.items()} for of in results]
-    found = [_numbers(of) for of in results]
+    measured = [_numbers(of) for of in results]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     lines = [(".".join(key), [recipe.get(key) for recipe in recipes]) for key in keys]
-    names = dict.fromkeys(name for numbers in found for name in numbers)
+    names = dict.fromkeys(name for numbers in measured for name in numbers)
     rows = []
     for name in dict.fromkeys(name for of in threats for name in of):
         said = [of.get(name) for of in threats]
@@ -54,7 +54,7 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
         said = ["measured" if protocol in of else None for of in results]
         rows.append(Row(protocol.strip() or "its own measures", said, [text or "-" for text in said]))
     for name in names:
-        pairs = [numbers.get(name) for numbers in found]
+        pairs = [numbers.get(name) for numbers in measured]
         there = [p for p in pairs if p is not None]
         shown = not there[0].error and all(there[0].protocol in of for of in results)
         group = there[0].group
@@ -70,7 +70,7 @@ def compare(folders: Sequence[Path]) -> tuple[list[Row], list[Row], list[str]]:
 
 def _results(folder: RunFolder, damaged: list[str]) -> dict[str, Results]:
     """A run's own, under "", and those of `hookflat eval` under the names of their folders and a space."""
-    found: dict[str, Results] = {}
+    by_protocol: dict[str, Results] = {}
     for place in (folder, *folder.evaluations()):
         try:
             results = place.read_results()
@@ -78,8 +78,8 @@ def _results(folder: RunFolder, damaged: list[str]) -> dict[str, Results]:
             damaged.append(str(error))
             continue
         if results is not None:
-            found["" if place is folder else f"{place.path.name} "] = results
-    return found
+            by_protocol["" if place is folder else f"{place.path.name} "] = results
+    return by_protocol
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,23 @@ class _Number:
 
 def _numbers(of: dict[str, Results]) -> dict[str, _Number]:
     """Every measured number of a run by what it is, "last test RLoss", of its own measures and of `hookflat eval`'s."""
-    found: dict[str, _Number] = {}
+    by_label: dict[str, _Number] = {}
     for protocol, results in of.items():
         for model, numbers in results.models.items():
             if numbers.epoch is not None:
                 what = Quantity("epoch", "count")
                 group, text = f"{protocol}{model}", what.text(numbers.epoch)
-                found[f"{group} epoch"] = _Number(numbers.epoch, what, protocol, group, text)
+                by_label[f"{group} epoch"] = _Number(numbers.epoch, what, protocol, group, text)
             for split in ("test", "train"):
                 values = getattr(numbers, split)
                 for name, value in values.items():
                     base, error = is_error_of(name), values.get(f"{name}_stderr")
                     what = quantity(base or name, results.numbers)
                     group, label = f"{protocol}{model} {split}", what.label + (", standard error" if base else "")
-                    found[f"{group} {label}"] = _Number(
+                    by_label[f"{group} {label}"] = _Number(
                         value, what, protocol, group, what.text(value, error), error=bool(base)
                     )
-    return found
+    return by_label
 
 
 def _text(value: Any) -> str:

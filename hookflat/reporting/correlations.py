@@ -35,12 +35,12 @@ def statistics_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         [
             analysis.names[measure],
             analysis.outcomes[key],
-            str(found.models),
-            *(estimate(e) for e in (found.pearson, found.spearman, found.kendall)),
-            *(estimate(e) if e else "" for e in (found.partial_pearson, found.partial_spearman)),
+            str(correlation.models),
+            *(estimate(e) for e in (correlation.pearson, correlation.spearman, correlation.kendall)),
+            *(estimate(e) if e else "" for e in (correlation.partial_pearson, correlation.partial_spearman)),
             f"{analysis.best[key].shares[measure]:.0%}" if measure in _shares(analysis, key) else "",
         ]
-        for (measure, key), found in sorted(
+        for (measure, key), correlation in sorted(
             analysis.overall.items(), key=lambda i: list(analysis.outcomes).index(i[0][1])
         )
     ]
@@ -81,18 +81,18 @@ def ranking_lines(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     heads += ["baseline", "fit", "Spearman", "within methods", given, "Psi"]
     lines = []
     for ranked in analysis.ranking:
-        key, found = ranked.outcome, ranked.prediction
+        key, prediction = ranked.outcome, ranked.prediction
         within = analysis.within.get(("", ranked.measure, key))
         lines.append(
             [
                 analysis.names[ranked.measure],
                 analysis.outcomes[key],
                 str(ranked.models),
-                estimate(found.r2) if found else "",
+                estimate(prediction.r2) if prediction else "",
                 estimate(ranked.behind) if ranked.behind else "",
                 estimate(ranked.beyond) if ranked.beyond else "",
-                off(analysis, key, found.error) if found else "",
-                off(analysis, key, found.baseline) if found else "",
+                off(analysis, key, prediction.error) if prediction else "",
+                off(analysis, key, prediction.baseline) if prediction else "",
                 off(analysis, key, ranked.fit.error) if ranked.fit else "",
                 estimate(ranked.spearman),
                 estimate(within.spearman) if within else "",
@@ -117,12 +117,12 @@ def ranking_csv(analysis: Analysis) -> str:
     heads += ["fit_error", "beyond_the_fit", "beyond_low", "beyond_high"]
     rows = []
     for ranked in analysis.ranking:
-        found, psi = ranked.prediction, ranked.granulated
-        numbers = (*found.r2, found.error, found.baseline) if found else (None,) * 5
+        prediction, psi = ranked.prediction, ranked.granulated
+        numbers = (*prediction.r2, prediction.error, prediction.baseline) if prediction else (None,) * 5
         rows.append(
             [
                 *(ranked.measure, ranked.outcome, *map(_number, numbers)),
-                *((found.methods, found.beats_the_baseline) if found else ("", "")),
+                *((prediction.methods, prediction.beats_the_baseline) if prediction else ("", "")),
                 ranked.models,
                 *(_number(v) for e in (ranked.behind, ranked.spearman, ranked.partial) for v in e or (None,) * 3),
                 "; ".join(ranked.fixed),
@@ -146,10 +146,12 @@ def within_lines(analysis: Analysis, titles: dict[str, str]) -> tuple[list[str],
     for measure, method in sorted(
         pairs, key=lambda p: (analysis.measures.index(p[0]), p[1] not in ("", SEEDS, EARLY), titles.get(p[1], p[1]))
     ):
-        found = [within.get((method, measure, key)) for key in analysis.outcomes]
-        count = max(c.models for c in found if c)
+        correlations = [within.get((method, measure, key)) for key in analysis.outcomes]
+        count = max(c.models for c in correlations if c)
         name = titles.get(method, method)
-        cells = [estimate(c.spearman) + (f" of {c.models}" if c.models < count else "") if c else "" for c in found]
+        cells = [
+            estimate(c.spearman) + (f" of {c.models}" if c.models < count else "") if c else "" for c in correlations
+        ]
         lines.append([name, analysis.names[measure], str(count), *cells])
     return heads, lines
 

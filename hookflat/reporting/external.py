@@ -40,13 +40,13 @@ def external(gathered: Gathered) -> dict[str, External]:
     A line for a run: its folder's name, RErr in %, the source; `norm` and `eps` where they are columns, and then of the
     report's threat alone. Raises UserError for a line that says something else.
     """
-    runs, threat, found = gathered.runs, (gathered.norm, gathered.main.setup["eps"]), {}
+    runs, threat, entries = gathered.runs, (gathered.norm, gathered.main.setup["eps"]), {}
     for folder in dict.fromkeys(run.folder.resolve().parent for run in runs):
         if (folder / EXTERNAL).is_file():
             known = _read(folder / EXTERNAL)
             here = {run.folder.resolve().name: run.name for run in runs if run.folder.resolve().parent == folder}
-            found |= {here[entry.run]: entry for entry in known if entry.run in here and entry.under(*threat)}
-    return found
+            entries |= {here[entry.run]: entry for entry in known if entry.run in here and entry.under(*threat)}
+    return entries
 
 
 def _read(file: Path) -> list[External]:

@@ -46,15 +46,17 @@ def predictions(analysis: Analysis) -> str:
         best = _best(analysis, key)
         if best is None or best.prediction is None:
             continue
-        found = best.prediction
-        of[f"{counted(found.methods, 'method')} but one ({counted(best.models, 'network')})"] = None
-        if math.isnan(found.r2.low):
-            parts.append(f"the {heading} cannot be judged from {counted(found.methods, 'method')}")
+        prediction = best.prediction
+        of[f"{counted(prediction.methods, 'method')} but one ({counted(best.models, 'network')})"] = None
+        if math.isnan(prediction.r2.low):
+            parts.append(f"the {heading} cannot be judged from {counted(prediction.methods, 'method')}")
         elif not any(r.prediction and r.prediction.beats_the_baseline for r in _of(analysis, key)):
             parts.append(f"for the {heading} none beats the baseline")
         else:
-            better = f"{off(analysis, key, found.error)} off, the baseline {off(analysis, key, found.baseline)}"
-            parts.append(f"the {heading} by {analysis.names[best.measure]} ({better}; R² {estimate(found.r2)})")
+            better = (
+                f"{off(analysis, key, prediction.error)} off, the baseline {off(analysis, key, prediction.baseline)}"
+            )
+            parts.append(f"the {heading} by {analysis.names[best.measure]} ({better}; R² {estimate(prediction.r2)})")
     if not parts:
         return ""
     how = "to predict that one, against a baseline that knows the mean alone"
@@ -65,13 +67,13 @@ def changes(analysis: Analysis) -> str:
     """Under the change of one hyper-parameter."""
     parts = []
     for key, heading in analysis.outcomes.items():
-        found = [(r, r.granulated) for r in _of(analysis, key) if r.granulated]
-        if not found:
+        granulated = [(r, r.granulated) for r in _of(analysis, key) if r.granulated]
+        if not granulated:
             continue
-        ranked, psi = max(found, key=lambda pair: abs(pair[1].value))  # of margins larger is better
+        ranked, psi = max(granulated, key=lambda pair: abs(pair[1].value))  # of margins larger is better
         lowest = psi.psi[psi.worst]
         least = f"; least for {axis(psi.worst)}, {minus(f'{lowest:.2f}')}" if lowest != psi.value else ""
-        alike = sum(abs(other.value) > abs(psi.value) - 1e-9 for _, other in found) - 1
+        alike = sum(abs(other.value) > abs(psi.value) - 1e-9 for _, other in granulated) - 1
         name = analysis.names[ranked.measure] + (f" and {counted(alike, 'other')}" if alike else "")
         of = f"{counted(psi.pairs, 'pair')}, {counted(len(psi.psi), 'hyper-parameter')}"
         parts.append(f"the {heading} by {name} ({minus(f'{psi.value:.2f}')}, {of}{least})")

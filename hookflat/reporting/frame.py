@@ -41,10 +41,10 @@ def results(*folders: str | Path) -> DataFrame:
 
 
 def _runs(folders: tuple[str | Path, ...]) -> list[RunFolder]:
-    found = []
+    runs = []
     for path in map(Path, folders):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: give run folders, or folders of runs")
         inner = [path] if RunFolder(path).is_run else sorted(f for f in path.iterdir() if f.is_dir())
-        found += [RunFolder(f) for f in inner if RunFolder(f).is_run]
-    return found
+        runs += [RunFolder(f) for f in inner if RunFolder(f).is_run]
+    return runs

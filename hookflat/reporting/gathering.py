@@ -93,10 +93,10 @@ class Gathered:
     @cached_property
     def quantities(self) -> dict[str, Quantity]:
         """What each number is, as the evaluations that gave it say."""
-        found: dict[str, Quantity] = {}
+        merged: dict[str, Quantity] = {}
         for evaluation in [self.main, *(e for e, _ in self.others), *(e for r in self.runs for e in r.evaluations)]:
-            found = evaluation.quantities | found
-        return found
+            merged = evaluation.quantities | merged
+        return merged
 
     def playing(self, role: Role) -> str:
         """The number that plays a role: the one that most networks have, of the highest rank; "" where none has any."""
@@ -117,28 +117,30 @@ def gather(folders: Sequence[Path], *, protocol: str = "", ignore: Path | None =
     `ignore`: a folder that is no run, the report's own. Raises UserError where nothing is measured.
     """
     candidates = _candidates(folders, ignore)
-    found: list[MeasuredRun] = []
+    measured: list[MeasuredRun] = []
     left_out: list[LeftOut] = []
     for name, folder in _named(candidates):
         try:
-            found.append(read_run(name, folder))
+            measured.append(read_run(name, folder))
         except UnusableError as why:
             left_out.append(LeftOut(name, str(why)))
     left_out += _only_logs(folders, candidates)
-    left_out += [LeftOut(f"{r.name}, {_lines(r.damaged)} of metrics.jsonl", "damaged") for r in found if r.damaged]
-    left_out += [LeftOut(f"{r.name}/eval/{a}", "older measures, moved aside by --redo") for r in found for a in r.aside]
-    main = _main(found, protocol)
+    left_out += [LeftOut(f"{r.name}, {_lines(r.damaged)} of metrics.jsonl", "damaged") for r in measured if r.damaged]
+    left_out += [
+        LeftOut(f"{r.name}/eval/{a}", "older measures, moved aside by --redo") for r in measured for a in r.aside
+    ]
+    main = _main(measured, protocol)
     if main is not None:
-        for evaluation in [e for run in found for e in run.evaluations if e.covers(main)]:
+        for evaluation in [e for run in measured for e in run.evaluations if e.covers(main)]:
             evaluation.setup = main.setup  # what it has besides is its own
-    runs = [run for run in found if main and any(e.key == main.key for e in run.evaluations)]
-    left_out += [LeftOut(r.name, _difference(r, main) + _only_landscape(r)) for r in found if r not in runs]
+    runs = [run for run in measured if main and any(e.key == main.key for e in run.evaluations)]
+    left_out += [LeftOut(r.name, _difference(r, main) + _only_landscape(r)) for r in measured if r not in runs]
     if main is None or not runs:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out[:8])
         raise UserError(f"{', '.join(map(str, folders))}: no run that is trained and measured{reasons}")
     runs, twice = _once(runs)
     others = _take(runs, main)
-    landscapes, unlike = _landscapes(found, {out.name for out in twice}, main.setup["norm"])
+    landscapes, unlike = _landscapes(measured, {out.name for out in twice}, main.setup["norm"])
     left_out += [*twice, *unlike, *_in_other_norms(runs, main.setup["norm"])]
     dropped = [(run, name) for run in runs for e in run.evaluations for name in e.dropped]
     left_out += [LeftOut(f"{run.name}, {name}", "not a finite number") for run, name in dropped]
@@ -152,15 +154,15 @@ def configurations(runs: Iterable[MeasuredRun]) -> list[Configuration]:
     by_method: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
         by_method[run.method].append(run)
-    found: dict[tuple[str, float | None, Setting], list[MeasuredRun]] = defaultdict(list)
+    grouped: dict[tuple[str, float | None, Setting], list[MeasuredRun]] = defaultdict(list)
     for method, every in by_method.items():
         same = [run for run in every if not run.label]
         for run in every:
             if run.label:
-                found[method, run.rescaled, (("checkpoint", run.label.name),)].append(run)
+                grouped[method, run.rescaled, (("checkpoint", run.label.name),)].append(run)
         for run, setting in zip(same, settings([options_of(run.recipe) for run in same]), strict=True):
-            found[method, run.rescaled, setting].append(run)
-    return [Configuration(*key, same) for key, same in found.items()]
+            grouped[method, run.rescaled, setting].append(run)
+    return [Configuration(*key, same) for key, same in grouped.items()]
 
 
 def evidence(configurations: Sequence[Configuration]) -> list[int]:
@@ -177,15 +179,15 @@ def evidence_in_words(configurations: Sequence[Configuration]) -> str:
 
 def _candidates(folders: Sequence[Path], ignore: Path | None) -> dict[Path, Path]:
     """Every folder that may be a run, by its whole path."""
-    found: dict[Path, Path] = {}
+    candidates: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give run folders, or folders of runs")
         inner = [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
         for f in [folder] if RunFolder(folder).is_run else inner:
             if f != ignore and f.name != CLUSTER and not (f / "report.html").exists():
-                found[f.resolve()] = f
-    return found
+                candidates[f.resolve()] = f
+    return candidates
 
 
 def _named(candidates: dict[Path, Path]) -> Iterator[tuple[str, Path]]:
@@ -285,12 +287,12 @@ def _take(runs: Sequence[MeasuredRun], main: Evaluation) -> list[tuple[Evaluatio
 
 def _by_key(run: MeasuredRun) -> dict[str, dict[str, Network]]:
     """The networks of each protocol, though measured by several commands."""
-    found: dict[str, dict[str, Network]] = defaultdict(dict)
+    by_key: dict[str, dict[str, Network]] = defaultdict(dict)
     for evaluation in run.evaluations:
         for label, network in evaluation.networks.items():
             if network.named:
-                found[evaluation.key].setdefault(label, network)
-    return found
+                by_key[evaluation.key].setdefault(label, network)
+    return by_key
 
 
 def _with(network: Network, other: Network, new: set[tuple[str, str]]) -> Network:
@@ -313,13 +315,13 @@ def _in_other_norms(runs: Sequence[MeasuredRun], norm: str) -> Iterator[LeftOut]
 def _landscapes(runs: Sequence[MeasuredRun], twice: set[str], norm: str) -> tuple[list[MeasuredRun], list[LeftOut]]:
     """The runs whose landscapes were measured as most were, in the report's norm."""
     every = [run for run in runs if run.landscape and run.name not in twice]
-    found = [run for run in every if run.landscape and run.landscape.norm == norm]
-    keys = Counter(run.landscape.key for run in found if run.landscape)
+    in_norm = [run for run in every if run.landscape and run.landscape.norm == norm]
+    keys = Counter(run.landscape.key for run in in_norm if run.landscape)
     main = keys.most_common(1)[0][0] if keys else ""
-    alike = [run for run in found if run.landscape and run.landscape.key == main]
+    alike = [run for run in in_norm if run.landscape and run.landscape.key == main]
     reason = "measured otherwise than the other landscapes"
     left_out = [
-        LeftOut(f"{r.name}, its landscape", reason if r in found else f"not in the report's norm, {norm}")
+        LeftOut(f"{r.name}, its landscape", reason if r in in_norm else f"not in the report's norm, {norm}")
         for r in every
         if r not in alike
     ]

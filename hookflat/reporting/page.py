@@ -85,7 +85,7 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
     ]
     order = {id(row.configuration): i for i, row in enumerate(table.rows)}
     configurations.sort(key=lambda entry: order[id(entry[0])])
-    found = explorer(gathered, table)
+    explored = explorer(gathered, table)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     template = Environment(
         loader=PackageLoader("hookflat.reporting", "."),
@@ -103,8 +103,8 @@ def _render(contents: Contents, inline: dict[str, str], *, recipes: bool) -> str
         cells=lambda row: [(column, _cell(row, column), paper_text(row, column)) for column in table.columns],
         leaders=without_empty(*leaderboard_lines(leaderboard(table), table)),
         about_leaderboard=ABOUT_LEADERBOARD,
-        explorer=found,
-        last_ones=any(point["network"] == "last" for point in found.get("points", [])),
+        explorer=explored,
+        last_ones=any(point["network"] == "last" for point in explored.get("points", [])),
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         drawn=contents.drawn,

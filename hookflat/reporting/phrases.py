@@ -13,13 +13,13 @@ def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def estimate(found: Estimate) -> str:
+def estimate(number: Estimate) -> str:
     """ "0.81 [0.62, 0.93]"."""
-    if math.isnan(found.value):
+    if math.isnan(number.value):
         return "undefined"
-    if math.isnan(found.low):
-        return minus(f"{found.value:.2f}")
-    return minus(f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+    if math.isnan(number.low):
+        return minus(f"{number.value:.2f}")
+    return minus(f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]")
 
 
 def minus(text: str) -> str:

@@ -156,7 +156,7 @@ def single_changes(options: Sequence[Mapping[str, Hashable]]) -> Changes:
         inside = [name for name in axes if name.rpartition(".")[0] == table]
         if table and len(inside) > 1:
             axes[table] = (inside, 2, len(inside))
-    found = {}
+    changes = {}
     for axis, (inside, least, most) in axes.items():
         groups: dict[frozenset[tuple[str, Hashable]], list[int]] = defaultdict(list)
         for i, held in enumerate(sets):
@@ -166,8 +166,8 @@ def single_changes(options: Sequence[Mapping[str, Hashable]]) -> Changes:
             for group in groups.values()
         ]
         if kept := [group for group in pairs if group]:
-            found[axis] = kept
-    return found
+            changes[axis] = kept
+    return changes
 
 
 def granulated(changes: Changes, x: Sequence[float], y: Sequence[float]) -> Granulated | None:

@@ -53,12 +53,12 @@ def controls(gathered: Gathered, clean: str) -> dict[str, Control]:
     Those that vary here, and not in one configuration alone.
     """
     confidence = gathered.playing("confidence")
-    found: dict[str, Control] = {
+    candidates: dict[str, Control] = {
         "clean error": lambda _, network: network.value(clean),
         "confidence": lambda _, network: network.value(confidence),
         "learning rate": lambda run, _: _learning_rate(run),
     }
-    return {name: of for name, of in found.items() if _varies(gathered.configurations, of)}
+    return {name: of for name, of in candidates.items() if _varies(gathered.configurations, of)}
 
 
 def _varies(configurations: Iterable[Configuration], of: Control) -> bool:
@@ -105,7 +105,7 @@ def rank(
             for table, (run, label, _) in zip(tables, trained, strict=True)
         ]
     )
-    found = []
+    ranking = []
     for outcome in outcomes:
         rows = [row for row in last if _has(row[1], [*measures, outcome])]
         y, methods, clusters = [r[1].value(outcome) for r in rows], [r[2] for r in rows], [r[3] for r in rows]
@@ -124,8 +124,8 @@ def rank(
                 Ranked(measure, outcome, len(rows), whole, partial, names, pairs, prediction, rankings, known)
             )
         ranked.sort(key=_place)
-        found += [_placed(r, ranked[0], resamples) for r in ranked]
-    return found
+        ranking += [_placed(r, ranked[0], resamples) for r in ranked]
+    return ranking
 
 
 def _shared(rows: Sequence[_Row], measures: Sequence[str]) -> list[str]:
@@ -146,17 +146,17 @@ def _has(network: Network, keys: Sequence[str]) -> bool:
 
 
 def _place(ranked: Ranked) -> tuple[bool, float]:
-    found = ranked.prediction
-    return (not found.beats_the_baseline, -found.r2.value) if found else (True, math.inf)
+    prediction = ranked.prediction
+    return (not prediction.beats_the_baseline, -prediction.r2.value) if prediction else (True, math.inf)
 
 
 def _placed(ranked: Ranked, best: Ranked, resamples: int) -> Ranked:
-    found = ranked.prediction
-    if found is None:
+    prediction = ranked.prediction
+    if prediction is None:
         return ranked
     first = None if ranked is best else best.prediction
-    less = behind(found, first, resamples=resamples) if first else None
-    more = behind(found, ranked.fit, tried=ranked.rankings, resamples=resamples) if ranked.fit else None
+    less = behind(prediction, first, resamples=resamples) if first else None
+    more = behind(prediction, ranked.fit, tried=ranked.rankings, resamples=resamples) if ranked.fit else None
     return replace(ranked, behind=less, beyond=more)
 
 

@@ -143,7 +143,7 @@ class MeasuredRun:
     @property
     def quantities(self) -> dict[str, Quantity]:
         """What each of its numbers is."""
-        return {name: found for e in self.evaluations for name, found in e.quantities.items()}
+        return {name: what for e in self.evaluations for name, what in e.quantities.items()}
 
     @property
     def epochs(self) -> int:
@@ -177,14 +177,14 @@ def distinct(
 ) -> list[tuple[MeasuredRun, str, Network]]:
     """(run, label, network): early stopping may keep the last weights, or two runs the same; each once."""
     seen: set[str] = set()
-    found = []
+    kept = []
     for label in labels:
         for run in runs:
             weights = next((e.weights[label] for e in run.evaluations if label in e.weights), None)
             if label in run.networks and weights not in seen:
-                found.append((run, label, run.networks[label]))
+                kept.append((run, label, run.networks[label]))
                 seen |= {weights} if weights else set()
-    return found
+    return kept
 
 
 def read_run(name: str, folder: Path) -> MeasuredRun:
@@ -205,9 +205,9 @@ def _read(name: str, place: Path) -> MeasuredRun:
         raise UnusableError("an older run, moved aside by --redo")
     tables = _recipe_of(folder)
     recipe = _recipe(tables, folder.recipe)
-    found = [*([folder] if folder.results.exists() else []), *folder.evaluations()]
+    measured = [*([folder] if folder.results.exists() else []), *folder.evaluations()]
     label = _label(folder)
-    evaluations = [_evaluation(f, folder, recipe, label) for f in found if f is folder or not _aside(f)]
+    evaluations = [_evaluation(f, folder, recipe, label) for f in measured if f is folder or not _aside(f)]
     own = next((e for e in evaluations if not e.name or (e.model and e.name == place.resolve().name)), None)
     rescaled = next((e.rescaled for e in evaluations if e.rescaled), None)
     if own is None and not rescaled:
@@ -231,7 +231,7 @@ def _read(name: str, place: Path) -> MeasuredRun:
         damaged=damaged,
         training=own.training if own else None,
         landscape=_landscape(folder, evaluations),
-        aside=[f.path.name for f in found if f is not folder and _aside(f)],
+        aside=[f.path.name for f in measured if f is not folder and _aside(f)],
         label=label,
     )
 
@@ -246,10 +246,10 @@ def _label(folder: RunFolder) -> Label | None:
 def _environment(folder: RunFolder) -> dict[str, Any]:
     """Empty where a run has none, as a rescaled one."""
     file = folder.environment
-    found = _told(read_json, file, folder) if file.exists() else {}
-    if not isinstance(found, dict):
+    environment = _told(read_json, file, folder) if file.exists() else {}
+    if not isinstance(environment, dict):
         raise UnusableError(f"{file.name} is not what hookflat writes")
-    return found
+    return environment
 
 
 def _aside(folder: RunFolder) -> bool:
@@ -318,9 +318,9 @@ def _setup(protocol: Protocol, recipe: _Recipe) -> dict[str, Any]:
 def _network(label: str, numbers: NetworkResults, dropped: list[str]) -> Network:
     """The numbers of a network; what is no finite number is left out and named in `dropped`."""
     parts = {"test": numbers.test, "train": numbers.train, "gap": numbers.gap}
-    found = {part: {k: v for k, v in values.items() if math.isfinite(v)} for part, values in parts.items()}
-    dropped += [f"{label} {part} {k}" for part in ("test", "train") for k in parts[part] if k not in found[part]]
-    return Network(label, numbers.epoch, **found)
+    finite = {part: {k: v for k, v in values.items() if math.isfinite(v)} for part, values in parts.items()}
+    dropped += [f"{label} {part} {k}" for part in ("test", "train") for k in parts[part] if k not in finite[part]]
+    return Network(label, numbers.epoch, **finite)
 
 
 def _landscape(folder: RunFolder, evaluations: list[Evaluation]) -> LandscapeCurve | None:

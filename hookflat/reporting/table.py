@@ -190,8 +190,8 @@ def short_title(row: Row, chosen: Sequence[Row]) -> str:
 
 def attack_of(label: str) -> str:
     """What measured an error, from the error's label: "AutoAttack" of "RErr (AutoAttack)"."""
-    found = re.search(r"\((.+)\)", label)
-    return found[1] if found else label
+    match = re.search(r"\((.+)\)", label)
+    return match[1] if match else label
 
 
 def table1(gathered: Gathered) -> Table1:
@@ -200,17 +200,17 @@ def table1(gathered: Gathered) -> Table1:
     others = external(gathered)
     cells = [(c, _cells(c, numbers, others)) for c in gathered.configurations]
     cells.sort(key=lambda pair: (math.isnan(pair[1]["rerr"].mean), pair[1]["rerr"].mean))
-    groups = split([math.nan if c.rescaled else found["rerr"].mean for c, found in cells])
+    groups = split([math.nan if c.rescaled else values["rerr"].mean for c, values in cells])
     rows = [
         Row(
             configuration,
             title(configuration),
             group,
-            found,
+            values,
             _of_the_paper(configuration) if gathered.norm == THEIR_NORM else {},
             flags_of(configuration.runs, gathered.quantities),
         )
-        for (configuration, found), group in zip(cells, groups, strict=True)
+        for (configuration, values), group in zip(cells, groups, strict=True)
     ]
     columns = [
         Column("rerr", "RErr test", paper="rerr"),
@@ -241,8 +241,8 @@ def _cells(configuration: Configuration, numbers: dict[str, str], others: dict[s
     pairs = [(run.networks.get("last"), run.networks.get("best")) for run in configuration.runs]
 
     def over(number: Callable[[Network], float | None], networks: Iterable[Network | None]) -> Cell:
-        found = [number(network) for network in networks if network]
-        return Cell(tuple(value for value in found if value is not None))
+        values = [number(network) for network in networks if network]
+        return Cell(tuple(value for value in values if value is not None))
 
     def percent(value: float | None) -> float | None:
         return None if value is None else 100 * value
@@ -294,11 +294,11 @@ def _shipped(method: str) -> list[dict[str, Any]]:
     """The method's options in the shipped recipe, at every scale that ships; none where there is no such recipe."""
     recipe = recipes_folder() / f"{method}.toml"
     scales = [[], *([scale] for scale in sorted((recipes_folder() / "scales").glob("*.toml")))]
-    found = []
+    methods = []
     for overlays in scales:
         with suppress(UserError):
-            found.append(_method(load_recipe(recipe, overlays=overlays, catalogue=catalogue_of()).tables))
-    return found
+            methods.append(_method(load_recipe(recipe, overlays=overlays, catalogue=catalogue_of()).tables))
+    return methods
 
 
 def paper_text(row: Row, column: Column) -> str:

@@ -104,8 +104,8 @@ def through_training(table: Table1, norm: str) -> Drawing:
     chosen = representatives(table.rows)
     measured = [run for row in chosen for run in row.configuration.runs if _paths([run])]
     alike = _alike(measured, norm)
-    found = [(row, _paths(runs)) for row in chosen if (runs := [r for r in row.configuration.runs if r in alike])]
-    panels = found[:PANELS]
+    with_paths = [(row, _paths(runs)) for row in chosen if (runs := [r for r in row.configuration.runs if r in alike])]
+    panels = with_paths[:PANELS]
     if not panels:
         return Drawing(
             name, heading, f"No run measured average-case flatness through its training, in the norm {norm}.", None
@@ -134,7 +134,7 @@ def through_training(table: Table1, norm: str) -> Drawing:
     caption = (
         "Each point is a snapshot of a run, from early (blue) to late (red); a line joins those of one run."
         + (f" {outside} of {len(every)} snapshots lie outside the axes." if outside else "")
-        + (f" The {PANELS} of {len(found)} methods with the least test RErr." if len(found) > PANELS else "")
+        + (f" The {PANELS} of {len(with_paths)} methods with the least test RErr." if len(with_paths) > PANELS else "")
         + _left_out([run for run in measured if run not in alike], alike)
         + _measured_by(alike[0], "average flatness")
     )
@@ -181,7 +181,7 @@ def _measured_by(run: MeasuredRun, role: Role) -> str:
 
 def _paths(runs: Sequence[MeasuredRun]) -> list[list[tuple[float, float, float]]]:
     """(share of the training, flatness, RLoss) of each run's snapshots."""
-    found = []
+    paths = []
     for run in runs:
         flatness, loss = _recorded(run, "average flatness"), _recorded(run, "RLoss")
         path = [
@@ -189,8 +189,8 @@ def _paths(runs: Sequence[MeasuredRun]) -> list[list[tuple[float, float, float]]
             for r in run.records
             if r.get("split") == "test" and {flatness, loss, "epoch"} <= r.keys()
         ]
-        found.append(sorted(p for p in path if all(map(math.isfinite, p))))
-    return [path for path in found if len(path) > 1]
+        paths.append(sorted(p for p in path if all(map(math.isfinite, p))))
+    return [path for path in paths if len(path) > 1]
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:

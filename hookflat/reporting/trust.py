@@ -16,14 +16,14 @@ _SHOWN = 4
 
 def raised(numbers: Mapping[str, float], declared: Mapping[str, Quantity]) -> list[str] | None:
     """The raised flags among the numbers of a network, in words; None where none was looked at."""
-    looked = [name for name, found in declared.items() if found.unit == "flag" and name in numbers]
+    looked = [name for name, what in declared.items() if what.unit == "flag" and name in numbers]
     return [declared[name].label for name in looked if numbers[name]] if looked else None
 
 
 def flags_of(runs: Iterable[MeasuredRun], declared: Mapping[str, Quantity]) -> str:
     """A cell of the table: "ok", or how many flags the runs' networks raised; "" where none was looked at."""
-    found = [raised(network.test, declared) for run in runs for network in run.networks.values()]
-    looked = [flags for flags in found if flags is not None]
+    every = [raised(network.test, declared) for run in runs for network in run.networks.values()]
+    looked = [flags for flags in every if flags is not None]
     if not looked:
         return ""
     words = dict.fromkeys(word for flags in looked for word in flags)
@@ -32,10 +32,10 @@ def flags_of(runs: Iterable[MeasuredRun], declared: Mapping[str, Quantity]) -> s
 
 def flagged(gathered: Gathered) -> list[tuple[MeasuredRun, str, str]]:
     """(run, network, its raised flags in words) of every network that raised one."""
-    found = [
+    every = [
         (run, n.label, raised(n.test, gathered.quantities)) for run in gathered.runs for n in run.networks.values()
     ]
-    return [(run, label, "; ".join(flags)) for run, label, flags in found if flags]
+    return [(run, label, "; ".join(flags)) for run, label, flags in every if flags]
 
 
 def trust_lines(gathered: Gathered) -> list[str]:

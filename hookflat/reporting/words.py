@@ -25,17 +25,21 @@ def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
 
 def details(analysis: Analysis, gathered: Gathered) -> list[str]:
     """Paragraphs: each coefficient, each outcome, the control, within methods, the best measure, and the paper's."""
-    found = analysis.overall.get((analysis.claim, analysis.loss))
+    correlation = analysis.overall.get((analysis.claim, analysis.loss))
     said = []
-    if found and _judged(analysis):
-        over = f"over {_models(found, analysis)}: {_coefficients(found)}"
+    if correlation and _judged(analysis):
+        over = f"over {_models(correlation, analysis)}: {_coefficients(correlation)}"
         what = "of flatness with RLoss"
-        told = f"{_strength(found.spearman)} {what}" if found.spearman.sign else f"No correlation {what} told from zero"
+        told = (
+            f"{_strength(correlation.spearman)} {what}"
+            if correlation.spearman.sign
+            else f"No correlation {what} told from zero"
+        )
         said.append(f"{told} {over}.")
         said += [_outcomes(analysis), _partial(analysis), _beyond_fit(analysis), _early(analysis), _within(analysis)]
         said += [_best(analysis), predictions(analysis), changes(analysis), _paper(analysis)]
-    elif found and found.clusters < FEW:
-        said.append(f"What there is: {_coefficients(found)}.")
+    elif correlation and correlation.clusters < FEW:
+        said.append(f"What there is: {_coefficients(correlation)}.")
     rescaled = [run.name for c in gathered.configurations if c.rescaled for run in c.runs]
     if rescaled:
         said.append(f"Rescaled networks ({len(rescaled)}) are functionally equal to others and not counted as models.")
@@ -44,34 +48,34 @@ def details(analysis: Analysis, gathered: Gathered) -> list[str]:
 
 def _judged(analysis: Analysis) -> bool:
     """Whether the claim can be."""
-    found = analysis.overall.get((analysis.claim, analysis.loss))
-    return found is not None and found.clusters >= FEW and not math.isnan(found.spearman.value)
+    correlation = analysis.overall.get((analysis.claim, analysis.loss))
+    return correlation is not None and correlation.clusters >= FEW and not math.isnan(correlation.spearman.value)
 
 
 def _claim(analysis: Analysis) -> str:
-    found = analysis.overall.get((analysis.claim, analysis.loss))
-    if found is None:
+    correlation = analysis.overall.get((analysis.claim, analysis.loss))
+    if correlation is None:
         return "RLoss and average-case flatness were measured on too few networks: the claim cannot be judged."
-    of = _models(found, analysis)
-    if found.clusters < FEW:
+    of = _models(correlation, analysis)
+    if correlation.clusters < FEW:
         return f"The claim cannot be judged from {of}: at least {FEW} {analysis.evidence} are needed."
-    if math.isnan(found.spearman.value):
+    if math.isnan(correlation.spearman.value):
         return f"The claim cannot be judged from {of}: their flatness or their RLoss does not vary."
     text = {
         1: "The claim holds here: networks in flatter places have the lower robust loss",
         -1: "The claim does not hold here, its contrary does: networks in flatter places have the higher robust loss",
         0: "The claim is not supported here: the correlation of flatness with RLoss cannot be told from zero",
-    }[found.spearman.sign]
-    return f"{text} (Spearman {estimate(found.spearman)}, {of})."
+    }[correlation.spearman.sign]
+    return f"{text} (Spearman {estimate(correlation.spearman)}, {of})."
 
 
 def _others(analysis: Analysis) -> str:
     """What flatness says about the error and the gaps, in short."""
     by_sign: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for key, heading in analysis.outcomes.items():
-        found = analysis.overall.get((analysis.claim, key))
-        if key != analysis.loss and found and not math.isnan(found.spearman.low):
-            by_sign[found.spearman.sign].append(f"{heading} ({minus(f'{found.spearman.value:.2f}')})")
+        correlation = analysis.overall.get((analysis.claim, key))
+        if key != analysis.loss and correlation and not math.isnan(correlation.spearman.low):
+            by_sign[correlation.spearman.sign].append(f"{heading} ({minus(f'{correlation.spearman.value:.2f}')})")
     parts = [f"flatter networks have the lower {listed(by_sign[1])}"] if by_sign[1] else []
     parts += [f"{'the' if parts else 'flatter networks have the'} higher {listed(by_sign[-1])}"] if by_sign[-1] else []
     parts += [f"nothing can be told of {listed(by_sign[0])}"] if by_sign[0] else []
@@ -82,32 +86,32 @@ def _outcomes(analysis: Analysis) -> str:
     """What flatness says about the error and the gaps."""
     parts = []
     for key, heading in analysis.outcomes.items():
-        found = analysis.overall.get((analysis.claim, key))
-        if key == analysis.loss or found is None:
+        correlation = analysis.overall.get((analysis.claim, key))
+        if key == analysis.loss or correlation is None:
             continue
-        if math.isnan(found.spearman.low):
-            parts.append(f"the {heading} cannot be judged from {_models(found, analysis)}")
+        if math.isnan(correlation.spearman.low):
+            parts.append(f"the {heading} cannot be judged from {_models(correlation, analysis)}")
             continue
         goes = {
             1: f"the {heading} is lower where the loss is flatter",
             -1: f"the {heading} is higher where the loss is flatter",
             0: f"for the {heading} the correlation cannot be told from zero",
-        }[found.spearman.sign]
-        parts.append(f"{goes} (Spearman {estimate(found.spearman)})")
+        }[correlation.spearman.sign]
+        parts.append(f"{goes} (Spearman {estimate(correlation.spearman)})")
     return sentence("; ".join(parts))
 
 
 def _partial(analysis: Analysis) -> str:
-    found = analysis.overall[analysis.claim, analysis.loss].partial_spearman
-    if found is None or math.isnan(found.value):
+    partial = analysis.overall[analysis.claim, analysis.loss].partial_spearman
+    if partial is None or math.isnan(partial.value):
         return ""
     before = analysis.overall[analysis.claim, analysis.loss].spearman.sign
-    if found.sign == 0:
+    if partial.sign == 0:
         stays = "cannot be told from zero any more" if before else "cannot be told from zero either"
     else:
-        stays = "stays" if found.sign == before else "turns round" if before else "appears"
-        stays += " (and is the contrary of the claim)" if found.sign < 0 and not before else ""
-    return f"With the clean error held fixed, the correlation with RLoss {stays} (Spearman {estimate(found)})."
+        stays = "stays" if partial.sign == before else "turns round" if before else "appears"
+        stays += " (and is the contrary of the claim)" if partial.sign < 0 and not before else ""
+    return f"With the clean error held fixed, the correlation with RLoss {stays} (Spearman {estimate(partial)})."
 
 
 def _beyond_fit(analysis: Analysis) -> str:
@@ -126,11 +130,11 @@ def _beyond_fit(analysis: Analysis) -> str:
 
 
 def _early(analysis: Analysis) -> str:
-    found = {k: c for (m, k), c in analysis.early.items() if m == analysis.claim}
-    if not found:
+    correlations = {k: c for (m, k), c in analysis.early.items() if m == analysis.claim}
+    if not correlations:
         return ""
-    most = max(found.values(), key=lambda c: c.models)
-    return f"Over the early-stopped networks alone ({_models(most, analysis)}), {_spearmans(analysis, found)}."
+    most = max(correlations.values(), key=lambda c: c.models)
+    return f"Over the early-stopped networks alone ({_models(most, analysis)}), {_spearmans(analysis, correlations)}."
 
 
 def _within(analysis: Analysis) -> str:
@@ -167,9 +171,9 @@ def _same(within: Correlation, seeds: Correlation) -> bool:
     return (within.models, within.spearman.value) == (seeds.models, seeds.spearman.value)
 
 
-def _spearmans(analysis: Analysis, found: dict[str, Correlation]) -> str:
+def _spearmans(analysis: Analysis, correlations: dict[str, Correlation]) -> str:
     """With every outcome."""
-    told = [f"{estimate(c.spearman)} with {analysis.outcomes[k]}" for k, c in found.items()]
+    told = [f"{estimate(c.spearman)} with {analysis.outcomes[k]}" for k, c in correlations.items()]
     return f"Spearman {', '.join(told)}"
 
 
@@ -177,9 +181,9 @@ def _best(analysis: Analysis) -> str:
     parts = []
     for key, contest in analysis.best.items():
         first = max(contest.shares, key=lambda m: contest.shares[m])
-        found = analysis.overall[first, key].spearman
+        spearman = analysis.overall[first, key].spearman
         outcome = f"{analysis.outcomes[key]}, over {counted(contest.models, 'network')}"
-        if math.isnan(found.low):
+        if math.isnan(spearman.low):
             parts.append(f"{outcome}: too few to say")
         elif not any(analysis.overall[m, key].spearman.sign for m in contest.shares):
             parts.append(f"{outcome}: none that can be told from zero")
@@ -187,7 +191,7 @@ def _best(analysis: Analysis) -> str:
             strongest = f"the strongest in {contest.shares[first]:.0%} of resamples"
             over = analysis.overall[first, key].models
             whole = f" over {counted(over, 'network')}" if over != contest.models else ""
-            parts.append(f"{outcome}: {analysis.names[first]} (Spearman {estimate(found)}{whole}, {strongest})")
+            parts.append(f"{outcome}: {analysis.names[first]} (Spearman {estimate(spearman)}{whole}, {strongest})")
     if not parts:
         return ""
     count = max(len(contest.shares) for contest in analysis.best.values())
@@ -225,20 +229,20 @@ def _agreement(ours: Estimate, theirs: Estimate, against: Estimate) -> str:
     return "it agrees" if ours.sign == theirs.sign else "no contradiction, but too little to agree"
 
 
-def _strength(found: Estimate) -> str:
-    size = abs(found.value)
+def _strength(coefficient: Estimate) -> str:
+    size = abs(coefficient.value)
     words = ((0.8, "A very strong"), (0.6, "A strong"), (0.4, "A moderate"), (0.2, "A weak"))
     return next((word for least, word in words if size >= least), "A very weak") + " correlation"
 
 
-def _coefficients(found: Correlation) -> str:
+def _coefficients(correlation: Correlation) -> str:
     return (
-        f"Pearson {estimate(found.pearson)}, Spearman {estimate(found.spearman)}, "
-        f"Kendall {estimate(found.kendall)}" + ("" if found.clusters < FEW else " (95 % intervals)")
+        f"Pearson {estimate(correlation.pearson)}, Spearman {estimate(correlation.spearman)}, "
+        f"Kendall {estimate(correlation.kendall)}" + ("" if correlation.clusters < FEW else " (95 % intervals)")
     )
 
 
-def _models(found: Correlation, analysis: Analysis) -> str:
-    if found.models == found.clusters:
-        return counted(found.models, "network")
-    return f"{found.models} networks of {found.clusters} {analysis.evidence}"
+def _models(correlation: Correlation, analysis: Analysis) -> str:
+    if correlation.models == correlation.clusters:
+        return counted(correlation.models, "network")
+    return f"{correlation.models} networks of {correlation.clusters} {analysis.evidence}"

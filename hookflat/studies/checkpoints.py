@@ -175,9 +175,9 @@ def _each(given: str, where: str) -> list[str]:
         return robustbench.matching(given) if has_magic(given) else [given]
     if not has_magic(given):
         return [given]
-    found = sorted(glob(given, recursive=True))
-    runs = [path for path in found if RunFolder(Path(path)).is_run]
-    files = [path for path in found if Path(path).is_file()]
+    paths = sorted(glob(given, recursive=True))
+    runs = [path for path in paths if RunFolder(Path(path)).is_run]
+    files = [path for path in paths if Path(path).is_file()]
     if not runs and not files:
         raise UserError(f"{where}.models: there is no run folder and no file {given}")
     return sorted(runs + [path for path in files if not runs or path.endswith(WEIGHTS)])

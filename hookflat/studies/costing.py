@@ -38,11 +38,11 @@ def costs_of(plan: Plan, told: Callable[[str], None] = lambda name: None) -> lis
         if counted and plan.states[job.name] in ("todo", "begun"):
             same = tuple(f"{key}={value}" for key, value in job.overrides if key != "run.seed")
             groups.setdefault((job.recipe, same), []).append(job)
-    found = []
+    costs = []
     for jobs in groups.values():
         told(jobs[0].name)
-        found.append(JobCost(jobs[0].name, len(jobs), _cost(jobs[0])))
-    return found
+        costs.append(JobCost(jobs[0].name, len(jobs), _cost(jobs[0])))
+    return costs
 
 
 def _cost(job: Job) -> Cost:

@@ -207,12 +207,12 @@ class Commands:
 
 def _outside_its_group(pid: int) -> list[int]:
     """The processes of a command that are not in its group: a launcher's workers have a session each."""
-    found = []
+    pids = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
             with suppress(ProcessLookupError):
-                found += [child.pid] if os.getpgid(child.pid) != pid else []
-    return found
+                pids += [child.pid] if os.getpgid(child.pid) != pid else []
+    return pids
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def read_study(
     `overlays`, `overrides`, `plugins`: for every run, after the study's own. `protocol`: instead of its own.
     Raises UserError for everything wrong.
     """
-    path, plugins = _found(study), list(plugins)
+    path, plugins = _file(study), list(plugins)
     options, grids, checkpoints = _tables(path)
     place = folder or Path(options.folder.replace("{study}", path.stem))
     given = _flat(dict(assignment(o) for o in overrides))
@@ -211,7 +211,7 @@ def _jobs(
         yield replace(job, name=scaled, folder=place / scaled, which=("last",), rescaled=(job.folder, factor))
 
 
-def _found(study: str | Path) -> Path:
+def _file(study: str | Path) -> Path:
     if is_file(Path(study)):
         return Path(study)
     name = str(study).removeprefix("recipes/").removeprefix("studies/")

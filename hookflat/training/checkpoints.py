@@ -152,13 +152,13 @@ def _agreed(run: Run) -> Path | None:
     """The checkpoint that the main process found usable, for all."""
     from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None, "", []]
+    answer: list[Any] = [None, "", []]
     if run.main:
         try:
-            found[0], found[2] = run.folder.resumable.usable()
+            answer[0], answer[2] = run.folder.resumable.usable()
         except UserError as error:
-            found[1] = str(error)
-    checkpoint, told, faults = broadcast_object_list(found)
+            answer[1] = str(error)
+    checkpoint, told, faults = broadcast_object_list(answer)
     if told:
         raise UserError(told)
     for fault in faults:

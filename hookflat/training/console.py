@@ -86,10 +86,10 @@ class Console:
         train, test = line.get("train", {}), line.get("test", {})
         parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"lr {line['lr']:.4g}"]
         parts.append(f"loss {line['loss']:.3f}")
-        for key, found in self.quantities.items():
-            if found.headline and (key in train or key in test):
-                shown = [f"{found.text(s[key])} {n}" for n, s in (("train", train), ("test", test)) if key in s]
-                parts.append(f"{found.label} {', '.join(shown)}")
+        for key, what in self.quantities.items():
+            if what.headline and (key in train or key in test):
+                shown = [f"{what.text(s[key])} {n}" for n, s in (("train", train), ("test", test)) if key in s]
+                parts.append(f"{what.label} {', '.join(shown)}")
         if line.get("cancelled_steps"):
             parts.append(f"{line['cancelled_steps']} step(s) cancelled, loss scale now {line['loss_scale']:g}")
         self.say(_wrapped(parts, self.rich.width) if self.rich.is_terminal else "  ".join(parts))
@@ -199,7 +199,7 @@ def trusted(numbers: NetworkResults, declared: Mapping[str, Quantity]) -> list[s
     """For each split on which flags were looked at: those that were raised, in words, or that none was."""
     lines = []
     for split, values in (("test", numbers.test), ("train", numbers.train)):
-        flags = {found.label: values[key] for key, found in declared.items() if found.unit == "flag" and key in values}
+        flags = {what.label: values[key] for key, what in declared.items() if what.unit == "flag" and key in values}
         raised = [label for label, value in flags.items() if value]
         if raised:
             lines.append(f"{split}: RErr may be too low: {'; '.join(raised)}")
@@ -217,19 +217,19 @@ def result_rows(results: Results) -> list[tuple[str, list[str]]]:
     there = {key for m in models for key in (*m.test, *m.train) if not is_error_of(key)}
     rows = []
     for key in [*(k for k in results.numbers if k in there), *sorted(there - results.numbers.keys())]:
-        found = quantity(key, results.numbers)
-        for split in () if found.unit == "flag" else ("test", "train", *(["gap"] if found.headline else [])):
+        what = quantity(key, results.numbers)
+        for split in () if what.unit == "flag" else ("test", "train", *(["gap"] if what.headline else [])):
             values = [getattr(m, split) for m in models]
             if any(key in v for v in values):
-                rows.append((f"{found.label}, {split}", [_cell(v, key, found) for v in values]))
+                rows.append((f"{what.label}, {split}", [_cell(v, key, what) for v in values]))
     return rows
 
 
-def _cell(values: dict[str, float], key: str, found: Quantity) -> str:
+def _cell(values: dict[str, float], key: str, what: Quantity) -> str:
     """A number, with its standard error where there is one."""
     if key not in values:
         return "-"
-    return found.text(values[key], values.get(f"{key}_stderr"))
+    return what.text(values[key], values.get(f"{key}_stderr"))
 
 
 def short(value: Any) -> str:

@@ -178,7 +178,7 @@ class _Measuring:
     def parts(self, measurements: Measurements, stages: dict[str, Stage], times: Callable[[Stage], int]) -> list[Part]:
         """Of the stages' measures. A robust loss that several of them ask for is counted once."""
         known: set[tuple[Any, ...]] = set()
-        found = []
+        parts = []
         for name, stage in stages.items():
             for split in stage.splits:
                 for measure, plugin in measurements.recipe.measures[name].items():
@@ -191,8 +191,8 @@ class _Measuring:
                     whole = times(stage) * examples
                     took = whole * (passes * seconds + robust * (self.attack(measurements) if robust else 0))
                     passes, title = passes + robust, f"{name} {measure}, {split}"
-                    found.append(Part(title, times(stage), examples, passes, took, whole * 2 * passes * self.flops))
-        return found
+                    parts.append(Part(title, times(stage), examples, passes, took, whole * 2 * passes * self.flops))
+        return parts
 
     def attack(self, measurements: Measurements) -> float:
         """Seconds of an example through the network and back to its pixels, as measures do it."""

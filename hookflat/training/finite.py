@@ -45,13 +45,13 @@ def first_layer(network: nn.Module, compute: Callable[[], Any]) -> str | None:
     gets a gradient which is not. None where everything is finite, or where what goes in is not.
     """
     order: list[str] = []
-    found: list[str] = []
+    first: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             order.append(name)
-            if not found and _finite(args) and not _finite(output):
-                found.append(f"the output of layer {name!r} ({type(module).__name__})")
+            if not first and _finite(args) and not _finite(output):
+                first.append(f"the output of layer {name!r} ({type(module).__name__})")
 
         return hook
 
@@ -61,7 +61,7 @@ def first_layer(network: nn.Module, compute: Callable[[], Any]) -> str | None:
         network.zero_grad(set_to_none=True)
         compute()
         modules = dict(network.named_modules())
-        for name in reversed(order) if not found else ():
+        for name in reversed(order) if not first else ():
             for kind, p in modules[name].named_parameters(recurse=False):
                 if p.grad is not None and not _finite(p.grad):
                     return f"the gradient of {kind!r} in layer {name!r} ({type(modules[name]).__name__})"
@@ -70,7 +70,7 @@ def first_layer(network: nn.Module, compute: Callable[[], Any]) -> str | None:
             handle.remove()
         for name, p in network.named_parameters():
             p.grad = before[name]
-    return found[0] if found else None
+    return first[0] if first else None
 
 
 def _finite(values: Any) -> bool:

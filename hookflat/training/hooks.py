@@ -44,12 +44,12 @@ class Hooks:
 
     def order(self) -> dict[str, list[str]]:
         """Hook to the names of its plugins in call order, wrappers marked `name (around)`."""
-        found = {}
+        by_hook = {}
         for hook in HOOKS:
             impls = getattr(self.call, hook).get_hookimpls()
             ordered = [i for i in reversed(impls) if i.wrapper] + [i for i in reversed(impls) if not i.wrapper]
-            found[hook] = [f"{i.plugin_name} (around)" if i.wrapper else i.plugin_name for i in ordered]
-        return {hook: names for hook, names in found.items() if names}
+            by_hook[hook] = [f"{i.plugin_name} (around)" if i.wrapper else i.plugin_name for i in ordered]
+        return {hook: names for hook, names in by_hook.items() if names}
 
     def behind(self, hook: str, answers: Sequence[Any]) -> list[str]:
         """The plugin behind each answer of a hook that all may answer; all of them, where one had none to give."""

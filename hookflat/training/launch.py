@@ -69,7 +69,7 @@ def accelerator() -> Accelerator:
     if alone and "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
         wanted = "several"  # accelerate launch sets the address for several processes, and then starts one
     if not alone or wanted == "1":
-        found = Accelerator(
+        candidate = Accelerator(
             mixed_precision="no",
             step_scheduler_with_optimizer=False,
             cpu=not torch.cuda.is_available(),
@@ -78,8 +78,8 @@ def accelerator() -> Accelerator:
             dynamo_backend="no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
-        if found.num_processes == int(wanted):
-            return found
+        if candidate.num_processes == int(wanted):
+            return candidate
     raise UserError(
         f"the launcher was asked for {wanted} processes, but started one: without GPUs, use "
         "ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone --nproc-per-node N -m hookflat run ..."

@@ -120,13 +120,13 @@ class Measurements:
         self, model: nn.Module, stage: Stage, shared: Subjects, work: Work | None = None
     ) -> dict[str, Subject]:
         """`model` with the examples of each split of a stage; `shared`: with those of the stages before, and after."""
-        found = {}
+        subjects = {}
         for split in stage.splits:
             key = split, stage.examples, stage.take
             if key not in shared:
                 shared[key] = self.subject(model, *key, work.part(" ".join(map(str, key))) if work else None)
-            found[split] = shared[key]
-        return found
+            subjects[split] = shared[key]
+        return subjects
 
     def size(self, split: str, stage: Stage) -> int:
         """How many examples of a split a stage has."""
@@ -138,7 +138,7 @@ class Measurements:
         On the splits of `subjects`.
         """
         measures = self.recipe.measures[name]
-        found: dict[str, dict[str, Any]] = {}
+        results: dict[str, dict[str, Any]] = {}
         for split in subjects:
             values: dict[str, Any] = {}
             seconds: dict[str, float] = {}
@@ -153,8 +153,8 @@ class Measurements:
                 seconds[measure] = round(time.perf_counter() - began + self.tally.seconds_before - before, 3)
                 if done:
                     done(self.tally, seconds[measure])
-            found[split] = {"values": values, "seconds": seconds}
-        return found
+            results[split] = {"values": values, "seconds": seconds}
+        return results
 
     def end(self, model: nn.Module, label: str, done: Done | None = None, /, **about: Any) -> NetworkResults:
         """The numbers of the final stages that want the model `label`, with what is known `about` it.
@@ -167,18 +167,18 @@ class Measurements:
         known = weights, tuple(self.wanted(label))
         if known in self._ended:
             return self._again(label, *self._ended[known], about)
-        found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
+        measured: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
         shared: Subjects = {}
         unfinished = self._unfinished(weights, label)
         for name, stage in self.wanted(label).items():
             subjects = self.subjects(model, stage, shared, unfinished)
             for split, result in self.stage(name, subjects, done).items():
-                if clash := found[split].keys() & result["values"].keys():
+                if clash := measured[split].keys() & result["values"].keys():
                     raise UserError(f"[eval]: two stages measure {', '.join(sorted(clash))!r} on {split}")
-                found[split] |= result["values"]
+                measured[split] |= result["values"]
                 took |= {f"{split}/{m}": s for m, s in result["seconds"].items()}
-        test, train = found["test"], found["train"]
+        test, train = measured["test"], measured["train"]
         gap = {k: test[k] - train[k] for k in sorted(test.keys() & train.keys()) if not is_error_of(k)}
         kept = [(f"{split}-{name}", what, more) for (split, *_), s in shared.items() for name, what, more in s.kept]
         self._keep(label, kept)

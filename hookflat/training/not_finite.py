@@ -56,11 +56,11 @@ def first_place(run: Halted, hook: str) -> str | None:
         if hook in ("loss", "extra_loss", "gradients")
         else run.network.state_dict().items()
     )
-    found = next((f"the values of {name!r}" for name, value in seen if not value.isfinite().all()), None)
-    if found is None and run.last is not None and hook in ("craft", "loss", "extra_loss", "gradients"):
+    here = next((f"the values of {name!r}" for name, value in seen if not value.isfinite().all()), None)
+    if here is None and run.last is not None and hook in ("craft", "loss", "extra_loss", "gradients"):
         batch, x_adv = run.last
-        found = first_layer(run.network, lambda: _again(run, batch, batch.x if hook == "craft" else x_adv))
-    return next((place for place in gather_object([found]) if place), None)
+        here = first_layer(run.network, lambda: _again(run, batch, batch.x if hook == "craft" else x_adv))
+    return next((place for place in gather_object([here]) if place), None)
 
 
 def _again(run: Halted, batch: Batch, x_adv: Tensor) -> None:

@@ -270,12 +270,12 @@ class Run:
         """
         with restored(self.network.buffers()):
             self.loss_and_gradients(batch, x_adv.detach())
-        found = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         for w in weights:
             w.grad = None  # an optimizer might overwrite them with zeros
-        self._see("gradients", torch.nn.utils.get_total_norm(found))
+        self._see("gradients", torch.nn.utils.get_total_norm(gradients))
         self.zero_grad()
-        return found
+        return gradients
 
     def _see(self, hook: str, value: Tensor, plugin: str = "") -> None:
         """In float16 what is not finite cancels the step; else it ends the training."""
@@ -343,8 +343,8 @@ class Run:
 
     def check(self) -> None:
         """Raises TrainingFailed when a value was not finite since the last check, on any process."""
-        if found := self.finite.first(self.accelerator):
-            raise not_finite(self, *found)
+        if first := self.finite.first(self.accelerator):
+            raise not_finite(self, *first)
 
     # --- measuring and keeping ----------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         config = {".".join(key): _plain(value) for key, value in flat(recipe.tables)}
-        found = []
+        trackers = []
         for name in recipe.track.trackers:
             cls: Any = LOGGER_TYPE_TO_CLASS[name]
             place = (str(folder.trackers),) if cls.requires_logging_directory else ()
@@ -42,8 +42,8 @@ class Trackers:
             tracker = cls(recipe.track.project, *place, **named)
             tracker.start()
             tracker.store_init_configuration(config)
-            found.append(tracker)
-        self.trackers = found
+            trackers.append(tracker)
+        self.trackers = trackers
 
     def log(self, record: dict[str, Any]) -> None:
         """The numbers of a line of metrics.jsonl, named stage/split/label; shares in %."""

@@ -37,11 +37,11 @@ def train(folder):
 
 def differences(whole, folder):
     """The files in which a run is not as one that was never disturbed."""
-    found = [name for name in WEIGHTS if (whole / name).read_bytes() != (folder / name).read_bytes()]
+    other = [name for name in WEIGHTS if (whole / name).read_bytes() != (folder / name).read_bytes()]
     ours, theirs = (json.loads((f / "eval.json").read_text())["models"] for f in (whole, folder))
-    found += [m for m in ours for split in ("test", "train") if ours[m].get(split) != theirs[m].get(split)]
+    other += [m for m in ours for split in ("test", "train") if ours[m].get(split) != theirs[m].get(split)]
     kept = [p.relative_to(whole) for part in ("figures", "tables") for p in (whole / part).iterdir()]
-    return found + [str(name) for name in kept if not (folder / name).exists()]
+    return other + [str(name) for name in kept if not (folder / name).exists()]
 
 
 def failing(whole, folder, at, number):
@@ -51,18 +51,18 @@ def failing(whole, folder, at, number):
         raise OSError(number, os.strerror(number), what.partition(" ")[2])
 
     said = ""
-    with moments(folder, at, fail) as found:
+    with moments(folder, at, fail) as tally:
         try:
             train(folder)
         except (TrainingFailed, UserError) as error:
             said = str(error)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-    if not found.what:
+    if not tally.what:
         return None
     faults = [] if not said or ERRORS[number] in said or "cannot write the run's folder" in said else [f"said {said!r}"]
     train(folder)
-    return [f"{errno.errorcode[number]} at write {at} ({found.what}): {f}" for f in faults + differences(whole, folder)]
+    return [f"{errno.errorcode[number]} at write {at} ({tally.what}): {f}" for f in faults + differences(whole, folder)]
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +116,11 @@ def test_every_write_that_fails(first, tmp_path, tally):
     tried, failures = 0, []
     for at in count(first, PARTS):
         number = list(ERRORS)[at % len(ERRORS)]
-        found = failing(whole, tmp_path / "run", at, number)
+        outcome = failing(whole, tmp_path / "run", at, number)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        if found is None:
+        if outcome is None:
             break
-        tried, failures = tried + 1, failures + found
+        tried, failures = tried + 1, failures + outcome
     what = "writes of a training that fail: full, quota, EIO, stale, read-only"
     tally(f"{what}; every {PARTS}th from number {first}", tried, failures)
 
@@ -142,17 +142,17 @@ def test_every_write_of_an_evaluation_that_fails(tmp_path, tally):
             raise OSError(number, os.strerror(number), what.partition(" ")[2])
 
         said = ""
-        with moments(folder, at, fail) as found:
+        with moments(folder, at, fail) as seen:
             try:
                 measure(folder)
             except (TrainingFailed, UserError) as error:
                 said = str(error)
             except Exception as error:
-                failures.append(f"write {at} ({found.what}): {type(error).__name__}: {error}")
-        if not found.what:
+                failures.append(f"write {at} ({seen.what}): {type(error).__name__}: {error}")
+        if not seen.what:
             break
         if said and ERRORS[number] not in said and "cannot write the run's folder" not in said:
-            failures.append(f"write {at} ({found.what}): said {said!r}")
+            failures.append(f"write {at} ({seen.what}): said {said!r}")
         if measure(folder).results.models["last"].test != whole:
             failures.append(f"write {at}: other numbers")
         tried += 1
@@ -163,8 +163,8 @@ def test_a_disk_of_every_size(tmp_path, tally):
     whole = train(tmp_path / "whole").folder
     tried, failures = 0, []
     for kilobytes in count(4, 8):
-        found = filled(whole, tmp_path / f"disk{kilobytes}", kilobytes)
-        if found is None:
+        outcome = filled(whole, tmp_path / f"disk{kilobytes}", kilobytes)
+        if outcome is None:
             break
-        tried, failures = tried + 1, failures + found
+        tried, failures = tried + 1, failures + outcome
     tally("disks that are full in a training, 4 kB to what it needs", tried, failures)

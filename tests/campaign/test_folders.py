@@ -82,8 +82,8 @@ def train(folder):
 def files(folder):
     """All but locks; of two checkpoints, those of the newer."""
     older = sorted(folder.glob("checkpoints/step-*"))[:-1]
-    found = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    return sorted(p.relative_to(folder) for p in found if p.parent not in older)
+    there = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return sorted(p.relative_to(folder) for p in there if p.parent not in older)
 
 
 def cases(folder, rng, count):
@@ -132,8 +132,8 @@ def read(source, file, damage, folder, rng, protocol):
     whole, wrong = numbers(measure(source, protocol)), []
 
     def same():
-        if (found := numbers(measure(folder, protocol))) != whole:
-            raise ValueError(f"other numbers: {found}, not {whole}")
+        if (measured := numbers(measure(folder, protocol))) != whole:
+            raise ValueError(f"other numbers: {measured}, not {whole}")
 
     for name, call in (("eval", same), ("compare", lambda: compare([source, folder]))):
         said, good = said_by(call)

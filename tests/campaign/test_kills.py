@@ -72,10 +72,10 @@ def train(name, folder, at):
     rank = int(os.environ.get("RANK", "0"))
     mine = rank == victim or "WORLD_SIZE" not in os.environ
     chosen = 0 if not mine else Named(at) if at in MOMENTS else at
-    with moments(folder.parent, chosen, kill, passes=True) as found:
+    with moments(folder.parent, chosen, kill, passes=True) as tally:
         run_recipe(tables(name), folder)
     if rank == 0:
-        folder.with_suffix(".moments").write_text(str(found.seen))
+        folder.with_suffix(".moments").write_text(str(tally.seen))
 
 
 def session(name, folder, at):
@@ -116,9 +116,9 @@ def killed(name, whole, place, chosen):
 
 def differences(whole, folder):
     """The files and the numbers in which a run is not as one that was never disturbed."""
-    found = [name for name in FILES if (whole / name).read_bytes() != (folder / name).read_bytes()]
+    other = [name for name in FILES if (whole / name).read_bytes() != (folder / name).read_bytes()]
     ours, theirs = (json.loads((f / "eval.json").read_text())["models"] for f in (whole, folder))
-    return found + [m for m in ours for split in ("test", "train") if ours[m].get(split) != theirs[m].get(split)]
+    return other + [m for m in ours for split in ("test", "train") if ours[m].get(split) != theirs[m].get(split)]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -106,7 +106,7 @@ def failure(name, passes=10**9, batches=10**9):
     raised.
     """
     net = network()
-    found, gradients = Found.of(net), [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    before, gradients = Found.of(net), [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     generators, raised = (torch.get_rng_state(), torch.is_grad_enabled()), True
     try:
         with interrupted_after(passes):
@@ -115,7 +115,7 @@ def failure(name, passes=10**9, batches=10**9):
     except BadLoaderError:
         pass
     try:
-        found.assert_unchanged(net)
+        before.assert_unchanged(net)
     except AssertionError as error:
         return f"{name}, {passes} passes, {batches} batches: {error}", raised
     now = [p.grad for p in net.parameters()]

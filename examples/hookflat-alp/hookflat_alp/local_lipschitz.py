@@ -41,7 +41,7 @@ class LocalLipschitz:
     @hookimpl
     def measure(self, subject: Subject) -> dict[str, float]:
         """One number for a split: every process adds its examples' values, `gather` makes them everyone's."""
-        model, found = subject.model, []
+        model, suprema = subject.model, []
         with frozen(model), torch.no_grad():
             for x, _, keys in subject.examples:
                 objective = stretch(x, model(x))
@@ -54,8 +54,8 @@ class LocalLipschitz:
                     seed=subject.seed,
                     keys=keys,
                 )
-                found.append(objective(model, x_adv))
-        every = subject.examples.gather(torch.cat(found))
+                suprema.append(objective(model, x_adv))
+        every = subject.examples.gather(torch.cat(suprema))
         return {"local_lipschitz": every.double().mean().item()}
 
     def numbers(self) -> dict[str, Quantity]:

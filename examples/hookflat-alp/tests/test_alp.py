@@ -117,8 +117,8 @@ def test_measure_never_exceeds_a_bound():
     model = network(16, 8, 3)
     first, second = (model[layer].weight.detach().abs() for layer in (1, 3))
     bound = float((second @ first).sum())
-    found = [measured(model, images(6, size=4), eps=0.2, steps=steps) for steps in (1, 20)]
-    assert 0 < found[0] <= found[1] <= bound
+    result = [measured(model, images(6, size=4), eps=0.2, steps=steps) for steps in (1, 20)]
+    assert 0 < result[0] <= result[1] <= bound
 
 
 def test_measure_is_zero_without_a_ball():
