@@ -489,7 +489,11 @@ def test_training_that_cannot_be_captured_goes_on(replay, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
     attacked = SMALL | {"attack": SMALL["attack"] | {"steps": 0}}
-    with pytest.warns(UserWarning, match="no CUDA graph of the network in training, it runs as it is: operation not"):
+    told = [
+        f"no CUDA graph of the {which}, it runs as it is: operation not"
+        for which in ("attacked network", "network in training")
+    ]
+    with pytest.warns(UserWarning, match=told[0]), pytest.warns(UserWarning, match=told[1]):
         trained = _trained(attacked)
     monkeypatch.setattr(cuda_graphs, "possible", lambda device: False)
     assert all(torch.equal(*pair) for pair in zip(trained, _trained(attacked), strict=True))
