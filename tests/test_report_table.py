@@ -11,8 +11,9 @@ from made_runs import a_study, network, write
 
 from hookflat import report
 from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.shipped import recipes_folder
 from hookflat.reporting.gathering import gather
-from hookflat.reporting.table import Cell, published, split, table1
+from hookflat.reporting.table import Cell, in_words, published, split, table1
 
 
 def test_the_paper_s_numbers_give_the_paper_s_table(tmp_path):
@@ -49,6 +50,15 @@ def test_the_paper_s_numbers_stand_beside_recipes_as_they_ship_only(tmp_path):
         "mart beta=1": False,
         f"mart beta={load_recipe('mart').tables['loss']['beta']:g}": True,
     }
+
+
+def test_every_recipe_that_ships_has_the_name_of_the_field():
+    recipes = [file.stem for file in recipes_folder().glob("*.toml")]
+    names = {recipe: in_words(recipe) for recipe in recipes}
+    assert [recipe for recipe, name in names.items() if name == recipe.replace("_", " ")] == []
+    assert len(set(names.values())) == len(recipes)
+    assert not any(", " in name for name in names.values())  # what follows a comma in a title are options
+    assert in_words("my_own") == "my own"
 
 
 def test_means_and_deviations_over_seeds(tmp_path):

@@ -33,10 +33,6 @@ ROLES: tuple[Role, ...] = ("clean error", "RErr", "RLoss", "average flatness", "
 """Of the numbers in the table."""
 
 
-OFFICIAL = {"trades": "TRADES (official)", "at_awp": "AT-AWP (official)", "trades_awp": "TRADES-AWP (official)"}
-"""Recipes that are what their authors published, where the paper's row of that name is another."""
-
-
 @dataclass(frozen=True)
 class Cell:
     """A number over the seeds: mean and standard deviation (NaN for one seed). Empty without values."""
@@ -148,11 +144,21 @@ def method_titles(table: Table1) -> dict[str, str]:
 
 def published() -> dict[str, dict[str, float | str]]:
     """The paper's Table 1 (Stutz et al. 2021), by recipe: "method", and errors in %."""
-    with (recipes_folder() / "published" / "stutz2021.csv").open(encoding="utf-8", newline="") as file:
-        return {
-            row["recipe"]: {"method": row["method"], **{name: float(row[name]) for name in PAPER}}
-            for row in csv.DictReader(file)
-        }
+    return {
+        row["recipe"]: {"method": row["method"], **{name: float(row[name]) for name in PAPER}}
+        for row in _rows("stutz2021.csv")
+    }
+
+
+@cache
+def _names() -> dict[str, str]:
+    """What the field calls the other recipes that ship; "official" where the paper's row of that name is another."""
+    return {row["recipe"]: row["name"] for row in _rows("names.csv")}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with (recipes_folder() / "published" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def title(configuration: Configuration) -> str:
@@ -166,9 +172,9 @@ def title(configuration: Configuration) -> str:
 
 
 def in_words(method: str) -> str:
-    """A recipe's name: the paper's for a row of its table, ours without underscores."""
+    """A recipe's name: the paper's for a row of its table, the field's, or the file's without underscores."""
     row = published().get(method)
-    return str(row["method"]) if row else OFFICIAL.get(method) or method.replace("_", " ")
+    return str(row["method"]) if row else _names().get(method) or method.replace("_", " ")
 
 
 def representatives(rows: Sequence[Row]) -> list[Row]:
