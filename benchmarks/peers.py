@@ -51,7 +51,8 @@ from hookflat.records.environment import environment
 from hookflat.testing import tiny_run
 from hookflat.threads import cores
 from hookflat.training import loop
-from hookflat.training.trial import gigabytes, in_nowhere, peak_memory
+from hookflat.training.run import Run
+from hookflat.training.trial import gigabytes, peak_memory
 
 EPS, STEP_SIZE = 8 / 255, 0.007
 METHODS: dict[str, dict[str, Any]] = {
@@ -340,8 +341,9 @@ class Bench:
 
     def _examples_of(self, recipe: Recipe, folder: Path) -> Callable[[], Tensor]:
         """Steps for as many examples as two batches of AT have, from the middle of the training on."""
-        folder.mkdir()
-        run = in_nowhere(recipe, str(folder))
+        run = Run(recipe, folder, trial=True)
+        run.folder.prepare(recipe)
+        run.build()
         run.step = run.epochs // 2 * run.steps_per_epoch
         batches = endless(run)
         count = 2 * self.options.batch // run.batch_size

@@ -179,4 +179,7 @@ def measure(subject: Subject) -> dict[str, float] | None:
 
 @hookspec
 def draw(run: Run, records: list[dict[str, Any]]) -> dict[str, Figure] | None:
-    """All. Figures by file name (without ending) from the lines of `metrics.jsonl`. Only the main process calls it."""
+    """All. Figures by file name (without ending) from the lines of `metrics.jsonl`. Only the main process calls it.
+
+    What a killed command left out the next one draws: `run` has data and the last network then, no optimizer.
+    """

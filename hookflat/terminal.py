@@ -31,3 +31,12 @@ def clipped(text: str, longest: int = LONGEST) -> str:
     """A text, cut in the middle where it is long."""
     half = longest // 2 - 3
     return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, from two minutes on in minutes, from three hours on in hours, from two days on in days."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 3 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86_400:.0f} days"

@@ -103,7 +103,11 @@ def test_recipes_are_listed_and_copied_with_what_they_extend(tmp_path):
     assert hookflat("recipes", "trades", "--to", tmp_path / "mine").returncode == 0
     assert (tmp_path / "mine" / "at.toml").read_text() == find_recipe("at").read_text()
     assert hookflat("show", tmp_path / "mine" / "trades.toml").returncode == 0
-    assert "exists already" in fails(2, "recipes", "trades", "--to", tmp_path / "mine")
+    assert hookflat("recipes", "mart", "--to", tmp_path / "mine").returncode == 0  # at.toml is there already
+    (tmp_path / "mine" / "at.toml").write_text("# mine\n")
+    told = fails(2, "recipes", "apgd", "--to", tmp_path / "mine")
+    assert f"{tmp_path / 'mine' / 'at.toml'} exists already" in told
+    assert not (tmp_path / "mine" / "apgd.toml").exists()  # nothing is left half done
 
 
 def test_a_file_that_a_recipe_extends_on_two_ways_is_copied_once(tmp_path):

@@ -141,6 +141,22 @@ def test_a_dry_run_steps_measures_and_keeps_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("hook", "dry"), [("build_model", ["run", "--dry-run"]), ("after_step", ["show", "--cost"])])
+def test_a_plugin_that_fails_is_named_where_nothing_is_kept(tmp_path, monkeypatch, hook, dry):
+    monkeypatch.setattr(cost, "ENOUGH", 0.02)
+    file = tmp_path / "mine.py"
+    wrapper = "wrapper=True" if hook == "build_model" else ""
+    file.write_text(
+        "from dataclasses import dataclass\nfrom hookflat import hookimpl\n\n@dataclass(eq=False)\nclass Mine:\n"
+        f"    @hookimpl({wrapper})\n    def {hook}(self):\n        {'yield' if wrapper else 'pass'}\n        1 / 0\n"
+    )
+    command, option = dry
+    said = fails(3, command, "at", *SMALL, "--plugin", file, "--set", "plugins.mine={}", option, cwd=tmp_path)
+    assert f"hook {hook!r}" in said
+    assert "mine" in said
+    assert "goes on" not in said
+
+
 def test_a_dry_run_finds_a_measure_that_fails(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

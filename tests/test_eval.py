@@ -149,6 +149,16 @@ def test_last_best_live_and_kept_epochs(trained, tmp_path):
     assert list(part.results.models) == ["last"]
 
 
+def test_networks_of_the_same_weights_are_told_by_their_own_names(trained, tmp_path, capsys):
+    evaluate(trained, which=["2", "last", "1"], measures=["clean_error"], folder=tmp_path / "out", quiet=False)
+    lines = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if "clean_error" in line and "/3 " in line] == [
+        "  1/3 2 test clean_error",
+        "  2/3 last test clean_error",
+        "  3/3 1 test clean_error",
+    ]
+
+
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(trained, protocol, tmp_path, monkeypatch):
     whole = evaluate(trained, protocol=protocol, folder=tmp_path / "whole").results
     from hookflat.functional.work import Work

@@ -78,6 +78,7 @@ MEASURES = {
     "no dict": (lambda self, subject: 1.0, "measure 'made' should return a dict of numbers, not float"),
     "a text": (lambda self, subject: {"mine": "abc"}, "should return a float for 'mine', not str"),
     "a tensor": (lambda self, subject: {"mine": torch.ones(2)}, "should return a float for 'mine', not Tensor"),
+    "a line's": (lambda self, subject: {"stage": 1.0}, "measure 'made': 'stage' is taken, each line of metrics.jsonl"),
 }
 
 

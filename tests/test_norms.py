@@ -113,6 +113,8 @@ def test_measures_may_be_in_another_norm_and_what_is_said_for_no_norm_is_told():
     assert load_recipe("at", overrides={"attack.eps": {"Linf": 0.2}}).slots["attack"].eps == 0.2
     with pytest.raises(UserError, match=r"attack.eps: says nothing for the norm L2"):
         load_recipe("at", overrides={"attack.norm": "L2", "attack.eps": {"Linf": 0.2}})
+    one_by_one = {"attack.norm": "L2", "attack.eps.L2": 0.5, "attack.eps.Linf": 0.1, "eval.norm": "L1", "eval.eps": 3}
+    assert load_recipe("at", overrides=one_by_one).tables == recipe.tables
     with pytest.raises(UserError, match=r"eps: should be at most 1 in the L-infinity norm"):
         load_recipe("at", overrides={"attack.eps": 8})
     for table in ("attack", "eval"):

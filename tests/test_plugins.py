@@ -9,6 +9,7 @@ import pytest
 from hookflat import UserError, hookimpl, hookspecs
 from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, hooks_of, kind_of
 from hookflat.recipe.loading import load_recipe
+from hookflat.recipe.options import describe
 from hookflat.testing import TinyData, TinyModel, recipe, tiny_run
 from hookflat.training.hooks import Hooks
 
@@ -158,6 +159,20 @@ def test_files_bring_plugins_by_their_class_names(tmp_path):
     file.write_text("import nothing_like_this\n")
     with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
         Catalogue([file])
+
+
+def test_files_of_one_name_are_two_modules(tmp_path):
+    for name in ("a", "b"):
+        file = tmp_path / name / "mine.py"
+        file.parent.mkdir()
+        file.write_text(
+            "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+            f"from hookflat import hookimpl\n{name.upper()} = Literal['{name}']\n@dataclass(eq=False)\n"
+            f"class Mine{name}:\n    my: {name.upper()} = '{name}'\n    @hookimpl\n    def after_step(self): pass\n"
+        )
+    catalogue = Catalogue([tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py"])
+    for name in ("a", "b"):
+        assert [option.default for option in describe(catalogue.find(f"mine{name}").load())] == [repr(name)]
 
 
 def test_wrappers_may_change_what_is_built():

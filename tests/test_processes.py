@@ -23,7 +23,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 import hookflat
 from hookflat import Examples, Images, UserError, Work
 from hookflat.recipe.recipe import RunOptions
-from hookflat.testing import TinyData, tiny_run
+from hookflat.testing import TinyData, run_recipe, tiny_run
 from hookflat.training import loop
 from hookflat.training.launch import accelerator, check_launch
 
@@ -332,6 +332,13 @@ def test_a_launcher_may_ask_for_what_the_recipe_has(monkeypatch):
     check_launch(RunOptions(precision="bf16"))
     with pytest.raises(UserError):
         check_launch(RunOptions(precision="fp16"))
+
+
+def test_a_teacher_may_have_been_trained_in_another_precision(tmp_path, monkeypatch):
+    teacher = str(run_recipe({"run": {"epochs": 1}}, tmp_path / "teacher").folder)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    tables = {"loss": {"name": "hat", "helper": teacher}, "run": {"epochs": 1, "precision": "bf16"}}
+    assert run_recipe(tables, tmp_path / "run").results.models["last"].epoch == 1
 
 
 def test_what_the_recipe_has_too_is_not_done_twice(monkeypatch):

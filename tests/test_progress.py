@@ -1,12 +1,13 @@
 """What is said of work that takes long: without a terminal a log is never silent for more than half a minute."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 from image_files import parquet, pictures, png
 from torch import nn
 
-from hookflat import Quantity
+from hookflat import Quantity, hookimpl
 from hookflat.studies import progress
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import console, heading
@@ -134,6 +135,24 @@ def test_the_heading_says_what_an_attack_cannot_reach(attack, remark, monkeypatc
     (line,) = (line for line in lines if line.startswith("  attack"))
     assert ("reach" in line) == bool(remark)
     assert remark in line
+
+
+@dataclass(eq=False)
+class Shift:
+    """An attack whose option has no default."""
+
+    by: float
+
+    @hookimpl
+    def craft(self, batch):
+        return (batch.x + self.by).clamp(0, 1)
+
+
+def test_the_heading_says_options_without_a_default(monkeypatch):
+    with tiny_run({"attack": {"name": "shift", "by": 0.25}}, [Shift]) as run:
+        lines = said_by(run.console, monkeypatch)
+        say_training(run, resumed=False)
+    assert any(line.startswith("  attack") and "shift, by 0.25" in line for line in lines)
 
 
 def test_a_run_without_measures_at_its_end_draws_no_empty_table(tmp_path, monkeypatch):

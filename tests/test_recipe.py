@@ -255,6 +255,14 @@ def test_all_faults_are_told_at_once(tmp_path):
     assert "'nope'" in said
 
 
+def test_unknown_tables_are_told_in_the_order_of_the_file():
+    tables = {"zeta": {}, "alpha": {}, "mu": {}, "data": {"name": "digits"}}
+    with pytest.raises(UserError) as told:
+        load_recipe(tables)
+    places = [str(told.value).index(f"{name}: unknown table") for name in ("zeta", "alpha", "mu")]
+    assert places == sorted(places)
+
+
 def test_a_missing_slot_and_broken_files(tmp_path):
     tables = {k: v for k, v in TINY.items() if k != "loss"}
     fails('loss: no plugin is named: write name = "..." in [loss]', tables)

@@ -299,6 +299,15 @@ def test_weights_that_are_not_finite_are_not_trained_further(begun, tmp_path):
         again(folder)
 
 
+def test_a_complete_run_without_its_checkpoints_is_still_the_run_of_its_recipe(tmp_path):
+    """They may be removed to save room."""
+    folder = run_recipe({}, tmp_path / "run").folder
+    shutil.rmtree(folder / "checkpoints")
+    assert run_recipe({}, folder).results.models["last"].epoch == 2
+    with pytest.raises(UserError, match="holds the run of another recipe"):
+        run_recipe({"optimizer": {"lr": 0.7}}, folder)
+
+
 @pytest.mark.parametrize(("value", "told"), [(float("nan"), "is not finite in 1 of"), (None, "missing: net.0.weight")])
 def test_a_network_of_a_run_is_whole_and_finite(whole, tmp_path, value, told):
     folder, _ = copied(whole, tmp_path / "run")

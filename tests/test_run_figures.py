@@ -1,3 +1,7 @@
+from dataclasses import dataclass
+
+from hookflat import RunFolder, fingerprint, hookimpl, new_figure
+from hookflat.testing import run_recipe
 from hookflat_plugins.figures import flatness_through_training, overfitting
 
 
@@ -10,6 +14,27 @@ def records(flatness, rloss):
 
 def axes_of(figure):
     return figure.axes[0]
+
+
+@dataclass(eq=False)
+class Draws:
+    """Looks at the data and the network of its run."""
+
+    @hookimpl
+    def draw(self, run):
+        figure = new_figure(1, 1)
+        figure.text(0, 0, f"{run.data.num_classes} {run.epoch} {fingerprint(*run.network.state_dict().values())}")
+        return {"mine": figure}
+
+
+def test_figures_that_a_killed_command_left_out_are_of_the_same_network(tmp_path):
+    folder = run_recipe({"plugins": {"draws": {}}}, tmp_path / "run", [Draws]).folder
+    drawn = folder / "figures" / "mine.svg"
+    before = drawn.read_bytes()
+    drawn.unlink()
+    RunFolder(folder).undrawn.touch()
+    run_recipe({"plugins": {"draws": {}}}, folder, [Draws])
+    assert drawn.read_bytes() == before
 
 
 def test_one_early_snapshot_far_off_sets_no_limits_and_is_told():

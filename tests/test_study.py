@@ -295,8 +295,9 @@ def test_workers_share_cores_and_gpus(monkeypatch):
     with pytest.raises(UserError, match="there are 3 GPUs"):
         share(0, 1, 4)
     assert share(0, 1) == {}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
+    for none in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert share(0, 1, 2) == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.mark.parametrize("name", ["table1", "hyperparameters", "through_training", "scaling", "methods"])

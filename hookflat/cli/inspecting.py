@@ -161,7 +161,7 @@ def recipes(
     json: Json = False,
 ) -> None:
     """List the shipped recipes, or copy one (with what it extends) into a folder."""
-    from hookflat.recipe.shipped import find_recipe, needs, recipe_folders, title, with_bases
+    from hookflat.recipe.shipped import find_recipe, is_file, needs, recipe_folders, title, with_bases
 
     folders = recipe_folders()
     if name is None:
@@ -184,11 +184,17 @@ def recipes(
             if facts["needs"]:
                 say(f"{'':<24} needs {facts['needs']}")
         return
+    targets: list[tuple[Path, Path]] = []
     for path in with_bases(find_recipe(name)):
         home = next((f for _, f in folders if path.is_relative_to(f)), path.parent)
         target = to / path.relative_to(home)
-        if target.exists():
+        if not target.exists():
+            targets.append((path, target))
+        elif is_file(target) and target.read_bytes() == path.read_bytes():  # another recipe extends it too
+            say(f"{target} is there already")
+        else:
             raise UserError(f"{target} exists already: remove it, or choose another folder with --to")
+    for path, target in targets:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

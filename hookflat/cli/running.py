@@ -123,8 +123,13 @@ def rescale(
     source.tables(catalogue)  # what is wrong with it is told before torch is loaded
     from hookflat.evaluation.rescaling import rescaled
 
-    place = out or Path("_" if source.is_on_the_hub else model).with_name(
+    place = out or (Path("_") if source.is_on_the_hub else _beside(Path(model))).with_name(
         f"{source.name}-x{factor:g}{'' if source.is_run else '.safetensors'}"
     )
     count = rescaled(source, factor, place, set_, catalogue)
     say(f"{count} convolutions scaled by {factor:g}: {place}")
+
+
+def _beside(path: Path) -> Path:
+    """A path whose name can be replaced: that of "." is empty."""
+    return path if path.name else path.resolve()

@@ -6,7 +6,7 @@ What can be wrong with that is told before torch is loaded, which takes seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,18 @@ class Checkpoint:
     def origin(self) -> str:
         """Where `tables` are from, for messages."""
         return str(self.run_folder.recipe) if self.is_run else "--arch and --data"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which plugins make it."""
+        return ("data",) if self.is_robustbench else ("data", "model")
+
+    def recipe(self, overrides: Iterable[str] | Mapping[str, Any], catalogue: Catalogue | None) -> Recipe:
+        """Its data and network, with no measures. Raises UserError as `tables`, and for values that are not used."""
+        values = dict(assignments(overrides))
+        check_overrides(values)
+        tables = self.tables(catalogue)
+        return load_recipe(tables, origin=self.origin, overrides=values, catalogue=catalogue, needs=self.needs)
 
     def tables(self, catalogue: Catalogue | None = None) -> dict[str, Any]:
         """The recipe's tables, without stages of measures; `catalogue`: of what may be named.
@@ -193,8 +205,7 @@ def recipe_of(
         stage = {"splits": ["test"], "examples": 1000} | {name: {} for name in measures}
         tables["eval"] = tables.get("eval", {}) | {"measures": stage}
     overlays = [] if measures else [find_protocol(protocol)]
-    needs = ("data",) if source.is_robustbench else ("data", "model")
-    named = {"name": source.name, "origin": source.origin}
-    loaded = load_recipe(tables, **named, overlays=overlays, overrides=overrides, catalogue=catalogue, needs=needs)
+    named = {"name": source.name, "origin": source.origin, "needs": source.needs}
+    loaded = load_recipe(tables, **named, overlays=overlays, overrides=overrides, catalogue=catalogue)
     _ = source.there  # raises where there is none
     return loaded

@@ -16,12 +16,14 @@ from hookflat.records.results import Results
 from hookflat.training.ending import ending
 from hookflat.training.entry import FinishedRun
 from hookflat.training.heading import say_evaluation
+from hookflat.training.launch import check_launch
 from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
 
 
 def measured(source: Checkpoint, recipe: Recipe, place: Path, *, quiet: bool = True) -> FinishedRun:
     """The networks of `source` measured by `recipe`, in the folder `place`."""
+    check_launch(recipe.run)
     with global_state_restored():
         run = Run(recipe, place, quiet=quiet)
         with ending(run), run.folder.held():

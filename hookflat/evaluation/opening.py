@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hookflat.evaluation import robustbench
-from hookflat.evaluation.checkpoint import Checkpoint, check_overrides
+from hookflat.evaluation.checkpoint import Checkpoint
 from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.data import Data
 from hookflat.functional.shown import Shown
@@ -19,8 +19,6 @@ from hookflat.functional.threats import Attack, Threat
 from hookflat.reading.shapes import classes_of
 from hookflat.reading.weights import check_finite, load_foreign, load_into, read_weights
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.loading import load_recipe
-from hookflat.recipe.merging import assignments
 from hookflat.training.fitting import check_fit
 from hookflat.training.run import Run
 
@@ -59,10 +57,7 @@ def load(
     """
     source = Checkpoint(str(model), (which,), arch, data, normalize, key)
     catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
-    needs = ("data",) if source.is_robustbench else ("data", "model")
-    tables, overrides = source.tables(catalogue), dict(assignments(overrides))
-    check_overrides(overrides)
-    recipe = load_recipe(tables, origin=source.origin, overrides=overrides, catalogue=catalogue, needs=needs)
+    recipe = source.recipe(overrides, catalogue)
     with global_state_restored():
         run = Run(recipe, Path(model))
         _, about, network = next(iter(networks(source, run, built(source, run))))

@@ -12,7 +12,6 @@ from hookflat.evaluation.opening import built, networks
 from hookflat.functional.brackets import global_state_restored
 from hookflat.functional.rescaling import rescale
 from hookflat.recipe.catalogue import Catalogue
-from hookflat.recipe.loading import load_recipe
 from hookflat.records.folder import RunFolder
 from hookflat.records.weights import save_weights
 from hookflat.training.run import Run
@@ -30,9 +29,7 @@ def rescaled(
         raise UserError(f"{out} exists already: choose another with --out")
     if source.is_robustbench or len(source.which) > 1:
         raise UserError(f"{source.model}: rescale takes one network of a run folder, or a file of weights")
-    tables, needs = source.tables(catalogue), ("data", "model")
-    recipe = load_recipe(tables, origin=source.origin, overrides=overrides, catalogue=catalogue, needs=needs)
-    run = Run(recipe, out)
+    run = Run(source.recipe(overrides, catalogue), out)
     with global_state_restored():
         given = built(source, run)
     _, about, network = next(iter(networks(source, run, given)))

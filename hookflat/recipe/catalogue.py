@@ -7,8 +7,10 @@ what a recipe names is imported, so that a broken package breaks nothing but the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -194,13 +196,18 @@ def _classes_of(file: Path) -> dict[str, type]:
     """Plugin classes defined in a Python file, by name."""
     if not file.is_file():
         raise UserError(f"--plugin {file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"hookflat_file_{file.stem}", file)
+    own = hashlib.blake2b(os.fsencode(file.resolve()), digest_size=4).hexdigest()  # two files may be called alike
+    spec = importlib.util.spec_from_file_location(f"hookflat_file_{file.stem}_{own}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    with _imported(f"--plugin {file}:"):
-        spec.loader.exec_module(module)
+    try:
+        with _imported(f"--plugin {file}:"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     classes = {
         _name(cls): cls
         for cls in vars(module).values()

@@ -72,7 +72,7 @@ class _Checker:
 
     def recipe(self, name: str) -> Recipe:
         known = [*SLOTS, "plugins", "run", "eval", "track"]
-        for table in self.tables.keys() - set(known):
+        for table in [table for table in self.tables if table not in known]:
             wrong = f"unknown table{nearest(table, [*known, 'extends'])}"
             self._fault((table,), "stands in files alone: --with lays a recipe over" if table == "extends" else wrong)
         if not self.tables.keys() & SLOTS.keys():
@@ -309,5 +309,5 @@ class _Checker:
                 excludes = getattr(self.catalogue.find(name).load(), "excludes", {})
             except UserError:
                 continue
-            for other in set(excludes) & places.keys() if isinstance(excludes, dict) else ():
+            for other in [n for n in excludes if n in places] if isinstance(excludes, dict) else ():
                 self._fault(place, f"{name!r} does not go with {other!r}: {excludes[other]}")

@@ -11,7 +11,7 @@ from typing import Any
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import SLOTS
 from hookflat.recipe.shipped import find_shipped, is_file
-from hookflat.recipe.tables import RADII, THREAT_OPTIONS, Place, is_by_norm, norm_of
+from hookflat.recipe.tables import NORMS, RADII, THREAT_OPTIONS, Place, is_by_norm, norm_of
 from hookflat.recipe.toml import DEEPEST, LONGEST_NAME, out_of_bounds, parsed, read_toml
 from hookflat.terminal import clipped, shortened
 
@@ -70,7 +70,7 @@ class Merged:
     def add_values(self, values: Iterable[tuple[str, Any]]) -> None:
         """Values by their dotted keys, as `--set` gives them; a slot's plugin before its options, in any order."""
         slots = [f"{slot}.name" for slot in SLOTS]
-        for key, value in sorted(values, key=lambda pair: pair[0] not in slots):
+        for key, value in sorted(_by_norm(values), key=lambda pair: pair[0] not in slots):
             table: Any = value
             for part in reversed(key.split(".")):
                 table = {part: table}
@@ -159,6 +159,19 @@ def _lines(text: str) -> dict[Place, int]:
         elif key := _KEY.match(line):
             written.setdefault((*table, *_parts(key[1])), number)
     return implied | written
+
+
+def _by_norm(values: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
+    """With attack.eps.Linf and attack.eps.L2 as one value of attack.eps."""
+    joined: dict[str, Any] = {}
+    for key, value in values:
+        place, _, last = key.rpartition(".")
+        if last in NORMS:
+            others: Any = joined[place] if is_by_norm(joined.get(place)) else {}
+            joined[place] = others | {last: value}
+        else:
+            joined[key] = value
+    return joined.items()
 
 
 def _parts(dotted: str) -> Place:

@@ -250,9 +250,9 @@ class RunFolder:
     def same_recipe(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe is begun, and the recipe is whole; where it is not, the checkpoint's counts.
 
-        Raises UserError when the folder holds a begun run of another recipe, with the values that differ.
+        Raises UserError when the folder holds a begun or a complete run of another recipe, with the values that differ.
         """
-        if self.last_checkpoint() is None:
+        if self.last_checkpoint() is None and not self.results.exists():
             return False
         damaged = None
         try:

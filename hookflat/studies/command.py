@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from hookflat.errors import TrainingFailed
 from hookflat.recipe.merging import assignment
 from hookflat.studies.execution import Plan, make, submit
-from hookflat.studies.progress import duration
 from hookflat.studies.study import Study
+from hookflat.terminal import duration
 
 Say = Callable[[str], None]
 

@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 from hookflat.errors import Stopped, UserError
 from hookflat.records.texts import sound_json
 from hookflat.studies.jobs import CLUSTER, State
-from hookflat.studies.progress import Progress, duration
+from hookflat.studies.progress import Progress
 from hookflat.studies.study import AnyJob, Study, write_plan
+from hookflat.terminal import duration
 from hookflat.threads import limit
 
 WAITS = "HOOKFLAT_WAITS"
@@ -258,7 +259,8 @@ def share(worker: int, workers: int, processes: int = 1) -> dict[str, str]:
 
     Raises UserError where `processes` are more than there are GPUs.
     """
-    gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or _gpus()
+    named = filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
+    gpus = [*itertools.takewhile(lambda gpu: not gpu.startswith("-"), named)] or _gpus()  # CUDA ends the list at -1
     if gpus and processes > len(gpus):
         raise UserError(f"--processes {processes}: there are {len(gpus)} GPUs")
     mine = {"OMP_NUM_THREADS": str(max(1, limit() // (workers * processes)))} if workers * processes > 1 else {}

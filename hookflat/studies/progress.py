@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from hookflat.terminal import duration
+
 SILENCE = 30.0
 """Seconds from one line to the next."""
 
@@ -58,10 +60,3 @@ class Progress:
         mean = sum(self.seconds) / len(self.seconds)
         left = (self.total - len(self.done)) * mean / self.workers
         return f"{text}; one takes {duration(mean)}, the rest {duration(left)}"
-
-
-def duration(seconds: float) -> str:
-    """A time in seconds, from two minutes on in minutes, from three hours on in hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} hours"

@@ -226,7 +226,7 @@ def _file(study: str | Path) -> Path:
 
 def _tables(path: Path) -> tuple[StudyOptions, list[Grid], list[Checkpoints]]:
     tables, _ = read_toml(path)
-    for name in tables.keys() - {"study"}:
+    for name in [name for name in tables if name != "study"]:
         raise UserError(f"{path}: unknown table [{clipped(name)}]{nearest(name, ['study'])}")
     options = tables.get("study", {})
     if why := out_of_bounds(options):

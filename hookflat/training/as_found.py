@@ -15,6 +15,9 @@ from torch import nn
 from hookflat.errors import TrainingFailed
 from hookflat.training.set_aside import set_aside
 
+_OF_A_LINE = ("epoch", "step", "stage", "split")
+"""What each line of metrics.jsonl has, beside numbers by their names."""
+
 
 @contextmanager
 def left_as_found(model: nn.Module, measure: str) -> Generator[None]:
@@ -41,4 +44,6 @@ def checked_numbers(answer: Any, measure: str) -> Mapping[str, float]:
         if not (isinstance(name, str) and isinstance(value, int | float)):
             kind = type(value).__name__
             raise TrainingFailed(f"measure {measure!r} should return a float for {name!r}, not {kind} (see .item())")
-    return answer
+        if name in _OF_A_LINE:
+            raise TrainingFailed(f"measure {measure!r}: {name!r} is taken, each line of metrics.jsonl has one")
+    return {name: float(value) for name, value in answer.items()}

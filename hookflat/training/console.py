@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hookflat.functional.work import Tally
 from hookflat.records.quantities import Quantity, is_error_of, quantity
 from hookflat.records.results import NetworkResults, Results
+from hookflat.terminal import duration
 from hookflat.training.measuring import Planned
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ class Console:
 
     def took(self) -> str:
         """The time since the start."""
-        seconds = time.perf_counter() - self._began
-        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+        minutes, seconds = divmod(round(time.perf_counter() - self._began), 60)
+        return f"{minutes} min {seconds} s" if minutes > 1 else f"{60 * minutes + seconds} s"
 
 
 class Progressing:
@@ -177,15 +178,7 @@ class Progressing:
         """How far it is, at what rate, and how long the rest takes at that."""
         text = f"{self.name}: {done:,} of {self.total:,} {self.unit} ({done / max(1, self.total):.0%})"
         rate = (done - self.before) / max(1e-9, time.perf_counter() - self._began)
-        return text + (f", {rate:.3g} a second, {_lasting((self.total - done) / rate)} left" if rate > 0 else "")
-
-
-def _lasting(seconds: float) -> str:
-    """A time to come, in the largest unit of which it has two."""
-    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+        return text + (f", {rate:.3g} a second, {duration((self.total - done) / rate)} left" if rate > 0 else "")
 
 
 def _wrapped(parts: list[str], width: int) -> str:

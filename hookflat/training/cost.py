@@ -6,7 +6,6 @@ is kept. Measures that stop early on broken examples (AutoAttack, early stopping
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from hookflat.functional.brackets import full_float32, global_state_restored
+from hookflat.functional.brackets import full_float32
 from hookflat.functional.data import Batch, Images
 from hookflat.functional.examples import Examples
 from hookflat.functional.robustness import RobustLoss
@@ -226,7 +225,10 @@ class _Measuring:
         with torch.no_grad():
             y = self.run.attack_model(x.to(self.run.device).float() / 255).argmax(dim=1).cpu()
         batch = Examples(Images(x, y), batch_size=size, device=self.run.device)
-        return _Asked(self.model, split, batch, *(getattr(whole, name) for name in _SETTINGS))
+        threat, start = whole.threat, whole.start
+        return _Asked(
+            self.model, split, batch, whole.num_classes, threat, whole.step_size, whole.seed, whole.precision, start
+        )
 
 
 def _together(parts: Iterable[Part]) -> Iterator[Part]:
@@ -246,14 +248,10 @@ def _batches(run: Run) -> Iterator[Batch]:
         yield from run.batches()
 
 
-_SETTINGS = ("num_classes", "threat", "step_size", "seed", "precision")
-
-
 def cost_of(recipe: Recipe, protocols: Sequence[tuple[Recipe, Sequence[str]]] = ()) -> Cost:
     """What a run of `recipe` costs on one process of this device, measured then by `protocols` on networks by name."""
-    with global_state_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as folder:
-        began = time.perf_counter()
-        run = in_nowhere(recipe, folder)
+    began = time.perf_counter()
+    with in_nowhere(recipe) as run:
         parts = [Part("building", 1, 0, 0, time.perf_counter() - began, 0)]
         flops = forward_flops(run.network, run.data.test.__getitems__(torch.arange(1))[0].to(run.device))
         run.epoch = run.epochs // 2  # what begins with a part of the training has begun

@@ -33,7 +33,7 @@ def ending(run: Run) -> Generator[None]:
             stopped.said = True
         if run.main and _speaks(run):
             after = f" after step {run.step}" if run.step else ""
-            run.console.say(f"stopped{after}; the same command goes on{_kept(run)}")
+            run.console.say(f"stopped{after}{_goes_on(run)}")
         raise
     except (UserError, TrainingFailed) as error:
         error.said = not _speaks(run) and not (run.main and isinstance(error, UserError))
@@ -54,15 +54,12 @@ def _speaks(run: Run) -> bool:
 
 def _told(run: Run, error: Exception) -> TrainingFailed | None:
     """A failure in the words for it; None for a bug of hookflat's."""
-    again = f"the same command goes on{_kept(run)}"
-    if told := refused(error, run.folder.path):
-        return TrainingFailed(f"{told}; {again}")
-    if told := _of_the_machine(run, error):
-        return TrainingFailed(f"{told}; {again}")
+    if told := refused(error, run.folder.path) or _of_the_machine(run, error):
+        return TrainingFailed(told + _goes_on(run))
     if blamed := next((told for hooks in (run.hooks, *run.measures.values()) if (told := hooks.blame(error))), None):
         return blamed
     if told := refused(error, run.folder.path, inside=True):
-        return TrainingFailed(f"{told}; {again}")
+        return TrainingFailed(told + _goes_on(run))
     if "wrap_controller" in str(error):  # pluggy's word for a wrapper that does not yield exactly once
         return TrainingFailed(f"a hook wrapper must yield exactly once: {error}")
     return None
@@ -83,11 +80,14 @@ def _of_the_machine(run: Run, error: Exception) -> str | None:
     return None
 
 
-def _kept(run: Run) -> str:
-    """From where the same command goes on."""
+def _goes_on(run: Run) -> str:
+    """From where the same command goes on; "" of a trial, which leaves nothing to go on from."""
+    if run.trial:
+        return ""
+    where = " from the beginning: nothing is kept yet"
     with suppress(OSError):
         if checkpoint := run.folder.last_checkpoint():
-            return f" from {checkpoint}"
-        if run.folder.unfinished.exists():
-            return " with what is not measured yet"
-    return " from the beginning: nothing is kept yet"
+            where = f" from {checkpoint}"
+        elif run.folder.unfinished.exists():
+            where = " with what is not measured yet"
+    return f"; the same command goes on{where}"

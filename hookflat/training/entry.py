@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from hookflat.reading.weights import load_into
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.recipe import Recipe
-from hookflat.records.folder import RunFolder
 from hookflat.records.results import Results
 from hookflat.training import checkpoints, loop
 from hookflat.training.data_record import data_record
 from hookflat.training.ending import ending
 from hookflat.training.epochs import finish
 from hookflat.training.heading import say_training
+from hookflat.training.launch import check_launch
 from hookflat.training.measuring import quantities
 from hookflat.training.run import Run
 from hookflat.training.stopping import listening
@@ -58,20 +59,26 @@ def run(
     if not isinstance(recipe, Recipe):
         catalogue = Catalogue([p if isinstance(p, type) else Path(p) for p in plugins])
         recipe = load_recipe(recipe, overlays=overlays, overrides=overrides, catalogue=catalogue)
-    with global_state_restored():
-        run = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
-        with ending(run), run.folder.held():
-            results = _run(run)
-            assert results is not None
-    return FinishedRun(run.folder.path, results)
+    with _begun(recipe, folder, quiet=quiet) as begun:
+        results = _run(begun)
+        assert results is not None
+    return FinishedRun(begun.folder.path, results)
 
 
 def first_steps(recipe: Recipe, steps: int, *, folder: Path | None = None) -> None:
     """The training of a recipe up to step `steps`, a line for each, and a checkpoint from which `run` goes on."""
+    with _begun(recipe, folder, quiet=False) as begun:
+        _run(begun, steps)
+
+
+@contextmanager
+def _begun(recipe: Recipe, folder: str | Path | None, *, quiet: bool) -> Generator[Run]:
+    """A run that holds its folder inside, nothing of it built."""
+    check_launch(recipe.run)
     with global_state_restored():
-        run = Run(recipe, folder or recipe.folder, quiet=False)
-        with ending(run), run.folder.held():
-            _run(run, steps)
+        begun = Run(recipe, Path(folder) if folder else recipe.folder, quiet=quiet)
+        with ending(begun), begun.folder.held():
+            yield begun
 
 
 def _run(run: Run, max_steps: int | None = None) -> Results | None:
@@ -85,6 +92,9 @@ def _run(run: Run, max_steps: int | None = None) -> Results | None:
         console.say(f"{path} is complete already{since}; its results:")
         console.results(done)
         if run.folder.undrawn.exists():
+            run.build_network()
+            load_into(run.network, run.folder.load_network("last")[0], f"{path}: the network 'last'")
+            run.epoch = run.epochs
             draw(run)
         return done
     run.build()
@@ -123,7 +133,7 @@ def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
     run = Run(recipe, Path(folder))
     with global_state_restored():
         run.build_network()
-    load_into(run.network, RunFolder(Path(folder)).load_network("last")[0], f"{folder}: the network 'last'")
+    load_into(run.network, run.folder.load_network("last")[0], f"{folder}: the network 'last'")
     return run.network
 
 

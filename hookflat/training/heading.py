@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hookflat.functional.layers import Normalized
-from hookflat.recipe.options import as_table
+from hookflat.recipe.options import as_table, default_table
 from hookflat.training.console import short
 from hookflat.training.inner_attack import InnerAttack
 from hookflat.training.run import Run
@@ -106,5 +106,5 @@ def _size(run: Run) -> str:
 
 def _chosen(plugin: Any) -> list[str]:
     """The options of a plugin that are not its defaults."""
-    defaults = as_table(type(plugin)())
+    defaults = default_table(type(plugin))
     return [f"{k} {short(v)}" for k, v in as_table(plugin).items() if v != defaults.get(k)]

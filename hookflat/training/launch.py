@@ -37,13 +37,7 @@ _IN_THE_RECIPE = {
 
 
 def check_launch(options: RunOptions) -> None:
-    """Raises UserError for what accelerate launch was asked for and would not get."""
-    for variable, why in _UNFIT.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise UserError(
-                f"accelerate was asked for {why}. Each GPU has to hold the network: choose MULTI_GPU (plain data "
-                "parallelism) in accelerate config, and run.accumulation where memory is short"
-            )
+    """Raises UserError for what accelerate launch was asked for and a training with these options would not get."""
     for variable, (default, flag, key, names) in _IN_THE_RECIPE.items():
         asked = os.environ.get(variable, default).lower()
         here = str(getattr(options, key)).lower()
@@ -59,10 +53,16 @@ PATIENCE = timedelta(hours=2)
 
 
 def accelerator() -> Accelerator:
-    """Raises UserError when fewer processes run than the launcher was asked for."""
+    """Raises UserError where sharded networks, or more processes than run, were asked of the launcher."""
     from accelerate import Accelerator  # with its own dependencies, 0.2 s that looking at plugins does without
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    for variable, why in _UNFIT.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate was asked for {why}. Each GPU has to hold the network: choose MULTI_GPU (plain data "
+                "parallelism) in accelerate config, and run.accumulation where memory is short"
+            )
     environment = os.environ
     wanted = environment.get("WORLD_SIZE", "1")
     alone = "RANK" not in environment

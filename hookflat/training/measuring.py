@@ -166,7 +166,7 @@ class Measurements:
         about |= {"weights": weights}
         known = weights, tuple(self.wanted(label))
         if known in self._ended:
-            return self._again(label, *self._ended[known], about)
+            return self._again(label, *self._ended[known], about, done)
         measured: dict[str, dict[str, float]] = {"test": {}, "train": {}}
         took: dict[str, float] = {}
         shared: Subjects = {}
@@ -187,10 +187,15 @@ class Measurements:
         self._ended[known] = values, kept
         return NetworkResults.model_validate(about | values | {"seconds": took})
 
-    def _again(self, label: str, values: dict[str, Any], kept: list[Kept], about: dict[str, Any]) -> NetworkResults:
+    def _again(
+        self, label: str, values: dict[str, Any], kept: list[Kept], about: dict[str, Any], done: Done | None
+    ) -> NetworkResults:
         """The numbers and files of the same weights, under another label."""
         self._keep(label, kept)
-        self.tally.passes += sum(passes for *_, passes in self.planned(label))
+        for *_, passes in self.planned(label):
+            self.tally.passes += passes
+            if done:
+                done(self.tally, 0.0)
         return NetworkResults.model_validate(about | values | {"seconds": {}})
 
     def _keep(self, label: str, kept: list[Kept]) -> None:

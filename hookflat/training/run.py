@@ -31,7 +31,7 @@ from hookflat.training.core import Core
 from hookflat.training.finite import Finite
 from hookflat.training.fitting import check_fit, fitting_threads
 from hookflat.training.hooks import Hooks
-from hookflat.training.launch import accelerator, agreed, check_launch
+from hookflat.training.launch import accelerator, agreed
 from hookflat.training.measuring import Measurements
 from hookflat.training.not_finite import first_place, not_finite
 from hookflat.training.passes import Compiled, LossScale, in_precision
@@ -66,7 +66,6 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, *, quiet: bool = True, trial: bool = False) -> None:
         self.recipe, self.trial = recipe, trial
-        check_launch(recipe.run)
         self.accelerator = accelerator()
         self.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes

@@ -7,6 +7,8 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from hookflat.training import checkpoints, loop
 from hookflat.training.ending import ending
 from hookflat.training.first_step import watched
 from hookflat.training.heading import say_training
-from hookflat.training.launch import accelerator
+from hookflat.training.launch import accelerator, check_launch
 from hookflat.training.run import Run
 
 EXAMPLES = 4
@@ -61,47 +63,48 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def in_nowhere(recipe: Recipe, folder: str, *, quiet: bool = True) -> Run:
-    """A built run whose folder is a temporary one."""
-    run = Run(recipe, Path(folder, "run"), quiet=quiet, trial=True)
-    run.folder.prepare(recipe)
-    run.accelerator.wait_for_everyone()
-    run.build()
-    return run
-
-
-def dry_run(recipe: Recipe) -> None:
-    """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
+@contextmanager
+def in_nowhere(recipe: Recipe, *, quiet: bool = True) -> Generator[Run]:
+    """A built run whose folder is a temporary one. What goes wrong inside is told as of any run."""
     from accelerate.utils import broadcast_object_list
 
+    check_launch(recipe.run)
     accelerator()  # before anything else begins the group of processes
     with global_state_restored(), tempfile.TemporaryDirectory(prefix="hookflat-") as own:
         place = [own]
         broadcast_object_list(place)  # one folder for every process
-        run = in_nowhere(recipe, place[0], quiet=False)
+        run = Run(recipe, Path(place[0], "run"), quiet=quiet, trial=True)
         with ending(run):
-            say = run.console.say
-            say_training(run, resumed=False)
-            batch, began = next(run.batches()), time.perf_counter()
-            with watched(run.network, run.hooks):
-                loss = float(loop.step(run, batch))
-            run.check()
-            say(f"one step: loss {loss:.4f}, {time.perf_counter() - began:.2f} s, "
-                f"memory {gigabytes(peak_memory(run.device))}")  # fmt: skip
-            checkpoints.save(run)
-            model = run.eval_model()
-            for name, stage in recipe.stages.items():
-                for split in stage.splits:
-                    whole = run.measurements.subject(model, split, stage.examples, stage.take)
-                    few = Examples(
-                        whole.examples.images.part(0, EXAMPLES * run.processes),
-                        batch_size=EXAMPLES,
-                        device=run.device,
-                        accelerator=run.accelerator,
-                    )
-                    subject = replace(whole, examples=few)
-                    result = run.measurements.stage(name, {split: subject})
-                    took = result[split]["seconds"]
-                    told = ", ".join(f"{measure} {seconds:.1f} s" for measure, seconds in took.items())
-                    say(f"{name}, {len(few)} {split} examples: {told}")
-            say("a dry run: nothing was kept")
+            run.folder.prepare(recipe)
+            run.accelerator.wait_for_everyone()
+            run.build()
+            yield run
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Build everything, make one step and a checkpoint, measure a few examples by every measure; keep nothing."""
+    with in_nowhere(recipe, quiet=False) as run:
+        say = run.console.say
+        say_training(run, resumed=False)
+        batch, began = next(run.batches()), time.perf_counter()
+        with watched(run.network, run.hooks):
+            loss = float(loop.step(run, batch))
+        run.check()
+        took, memory = time.perf_counter() - began, gigabytes(peak_memory(run.device))
+        say(f"one step: loss {loss:.4f}, {took:.2f} s, memory {memory}")
+        checkpoints.save(run)
+        model = run.eval_model()
+        for name, stage in recipe.stages.items():
+            for split in stage.splits:
+                whole = run.measurements.subject(model, split, stage.examples, stage.take)
+                few = Examples(
+                    whole.examples.images.part(0, EXAMPLES * run.processes),
+                    batch_size=EXAMPLES,
+                    device=run.device,
+                    accelerator=run.accelerator,
+                )
+                subject = replace(whole, examples=few)
+                result = run.measurements.stage(name, {split: subject})
+                seconds = ", ".join(f"{measure} {s:.1f} s" for measure, s in result[split]["seconds"].items())
+                say(f"{name}, {len(few)} {split} examples: {seconds}")
+        say("a dry run: nothing was kept")
