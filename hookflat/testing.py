@@ -139,19 +139,21 @@ def tiny_run(
 
 @dataclass
 class Found:
-    """A network as it was: weights, buffers, modes, flags and hooks."""
+    """A network as it was: weights, buffers, gradients, modes, flags and hooks."""
 
     tensors: list[Tensor]
+    gradients: list[Tensor | None]
     modes: list[bool]
     flags: list[bool]
     hooks: int
 
     @classmethod
     def of(cls, model: nn.Module, *, buffers: bool = True) -> Found:
-        """Take it down."""
+        """Take it down; `buffers`: and gradients, which a step may leave."""
         tensors = [*model.parameters(), *(model.buffers() if buffers else ())]
         return cls(
             [t.detach().clone() for t in tensors],
+            [None if p.grad is None else p.grad.clone() for p in model.parameters()] if buffers else [],
             [m.training for m in model.modules()],
             [p.requires_grad for p in model.parameters()],
             sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()),
@@ -163,6 +165,9 @@ class Found:
         assert all(torch.equal(a, b) for a, b in zip(self.tensors, now.tensors, strict=True)), (
             "weights or buffers moved"
         )
+        for gradient, left in zip(self.gradients, now.gradients, strict=True):
+            same = left is gradient if left is None or gradient is None else torch.equal(left, gradient)
+            assert same, "gradients are left at the weights: take them by torch.autograd.grad"
         assert self.modes == now.modes, "training or evaluation mode changed"
         assert self.flags == now.flags, "requires_grad flags changed"
         assert self.hooks == now.hooks, "hooks of the network's modules were added or removed"
@@ -239,10 +244,11 @@ def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> No
     for passes in (*range(8), 10_000):
         with tiny_run(tables, extra) as run:
             batch = next(run.batches())
-            before = Found.of(run.network, buffers=buffers)
+            before, drawn = Found.of(run.network, buffers=buffers), torch.get_rng_state()
             with interrupted_after(passes) as raised:
                 _use(run, kind, batch)
             before.assert_unchanged(run.network, buffers=buffers)
+            assert torch.equal(drawn, torch.get_rng_state()), "draws from torch's global generator: take run.rng(...)"
         if not raised:
             break
 
@@ -292,7 +298,7 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
             with tiny_run(tables, extra, Path(folder, "stopped")) as stopped:
                 checkpoints.resume(stopped)
                 stopped.console.stepped = _stop_at(stop)  # ty: ignore[invalid-assignment]
-                with suppress(TrainingFailed):
+                with suppress(_Stopped):
                     loop.train(stopped)
                 assert stopped.step == min(stop + 1, stopped.total_steps), f"it began at step {stopped.step}"
         _trained(tables, extra, Path(folder, "stopped")).assert_same(_trained_once(plugin, options))
@@ -301,9 +307,13 @@ def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> No
 def _stop_at(step: int) -> Callable[[int], None]:
     def stepped(done: int) -> None:
         if done > step:
-            raise TrainingFailed("stopped by the contract")
+            raise _Stopped("stopped by the contract")
 
     return stepped
+
+
+class _Stopped(TrainingFailed):
+    pass
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,20 @@ class Counted(nn.Module):
         return self.net(x)
 
 
+def test_another_divergence_from_the_clean_prediction_is_that_of_the_probabilities(float64):
+    """SCORE's (Pang et al. 2022): the squared distance of two distributions over classes."""
+
+    def squared(logits, logits_adv):
+        return (logits.softmax(dim=1) - logits_adv.softmax(dim=1)).square().sum(dim=1)
+
+    (x, _), net = images(), network().eval()
+    objective, at = hookflat.divergence_from_clean(x, squared), (x + 0.01).requires_grad_()
+    p, q = net(x).softmax(dim=1), net(at).softmax(dim=1)
+    assert torch.allclose(objective(net, at), ((p - q) ** 2).sum(dim=1))
+    with pytest.raises(hookflat.UserError, match="has no gradient at the image itself"):
+        hookflat.pgd(net, x, objective=objective, start="zero", steps=2, eps=0.1, step_size=0.1)
+
+
 @pytest.mark.parametrize("norm", EPS)
 @pytest.mark.parametrize(
     "objective",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hookflat import hookimpl, testing
+from hookflat import TrainingFailed, hookimpl, testing
 from hookflat.recipe.catalogue import Catalogue
 
 OPTIONS = {
@@ -104,9 +104,46 @@ class Draws:
             p.mul_(1 - 0.01 * random.SystemRandom().random())
 
 
+@dataclass(eq=False)
+class DrawsForAll:
+    """Its noise is from the generator that a network's dropout draws from too."""
+
+    @hookimpl
+    def extra_loss(self, batch):
+        return 0.01 * torch.rand_like(batch.x).mean()
+
+
+@dataclass(eq=False)
+class StepsBack:
+    """A measure that leaves the gradients it measured."""
+
+    @hookimpl
+    def measure(self, subject):
+        x, y, _ = next(iter(subject.examples))
+        torch.nn.functional.cross_entropy(subject.model(x), y).backward()
+        return {"steps_back": float(next(subject.model.parameters()).grad.norm())}
+
+
+@dataclass(eq=False)
+class KeepsAnArray:
+    """What a checkpoint cannot hold."""
+
+    @hookimpl
+    def epoch_end(self):
+        pass
+
+    def state_dict(self):
+        return {"mine": np.zeros(3)}
+
+    def load_state_dict(self, state):
+        pass
+
+
 @pytest.mark.parametrize(
     ("plugin", "check", "told"),
     [
+        (DrawsForAll, testing.leaves_the_network_as_found, "draws from torch's global generator"),
+        (StepsBack, testing.leaves_the_network_as_found, "gradients are left at the weights"),
         (Draws, testing.gives_the_same_numbers_twice, "different weights"),
         (Forgets, testing.resumes_as_if_never_stopped, "different weights"),
         (Forgets, testing.switched_off_equals_no_plugin, "different weights"),
@@ -116,3 +153,8 @@ class Draws:
 def test_a_plugin_that_breaks_the_contract_is_told(plugin, check, told):
     with pytest.raises(AssertionError, match=told):
         check(plugin)
+
+
+def test_a_training_that_fails_in_a_check_says_why():
+    with pytest.raises(TrainingFailed, match="the state of the optimizer, the schedule or a plugin"):
+        testing.resumes_as_if_never_stopped(KeepsAnArray)

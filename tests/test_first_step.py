@@ -46,6 +46,15 @@ def test_results_of_the_wrong_shape_or_range_are_told(case, tmp_path):
         run_recipe(tables, tmp_path / "run", [plugin])
 
 
+def test_a_criterion_that_the_loss_does_not_ask_for_is_told(tmp_path):
+    """Without it the training would be the same."""
+    plugin = made("loss", lambda self, run, batch, x_adv: run.model(x_adv).square().mean())
+    tables = {"loss": {"name": "made"}, "plugins": {"label_smoothing": {}}}
+    with pytest.raises(TrainingFailed, match=r"loss asks no `run.criterion`: 'label_smoothing' would change nothing"):
+        run_recipe(tables, tmp_path / "run", [plugin])
+    assert run_recipe(tables | {"plugins": {"recorder": {}}}, tmp_path / "recorded", [plugin])
+
+
 def test_a_wrapper_that_does_not_restore_the_weights_is_told(tmp_path):
     plugin = made("gradients", never_restores, wrapper=True)
     with pytest.raises(TrainingFailed, match=r"'gradients' .plugins: 'made'. leaves the weights moved"):
@@ -71,7 +80,14 @@ def other_mode(self, subject):
     return {"mine": 1.0}
 
 
+def steps_back(self, subject):
+    x, y, _ = next(iter(subject.examples))
+    torch.nn.functional.cross_entropy(subject.model(x), y).backward()
+    return {"mine": 1.0}
+
+
 MEASURES = {
+    "gradients": (steps_back, "measure 'made' leaves gradients, which a training would step along"),
     "weights": (stretches, "measure 'made' leaves .* of the network changed: put it back in `finally`"),
     "statistics": (trains_on, "measure 'made' leaves .*running_mean of the network changed"),
     "mode": (other_mode, "leaves the network in another mode"),

@@ -71,6 +71,20 @@ def test_extends_merges_and_the_later_file_wins(tmp_path):
     assert loaded.origin(("optimizer", "weight_decay")) == "default"
 
 
+def test_what_several_files_extend_is_laid_once(tmp_path):
+    """Where it first comes: laid again by the second it would undo the first."""
+    for name, table in {"one": "[loss]\nname = 'mart'", "two": "[plugins.label_noise]"}.items():
+        (tmp_path / f"{name}.toml").write_text(f"extends = 'at'\n{table}\n")
+    (tmp_path / "both.toml").write_text("extends = ['one.toml', 'two.toml']\n")
+    both = load_recipe(tmp_path / "both.toml")
+    over = load_recipe(tmp_path / "one.toml", overlays=["scales/cifar10", tmp_path / "two.toml"])
+    for loaded in (both, over):
+        assert loaded.slot_names["loss"] == "mart"
+        assert "label_noise" in loaded.plugins
+    assert over.slot_names["data"] == "images"
+    assert load_recipe(tmp_path / "one.toml", overlays=["at"]).slot_names["loss"] == "at"  # asked for by name
+
+
 def test_a_slot_that_changes_its_plugin_drops_the_old_ones_options():
     loaded = load_recipe("at", overrides={"optimizer.name": "adam"})
     assert loaded.slots["optimizer"].lr == 1e-3
@@ -349,9 +363,9 @@ def test_overrides_are_read_in_the_same_bounds(override, told):
 
 
 def test_files_that_extend_without_end_or_hold_nothing_are_told(tmp_path):
-    write(tmp_path, "31.toml", "[run]\nseed = 1\n")
-    for number in range(31):  # two to the power of 31 files
-        write(tmp_path, f"{number}.toml", f'extends = ["{number + 1}.toml", "{number + 1}.toml"]\n')
+    write(tmp_path, "101.toml", "[run]\nseed = 1\n")
+    for number in range(101):
+        write(tmp_path, f"{number}.toml", f'extends = "{number + 1}.toml"\n')
     fails("the recipe extends more than 100 files", tmp_path / "0.toml")
     fails("the recipe extends more than 100 files", "at", overlays=[tmp_path / "0.toml"])
     nothing = write(tmp_path, "nothing.toml", "# loss.beta = 3\n")

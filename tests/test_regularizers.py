@@ -189,6 +189,20 @@ def test_an_average_that_was_loaded_is_what_is_kept_before_it_is_used():
     assert all((value == 3.0).all() for value in average.of(network).state_dict().values())
 
 
+def test_an_average_begins_where_it_is_told_to_and_is_empty_before():
+    average, network = MovingAverage(0.7), nn.Linear(2, 2)
+    assert average.state_dict() == {}
+    average.load_state_dict({})
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+        average.begin(network)
+        network.weight.fill_(5.0)
+    average.begin(network)  # it has
+    assert (average.of(network).weight == 2.0).all()
+    average.update(network)
+    assert torch.allclose(average.of(network).weight, torch.tensor(0.7 * 2 + 0.3 * 5))
+
+
 def test_schedules_point_by_point():
     def rates(schedule, epochs=10):
         with tiny_run({"schedule": schedule, "run": {"epochs": epochs}}) as run:

@@ -282,22 +282,23 @@ def clean_logits(x: Tensor) -> Callable[[nn.Module], Tensor]:
     return of
 
 
-def divergence_from_clean(x: Tensor) -> Objective:
+def divergence_from_clean(x: Tensor, divergence: Callable[[Tensor, Tensor], Tensor] = kl_divergence) -> Objective:
     """TRADES's: KL(p(x) || p(x_adv)), p(x) the attacked network's own clean prediction, detached.
 
+    `divergence`: another one, of each example's clean and adversarial logits, each (n, K), to (n,).
     It is smallest at `x`, and without gradient: attacks raise UserError where they would start there.
     """
-    return _Divergence(clean_logits(x))
+    return _Divergence(clean_logits(x), divergence)
 
 
 class _Divergence:
     """A class, so that attacks know it."""
 
-    def __init__(self, clean: Callable[[nn.Module], Tensor]) -> None:
-        self.clean = clean
+    def __init__(self, clean: Callable[[nn.Module], Tensor], divergence: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.clean, self.divergence = clean, divergence
 
     def __call__(self, model: nn.Module, x_adv: Tensor) -> Tensor:
-        return kl_divergence(self.clean(model), model(x_adv))
+        return self.divergence(self.clean(model), model(x_adv))
 
 
 def check_start(attack: Attack, objective: Objective) -> None:

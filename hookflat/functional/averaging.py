@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 class MovingAverage:
     """m <- decay m + (1 - decay) w of a network's weights w, by timm; it begins as the network that it first sees.
 
-    `statistics`: whether running statistics are averaged too, or those of the network. What `load_state_dict` is given
-    counts from the next sight on.
+    That is `begin`, before anything moves the weights: in a wrapper of `build_optimizer`, or where the average is to
+    start. `statistics`: whether running statistics are averaged too, or those of the network. What `load_state_dict` is
+    given counts from the next sight on.
     """
 
     def __init__(self, decay: float, *, statistics: bool = True) -> None:
         self.decay, self.statistics = decay, statistics
         self._average: ModelEmaV3 | None = None
         self._loaded: dict[str, Any] | None = None
+
+    def begin(self, network: nn.Module) -> None:
+        """As the network is now, unless it has begun."""
+        self._started(network)
 
     def of(self, network: nn.Module) -> nn.Module:
         """The average, in evaluation mode."""
@@ -49,15 +54,14 @@ class MovingAverage:
         return self._average
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint; it has begun."""
+        """For a checkpoint; empty before it has begun."""
         if self._loaded is not None:
             return self._loaded
-        assert self._average is not None
-        return dict(self._average.module.state_dict())
+        return dict(self._average.module.state_dict()) if self._average is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._loaded = state
+        """Go on from a checkpoint, from an empty one as if new."""
+        self._loaded = state or None
 
 
 def recalibrated(

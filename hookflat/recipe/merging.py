@@ -32,9 +32,13 @@ class Merged:
         self.norms: dict[Place, str] = {}
         self.threat: set[Place] = set()
         self.files = 0
+        self._laid: set[Path] = set()
 
     def add_file(self, file: Path, ancestors: tuple[Path, ...] = ()) -> None:
-        """What `file` extends, then `file` itself. Raises UserError when one cannot be read."""
+        """What `file` extends, then `file` itself. Raises UserError when one cannot be read.
+
+        What several extend is laid once, where it first comes: laid again it would undo what is between.
+        """
         if file.resolve() in ancestors:
             chain = " -> ".join(p.name for p in (*ancestors, file))
             raise UserError(f"{file}: recipes extend each other in a circle: {chain}")
@@ -53,10 +57,13 @@ class Merged:
         for base in [bases] if isinstance(bases, str) else bases:
             try:
                 below = file.parent / base
-                self.add_file(below if is_file(below) else find_shipped(base), (*ancestors, file.resolve()))
+                below = below if is_file(below) else find_shipped(base)
             except LookupError as error:
                 told = f"extends {shortened(base)}, which is {error}"
                 raise UserError(f"{file}:{lines.get(('extends',), 1)}: {told}") from None
+            if below.resolve() not in self._laid:
+                self.add_file(below, (*ancestors, file.resolve()))
+        self._laid.add(file.resolve())
         self._merge(tables, (), lambda path: f"{file}:{_line_of(path, lines)}")
         self._note_norms()
         if not ancestors:

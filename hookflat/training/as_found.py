@@ -21,9 +21,16 @@ _OF_A_LINE = ("epoch", "step", "stage", "split")
 
 @contextmanager
 def left_as_found(model: nn.Module, measure: str) -> Generator[None]:
-    """Raises TrainingFailed where weights, statistics or modes of `model` are others after the measure."""
+    """Raises TrainingFailed where weights, statistics, gradients or modes of `model` are others after the measure."""
     before, modes = set_aside(model.state_dict().items()), [m.training for m in model.modules()]
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     yield
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        if p.grad is not gradient and (p.grad is None or gradient is None or not _same(p.grad, gradient)):
+            raise TrainingFailed(
+                f"measure {measure!r} leaves gradients, which a training would step along: take them by "
+                "torch.autograd.grad"
+            )
     moved = next((name for name, t in model.state_dict().items() if not _same(t, before[name])), None)
     if moved or modes != [m.training for m in model.modules()]:
         what = f"{moved} of the network changed" if moved else "the network in another mode"
@@ -33,7 +40,7 @@ def left_as_found(model: nn.Module, measure: str) -> Generator[None]:
 
 
 def _same(now: torch.Tensor, then: torch.Tensor) -> bool:
-    return torch.allclose(now.cpu(), then, rtol=0, atol=0, equal_nan=True)
+    return torch.allclose(now.cpu(), then.cpu(), rtol=0, atol=0, equal_nan=True)
 
 
 def checked_numbers(answer: Any, measure: str) -> Mapping[str, float]:

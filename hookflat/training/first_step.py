@@ -19,11 +19,15 @@ from hookflat.training.set_aside import set_aside
 
 @contextmanager
 def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
-    """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved."""
+    """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved.
+
+    At its end for plugins that answer `criterion` where the loss does not ask it.
+    """
     weights = set_aside(network.named_parameters())  # the first step takes no more memory than the others
+    called: set[str] = set()
 
     def before(hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
-        pass
+        called.add(hook_name)
 
     def after(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Mapping[str, Any], /) -> None:
         if outcome.exception is None:
@@ -38,6 +42,12 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
         yield
     finally:
         undo()
+    others = [i for i in hooks.call.criterion.get_hookimpls() if i.plugin_name != "core" and not i.wrapper]
+    others = [i for i in others if getattr(i.plugin, "kind", "") != "tool"]
+    if others and "criterion" not in called:
+        raise TrainingFailed(
+            f"the loss asks no `run.criterion`: {answering(others)} would change nothing; leave it out"
+        )
 
 
 def _moved(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:

@@ -52,4 +52,4 @@ class TemplateName:
 
     def passes(self) -> int:
         """How often an example goes through the network, for the time left."""
-        return self.steps * self.restarts + 1
+        return (self.steps + 1) * self.restarts + 1
