@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hookflat import UserError
+from hookflat.recipe import shipped
 from hookflat.recipe.catalogue import Catalogue
 from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.shipped import find_recipe, recipes_folder
@@ -167,6 +168,17 @@ def test_shipped_recipes_can_be_extended_by_name(tmp_path):
     loaded = load_recipe(write(tmp_path, "mine.toml", 'extends = ["trades", "scales/cifar10"]\n[loss]\nbeta = 1\n'))
     assert loaded.slots["loss"].beta == 1
     assert loaded.slot_names["model"] == "resnet18"
+
+
+def test_a_recipe_that_two_packages_ship_is_of_none(tmp_path, monkeypatch):
+    write(tmp_path, "trades.toml", 'extends = "at"\n')
+    write(tmp_path, "own.toml", 'extends = "at"\n')
+    folders = shipped.recipe_folders()
+    monkeypatch.setattr(shipped, "recipe_folders", lambda: (*folders, ("hookflat-mine", tmp_path)))
+    assert load_recipe("own").slot_names["loss"] == "at"
+    with pytest.raises(UserError, match=r"recipe 'trades' is of hookflat .* and hookflat-mine .*: give the file"):
+        load_recipe("trades")
+    assert load_recipe(tmp_path / "trades.toml").slot_names["loss"] == "at"
 
 
 def test_overlays_of_a_method_do_not_lose_its_order():

@@ -124,6 +124,7 @@ def test_what_cannot_be_made_is_told_and_nothing_is_written(tmp_path):
     assert "ends in .toml" in fails(2, "init", "recipe.yaml", cwd=tmp_path)
     for name, reason in (
         ("trades", "is called 'trades' already"),
+        ("weight_decay", "a recipe is called 'weight_decay' already"),
         ("plugins", "already"),
         ("batch", "would hide another name"),
         ("2fast", "each part begins with a letter"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hookflat.errors import UserError
 from hookflat.recipe.catalogue import Catalogue
+from hookflat.recipe.shipped import recipe_folders
 
 KINDS = {
     "loss": "loss",
@@ -48,14 +49,14 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
     is one's already, and a folder that exists.
     """
     name = name.replace("-", "_").removeprefix("hookflat_")
-    known = Catalogue().names()
+    known = {*Catalogue().names(), *(file.stem for _, home in recipe_folders() for file in home.glob("*.toml"))}
     if not _NAME.fullmatch(name) or len(name) > 30 or keyword.iskeyword(name):
         raise UserError(
             f"{name!r}: a plugin's name is at most 30 of a-z, 0-9 and _, each part begins with a letter, and it is no "
             "word of Python's own"
         )
     if name in known or f"hookflat_{name}" == "hookflat_plugins":
-        raise UserError(f"a plugin is called {name!r} already: choose another name")
+        raise UserError(f"a plugin or a recipe is called {name!r} already: choose another name")
     place = folder or Path(f"hookflat-{name.replace('_', '-')}")
     if place.exists():
         raise UserError(f"{place} exists already: choose another folder with --out")

@@ -82,13 +82,19 @@ def _named(recipe: Path) -> set[str]:
 
 
 def find_shipped(name: str) -> Path:
-    """A recipe that comes with a package, by name: "trades", "scales/cifar10". Raises LookupError where none is."""
+    """A recipe that comes with a package, by name: "trades", "scales/cifar10".
+
+    Raises LookupError where none is, UserError where two packages have it.
+    """
     given = name.removesuffix(".toml") + ".toml"
     folders = recipe_folders()
     for inside in (given, given.removeprefix("recipes/")):
-        for _, folder in folders:
-            if is_file(folder / inside):
-                return folder / inside
+        there = {package: folder / inside for package, folder in folders if is_file(folder / inside)}
+        if len(there) > 1:
+            told = " and ".join(f"{package} ({file})" for package, file in there.items())
+            raise UserError(f"recipe {clipped(inside.removesuffix('.toml'))!r} is of {told}: give the file")
+        if there:
+            return next(iter(there.values()))
     known = [str(p.relative_to(f).with_suffix("")) for _, f in folders for p in f.rglob("*.toml")]
     given = clipped(given.removeprefix("recipes/")[:-5])
     known = [name for name in known if given.startswith("studies/") or not name.startswith("studies/")]

@@ -25,7 +25,11 @@ def train(run: Run, max_steps: int | None = None, look: Callable[[Tensor], None]
 
     `look`: given the loss of each step.
     """
-    if max_steps is not None and max_steps <= run.step < run.total_steps:
+
+    def over() -> bool:
+        return max_steps is not None and max_steps <= run.step < run.total_steps
+
+    if over():
         return False
     first = True
     while run.epoch < run.epochs:
@@ -41,7 +45,7 @@ def train(run: Run, max_steps: int | None = None, look: Callable[[Tensor], None]
             if save := run.step % run.recipe.run.checkpoint_steps == 0 or run.step == max_steps:
                 checkpoints.save(run)
             stop_if_asked(run, saved=save)
-            if max_steps is not None and max_steps <= run.step < run.total_steps:
+            if over():
                 return False
         line = end_epoch(run)
         run.console.epoch(run.epoch, run.epochs, line)
