@@ -148,12 +148,12 @@ class Found:
     hooks: int
 
     @classmethod
-    def of(cls, model: nn.Module, *, buffers: bool = True) -> Found:
-        """Take it down; `buffers`: and gradients, which a step may leave."""
+    def of(cls, model: nn.Module, *, buffers: bool = True, gradients: bool = False) -> Found:
+        """Take it down, with those of its buffers and gradients that must not move."""
         tensors = [*model.parameters(), *(model.buffers() if buffers else ())]
         return cls(
             [t.detach().clone() for t in tensors],
-            [None if p.grad is None else p.grad.clone() for p in model.parameters()] if buffers else [],
+            [None if p.grad is None else p.grad.clone() for p in model.parameters()] if gradients else [],
             [m.training for m in model.modules()],
             [p.requires_grad for p in model.parameters()],
             sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()),
@@ -161,7 +161,7 @@ class Found:
 
     def assert_unchanged(self, model: nn.Module, *, buffers: bool = True) -> None:
         """Bit for bit."""
-        now = Found.of(model, buffers=buffers)
+        now = Found.of(model, buffers=buffers, gradients=bool(self.gradients))
         assert all(torch.equal(a, b) for a, b in zip(self.tensors, now.tensors, strict=True)), (
             "weights or buffers moved"
         )
@@ -236,7 +236,7 @@ def refuses_a_wrong_key(plugin: str | type, options: Table = None) -> None:
 
 
 def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> None:
-    """Weights, modes and flags (for attacks and measures buffers too) are as before, also when a forward raises."""
+    """Weights, modes and flags are as before, also when a forward raises; for attacks and measures buffers and gradients."""
     tables, extra, kind = _in_place(plugin, options)
     if kind in ("data", "model", "optimizer", "schedule"):
         return
@@ -244,7 +244,7 @@ def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> No
     for passes in (*range(8), 10_000):
         with tiny_run(tables, extra) as run:
             batch = next(run.batches())
-            before, drawn = Found.of(run.network, buffers=buffers), torch.get_rng_state()
+            before, drawn = Found.of(run.network, buffers=buffers, gradients=buffers), torch.get_rng_state()
             with interrupted_after(passes) as raised:
                 _use(run, kind, batch)
             before.assert_unchanged(run.network, buffers=buffers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hookflat import TrainingFailed, hookimpl, testing
+from hookflat import TrainingFailed, hookimpl, in_mode, testing
 from hookflat.recipe.catalogue import Catalogue
 
 OPTIONS = {
@@ -120,7 +120,8 @@ class StepsBack:
     @hookimpl
     def measure(self, subject):
         x, y, _ = next(iter(subject.examples))
-        torch.nn.functional.cross_entropy(subject.model(x), y).backward()
+        with in_mode(subject.model, False):
+            torch.nn.functional.cross_entropy(subject.model(x), y).backward()
         return {"steps_back": float(next(subject.model.parameters()).grad.norm())}
 
 
