@@ -236,7 +236,10 @@ def refuses_a_wrong_key(plugin: str | type, options: Table = None) -> None:
 
 
 def leaves_the_network_as_found(plugin: str | type, options: Table = None) -> None:
-    """Weights, modes and flags are as before, also when a forward raises; for attacks and measures buffers and gradients."""
+    """Weights, modes and flags are as before, also when a forward raises.
+
+    Of attacks and measures buffers and gradients too; and nothing is drawn from torch's global generator.
+    """
     tables, extra, kind = _in_place(plugin, options)
     if kind in ("data", "model", "optimizer", "schedule"):
         return
