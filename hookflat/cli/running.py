@@ -90,10 +90,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trained network: RLoss, RErr, flatness, curvature. The same command again goes on where it stopped."""
-    from hookflat.evaluation import robustbench
-
-    if model.startswith(robustbench.PREFIX):
-        robustbench.check_installed(model)  # before torch, which takes seconds to import
     from hookflat.evaluation.evaluate import evaluate as evaluate_model
 
     options = {"arch": arch, "data": data, "normalize": normalize, "key": key, "overrides": set_, "plugins": plugin}

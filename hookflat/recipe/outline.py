@@ -15,7 +15,7 @@ from hookflat.recipe.merging import Merged
 from hookflat.recipe.shipped import find_recipe
 
 _TABLES = {"run": "RunOptions", "eval": "EvalOptions"}
-"""Tables to the class of their options in recipe.py, which needs torch."""
+"""Tables to the class of their options in recipe.py."""
 
 
 Outline = tuple[dict[str, str], dict[str, bool]]
