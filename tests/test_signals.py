@@ -231,7 +231,7 @@ def test_the_workers_of_a_launcher_are_told_to_stop(tmp_path):
     thread.start()
     waited(lambda: log.exists() and log.read_text())
     commands.stop(signal.SIGUSR1)
-    thread.join(30)
+    thread.join(120)
     assert codes == [9]
 
 
