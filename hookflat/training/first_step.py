@@ -42,12 +42,13 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
         yield
     finally:
         undo()
-    others = [i for i in hooks.call.criterion.get_hookimpls() if i.plugin_name != "core" and not i.wrapper]
-    others = [i for i in others if getattr(i.plugin, "kind", "") != "tool"]
-    if others and "criterion" not in called:
-        raise TrainingFailed(
-            f"the loss asks no `run.criterion`: {answering(others)} would change nothing; leave it out"
-        )
+    if "criterion" not in called and (idle := [i for i in hooks.call.criterion.get_hookimpls() if _replaces(i)]):
+        raise TrainingFailed(f"the loss asks no `run.criterion`: {answering(idle)} would change nothing; leave it out")
+
+
+def _replaces(impl: Any) -> bool:
+    """Whether a plugin answers in place of the core's; a wrapper comes with a loss, a tool looks on."""
+    return impl.plugin_name != "core" and not impl.wrapper and getattr(impl.plugin, "kind", "") != "tool"
 
 
 def _moved(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
