@@ -16,6 +16,9 @@ from .recipe.options import period_in_epochs as period_in_epochs
 from .recipe.recipe import Recipe as Recipe
 from .recipe.loading import load_recipe as load_recipe
 from .records.quantities import Quantity as Quantity
+from .records.radii import by_radius as by_radius
+from .records.radii import quantities_by_radius as quantities_by_radius
+from .records.radii import radii as radii
 
 # --- plugins: what hooks are given, and give
 
@@ -72,9 +75,6 @@ from .functional.robustness import RobustLoss as RobustLoss
 from .functional.robustness import robust_loss as robust_loss
 from .functional.flatness import Flatness as Flatness
 from .functional.flatness import average_flatness as average_flatness
-from .functional.flatness import by_radius as by_radius
-from .functional.flatness import named_by_radius as named_by_radius
-from .functional.flatness import radii as radii
 from .functional.flatness import worst_flatness as worst_flatness
 from .functional.curvature import hessian_eigenvalues as hessian_eigenvalues
 from .functional.curvature import hessian_trace as hessian_trace

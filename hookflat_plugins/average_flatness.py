@@ -7,7 +7,17 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import Attack, Quantity, Radii, Subject, average_flatness, by_radius, hookimpl, named_by_radius, radii
+from hookflat import (
+    Attack,
+    Quantity,
+    Radii,
+    Subject,
+    average_flatness,
+    by_radius,
+    hookimpl,
+    quantities_by_radius,
+    radii,
+)
 
 
 @dataclass(eq=False)
@@ -33,17 +43,9 @@ class AverageFlatness:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are; the paper's radius comes first."""
-        return {
-            name: Quantity(
-                "average-case flatness" + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""),
-                "loss",
-                lower_is_better=True,
-                role="average flatness",
-                rank=int(xi == 0.5),
-                headline=not isinstance(self.xi, list),
-            )
-            for name, xi in zip(named_by_radius("average_flatness", self.xi), radii(self.xi), strict=True)
-        }
+        return quantities_by_radius(
+            "average_flatness", "average-case flatness", self.xi, role="average flatness", paper=0.5
+        )
 
     def searches(self) -> list[tuple[int, int]]:
         return [(self.steps, self.reference_restarts)]
@@ -71,13 +73,7 @@ class CleanAverageFlatness:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        label = "average-case flatness of the clean loss"
-        return {
-            name: Quantity(
-                label + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""), "loss", lower_is_better=True
-            )
-            for name, xi in zip(named_by_radius("clean_average_flatness", self.xi), radii(self.xi), strict=True)
-        }
+        return quantities_by_radius("clean_average_flatness", "average-case flatness of the clean loss", self.xi)
 
     def searches(self) -> list[tuple[int, int]]:
         return [(0, 0)]
@@ -108,14 +104,7 @@ class FilterFlatness:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        return {
-            name: Quantity(
-                "filter-normalised flatness" + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""),
-                "loss",
-                lower_is_better=True,
-            )
-            for name, xi in zip(named_by_radius("filter_flatness", self.xi), radii(self.xi), strict=True)
-        }
+        return quantities_by_radius("filter_flatness", "filter-normalised flatness", self.xi)
 
     def searches(self) -> list[tuple[int, int]]:
         return [(self.steps, self.reference_restarts)]

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from hookflat import Number, Quantity, Radii, Subject, by_radius, hookimpl, named_by_radius, radii, worst_flatness
+from hookflat import Number, Quantity, Radii, Subject, by_radius, hookimpl, quantities_by_radius, radii, worst_flatness
 
 Attempts = Annotated[int, Field(ge=1, description="ascents from random points; the largest loss counts")]
 Sweeps = Annotated[int, Field(ge=1, description="over the whole set, in each attempt")]
@@ -40,17 +40,9 @@ class WorstFlatness:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are; the paper's radius comes first."""
-        return {
-            name: Quantity(
-                "worst-case flatness" + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""),
-                "loss",
-                lower_is_better=True,
-                role="worst flatness",
-                rank=int(xi == 0.00075),
-                headline=not isinstance(self.xi, list),
-            )
-            for name, xi in zip(named_by_radius("worst_flatness", self.xi), radii(self.xi), strict=True)
-        }
+        return quantities_by_radius(
+            "worst_flatness", "worst-case flatness", self.xi, role="worst flatness", paper=0.00075
+        )
 
     def searches(self) -> list[tuple[int, int]]:
         return [(self.steps, self.reference_restarts)]
@@ -81,13 +73,7 @@ class CleanWorstFlatness:
 
     def numbers(self) -> dict[str, Quantity]:
         """What they are."""
-        label = "worst-case flatness of the clean loss"
-        return {
-            name: Quantity(
-                label + (f" at xi = {xi:g}" if isinstance(self.xi, list) else ""), "loss", lower_is_better=True
-            )
-            for name, xi in zip(named_by_radius("clean_worst_flatness", self.xi), radii(self.xi), strict=True)
-        }
+        return quantities_by_radius("clean_worst_flatness", "worst-case flatness of the clean loss", self.xi)
 
     def searches(self) -> list[tuple[int, int]]:
         return [(0, 0)]

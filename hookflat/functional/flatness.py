@@ -315,23 +315,3 @@ class _Climb:
                 total += cross_entropy(self.model(x[index]), examples.y[index]).double().sum()
                 self.work.passed(len(index))
         return examples.set.sum(total) / examples.total
-
-
-def radii(xi: list[float] | float) -> list[float]:
-    """One radius, or several, as a list."""
-    return xi if isinstance(xi, list) else [xi]
-
-
-def named_by_radius(name: str, xi: list[float] | float) -> list[str]:
-    """What a measure's numbers are called: `name`, or `name_xi0.5` and so on where there are several radii."""
-    return [f"{name}_xi{radius:g}" for radius in xi] if isinstance(xi, list) else [name]
-
-
-def by_radius(name: str, xi: list[float] | float, measured: Sequence[Flatness]) -> dict[str, float]:
-    """A measure's numbers by `named_by_radius`, and their standard errors."""
-    values = {}
-    for key, flatness in zip(named_by_radius(name, xi), measured, strict=True):
-        values[key] = flatness.flatness
-        if len(flatness.losses) > 1:
-            values[f"{key}_stderr"] = flatness.standard_error
-    return values

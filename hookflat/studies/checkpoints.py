@@ -26,7 +26,7 @@ WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 
 
 @dataclass(eq=False)
-class Checkpoints:
+class CheckpointRows:
     """One table `[[study.checkpoints]]`: networks that are given alike."""
 
     models: Annotated[
@@ -140,7 +140,7 @@ class CheckpointJob:
 
 
 def checkpoint_jobs(
-    table: Checkpoints,
+    table: CheckpointRows,
     *,
     place: Path,
     which: Sequence[str],

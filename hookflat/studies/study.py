@@ -28,7 +28,7 @@ from hookflat.recipe.tables import flat
 from hookflat.recipe.toml import out_of_bounds, read_toml
 from hookflat.records.disk import replacing
 from hookflat.records.texts import read_json
-from hookflat.studies.checkpoints import CheckpointJob, Checkpoints, checkpoint_jobs
+from hookflat.studies.checkpoints import CheckpointJob, CheckpointRows, checkpoint_jobs
 from hookflat.studies.jobs import Job
 from hookflat.terminal import clipped, shortened
 
@@ -224,7 +224,7 @@ def _file(study: str | Path) -> Path:
         ) from None
 
 
-def _tables(path: Path) -> tuple[StudyOptions, list[Grid], list[Checkpoints]]:
+def _tables(path: Path) -> tuple[StudyOptions, list[Grid], list[CheckpointRows]]:
     tables, _ = read_toml(path)
     for name in [name for name in tables if name != "study"]:
         raise UserError(f"{path}: unknown table [{clipped(name)}]{nearest(name, ['study'])}")
@@ -239,7 +239,7 @@ def _tables(path: Path) -> tuple[StudyOptions, list[Grid], list[Checkpoints]]:
             raise UserError(f"{path}: study.{name}: should be tables [[study.{name}]], not {shortened(each)}")
     grids, checkpoints = (
         [_built(cls, table, f"{path}: study.{name}") for table in several[name]]
-        for cls, name in ((Grid, "grid"), (Checkpoints, "checkpoints"))
+        for cls, name in ((Grid, "grid"), (CheckpointRows, "checkpoints"))
     )
     return _built(StudyOptions, options, f"{path}: study"), grids, checkpoints
 
