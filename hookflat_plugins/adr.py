@@ -23,7 +23,8 @@ class AnnealingSelfDistillation:
     a cosine. The attack maximises the cross-entropy with the rectified target, as in the official code, unless the loss
     has an objective of its own (TRADES). Weights and running statistics are averaged after every step. Put this table
     below augmentations, and `averaging` beside it to save an average too. Decay and end points are the official
-    configuration's for CIFAR-10; with AWP it ends at temperature 1.5 and lambda 0.85.
+    configuration's for CIFAR-10; with AWP it ends at temperature 1.5 and lambda 0.85. The official code attacks in
+    training mode (`attack.mode = "train"`), so that attacks move the running statistics that are averaged, too.
     """
 
     paper: ClassVar[str] = "Wu et al. 2023, arXiv 2305.12118, Alg. 1; github.com/yuyuwu5/ADR"

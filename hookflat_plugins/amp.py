@@ -18,8 +18,9 @@ class AdversarialModelPerturbation:
     """AMP: take the gradient at w + nu, where nu ascends the whole loss inside a ball of radius `eps` in every tensor.
 
     nu_l <- P(nu_l + step_size g_l), `steps` times from 0, with P scaling ||nu_l|| down to `eps`: plain gradients and
-    absolute radii, norms and biases included, as in the official code (the paper's Alg. 1 has one ball for all).
-    Running statistics follow the pass at the final w + nu only.
+    absolute radii, norms and biases included, as in the official code (the paper's Alg. 1 has one ball for all;
+    the code's script cuts every gradient to a norm of 50, too). Running statistics follow the pass at the final w + nu
+    only.
     """
 
     paper: ClassVar[str] = "Zheng et al. 2021, arXiv 2010.04925, Alg. 1; github.com/hiyouga/AMP-Regularizer"

@@ -14,8 +14,9 @@ from hookflat import Number, Quantity, Subject, boundary_thickness, hookimpl
 class BoundaryThickness:
     """Boundary thickness: the length on which alpha < p_i - p_j < beta between x and a targeted adversarial example.
 
-    i is the class predicted at x, j a random other one; PGD in an L2 ball of `radius` goes towards j. Mean over
-    examples. Defaults are the authors', for 32 x 32 pixels.
+    i is the class predicted at x, j a random one other than the label; PGD in an L2 ball of `radius` goes towards j.
+    Mean over examples. Defaults are the authors', for 32 x 32 pixels; lengths are of pixels in [0, 1], about a fifth of
+    those that they give, of normalised images.
     """
 
     paper: ClassVar[str] = "Yang et al. 2020, arXiv 2007.05086; github.com/nsfzyzz/boundary_thickness"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,17 @@ class Distillation:
 
     p_s and p_r are the softmax at temperature T of two trained networks, one without and one with adversarial training,
     both at this network's adversarial examples. With `swa` it is KD-SWA, a cure for robust overfitting. The attack
-    maximises the cross-entropy with the label.
+    maximises the cross-entropy with the label; the official code's is in training mode (`attack.mode = "train"`).
     """
 
     paper: ClassVar[str] = "Chen et al. 2021, openreview qZzy5urZw9; github.com/VITA-Group/Alleviate-Robust-Overfitting"
 
     standard_teacher: Annotated[str, Field(description="folder of a run of the recipe standard")] = "runs/standard-0"
     robust_teacher: Annotated[str, Field(description="folder of a run of the recipe at")] = "runs/at-0"
+    which: Annotated[
+        Literal["best", "last"],
+        Field(description="of a teacher's networks; the last where it kept no best, as standard does"),
+    ] = "best"
     hard: Annotated[Number, Field(ge=0, description="weight of the cross-entropy with the target")] = 0.3
     standard: Annotated[Number, Field(ge=0, description="weight of the standard network's term")] = 0.1
     robust: Annotated[Number, Field(ge=0, description="weight of the robust network's term")] = 0.6
@@ -37,8 +41,8 @@ class Distillation:
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Generator[None, Any, Any]:
-        standard = teacher_of(run, self.standard_teacher, "loss.standard_teacher")
-        robust = teacher_of(run, self.robust_teacher, "loss.robust_teacher")
+        standard = teacher_of(run, self.standard_teacher, "loss.standard_teacher", self.which)
+        robust = teacher_of(run, self.robust_teacher, "loss.robust_teacher", self.which)
         self._teachers = [(self.standard, standard), (self.robust, robust)]
         return (yield)
 

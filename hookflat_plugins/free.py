@@ -19,10 +19,10 @@ class Free(InnerAttack):
 
     delta <- project(delta + step_size direction) along the gradient of the training loss that moves the weights, no
     objective of its own, at the weights before that move (perturbed ones under AWP and its like). delta starts at zero
-    and goes on from batch to batch, by an example's place in it, cut to [0, 1] around the new image (the official code
-    cuts it after that image's first pass). No pass is the attack's alone, so a step costs a standard one, and an epoch
-    holds 1 / `replays` of the images: `[run] epochs` stays what it would be without replays. `steps`, `start`, `mode`,
-    `precision` and `compile` play no part.
+    and goes on from batch to batch, by an example's place in it, cut to [0, 1] around the new image (the code of
+    locuslab cuts it after that image's first pass). No pass is the attack's alone, so a step costs a standard one, and
+    an epoch holds 1 / `replays` of the images: `[run] epochs` stays what it would be without replays. `steps`, `start`,
+    `mode`, `precision` and `compile` play no part.
     """
 
     paper: ClassVar[str] = (

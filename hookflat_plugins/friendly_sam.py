@@ -17,7 +17,8 @@ from hookflat import Batch, Decay, Number, Run, hookimpl, moved, sharpest
 class FriendlySam:
     """F-SAM: take the gradient at w + rho d / ||d||, d = g - sigma m: the batch's gradient without the part all share.
 
-    m is a moving average of gradients at w, m <- lambda m + (1 - lambda) g, that of the steps before; in the first step
+    m is a moving average of gradients at w, m <- lambda m + (1 - lambda) g, that of the steps before, as in the
+    official code (with this step's g in it d points the same way at sigma = 1, and there alone); in the first step
     d = g = m, and again where m is of a step that float16 cancelled. The other choices are those of `sam`.
     """
 

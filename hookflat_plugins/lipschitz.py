@@ -15,7 +15,8 @@ class Lipschitz:
     """Local Lipschitz constant: mean over examples of max d(f(x), f(x')) / ||x - x'|| in the ball around x.
 
     ||.|| is the norm of the threat, L-infinity in the papers. d is the L1 distance of logits, or the KL divergence of
-    probabilities; PGD maximises from a uniform start: a lower bound.
+    probabilities; PGD maximises from a uniform start: a lower bound. The official code's constants are far lower: it
+    steps along the gradient of the negated ratio.
     """
 
     paper: ClassVar[str] = "Yang et al. 2020, arXiv 2003.02460; Kim et al. 2023, Fantastic Robustness Measures"

@@ -17,9 +17,9 @@ class Mail:
     """MAIL: adversarial terms weighted by w = 3 sigmoid(slope (m + bias)), m = max_{k != y} p_k(x_adv) - p_y(x_adv).
 
     "at": w CE(f(x_adv), y). "trades": CE(f(x), y) + beta w KL(p(x) || p(x_adv)), whose attack maximises the KL. No
-    gradient flows through w, which is 1 before `start`. The factor 3 is the official code's and does not depend on the
-    batch. Bias, slope and beta are those of its command for "trades"; its command for "at" has bias -0.5 and slope 10.
-    Its third form, on MART, is not here.
+    gradient flows through w, which is 1 before `start`. The factor 3 is the official code's; it divides by no mean over
+    the batch, so that steps are small where all margins are wide. Bias, slope and beta are those of its command for
+    "trades"; its command for "at" has bias -0.5 and slope 10. Its third form, on MART, is not here.
     """
 
     paper: ClassVar[str] = "Liu et al. 2021, arXiv 2106.07904, MAIL; github.com/QizhouWang/MAIL"

@@ -33,7 +33,7 @@ class SelfSupervision:
     r is a second head on the features under the classifier. `share` of every batch gives way to training images drawn
     with replacement and turned by a random angle before any augmentation; the [attack] maximises the rotation loss on
     them. The classifier's loss sees the rest of the batch. Turned images have a pass of their own, which leaves the
-    running statistics to the upright ones (the released code forwards both together). The head takes no part in
+    running statistics to the upright ones (the code of Stutz et al. forwards both together). The head takes no part in
     evaluation, flatness or AWP.
     """
 

@@ -98,7 +98,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(training, "check_fit", lambda *arguments: None)
     monkeypatch.setattr(Images, "on", lambda self, device: Images(self.x.to(device), self.y.to(device)))
     for plugin in ("hat", "distillation"):
-        teacher = lambda run, folder, option: deepcopy(run.network).eval().requires_grad_(False)
+        teacher = lambda run, folder, option, *which: deepcopy(run.network).eval().requires_grad_(False)
         monkeypatch.setattr(import_module(f"hookflat_plugins.{plugin}"), "teacher_of", teacher)
 
 

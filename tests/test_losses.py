@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from test_composition import LATER_PERTURBATIONS, PERTURBATIONS
 from torch import nn
 
-from hookflat import UserError
+from hookflat import RunFolder, UserError
 from hookflat.functional.losses import kl_divergence
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import loop
@@ -293,6 +294,26 @@ def test_distillation_is_the_weighted_sum_at_a_temperature(teachers):
         assert ours.item() == pytest.approx(expected.item(), abs=1e-10)
         for a, b in zip(gradients_of(run, ours), gradients_of(run, expected), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_the_best_networks_teach_where_runs_kept_one_as_in_the_official_command(teachers, tmp_path):
+    robust = tmp_path / "robust"
+    shutil.copytree(teachers / "robust", robust)
+    best = teacher(robust).float()
+    with torch.no_grad():
+        best.get_parameter(next(iter(dict(best.named_parameters())))).add_(1)
+    RunFolder(robust).save_network("best", best)
+    folders = {"standard_teacher": str(teachers / "standard"), "robust_teacher": str(robust)}
+    for which in ({}, {"which": "best"}, {"which": "last"}):
+        with tiny_run({"loss": {"name": "distillation"} | folders | which}) as run:
+            (_, of_standard), (_, of_robust) = run.recipe.slots["loss"]._teachers
+            expected = teacher(robust) if which == {"which": "last"} else best
+            for taught, network in ((of_robust, expected), (of_standard, teacher(teachers / "standard"))):
+                for name, value in network.float().state_dict().items():
+                    assert torch.equal(taught.state_dict()[name], value)
+    (robust / "model.safetensors").unlink()  # stopped half way
+    with pytest.raises(UserError), tiny_run({"loss": {"name": "distillation"} | folders}):
+        pass
 
 
 def test_loading_a_teacher_leaves_the_threads_of_the_run(teachers):

@@ -97,7 +97,8 @@ def worst_sharpness(
     attacked anew at the weights found.
 
     Unlike the authors' search in L2, which follows |w| g and projects by Euclid, this one climbs and projects in u, so
-    that the number is as invariant to rescaling as its definition.
+    that the number is as invariant to rescaling as its definition. And where it halves the step it goes on from the
+    best point, as APGD does; theirs takes one gradient there and goes on from where it was.
     """
     check_choice("weight_norm", weight_norm, WeightNorm)
     work, attack = work or Work(), attack_for(robust, attack, options)

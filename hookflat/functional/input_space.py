@@ -128,9 +128,11 @@ def local_lipschitz(
     """(N,) lower bounds of each example's max d(f(x), f(x')) / ||x - x'|| in the threat's ball and norm.
 
     d is the L1 distance of logits, or ("KL") the divergence KL(p(x) || p(x')) of softmax outputs (Yang et al. 2020,
-    "A closer look at accuracy vs. robustness", arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz). The
-    start is uniform in the ball (there: N(0, 0.001^2), where the ratio is mostly rounding), the distance is not
-    differentiated (there it is, which pulls its largest pixel back in), and the best iterate counts (there: the last).
+    "A closer look at accuracy vs. robustness", arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz). That
+    code negates the ratio before it steps along the gradient, and so walks to a smaller one: its constants lie far
+    below this maximum. Nor is the distance differentiated here (there it is, which pulls its largest pixel back in);
+    the start is uniform in the ball (there: N(0, 0.001^2), where rounding is a good part of the KL), steps are those of
+    the attack (there: 0.003), and the best iterate counts (there: the last).
     """
     attack = attack.but(**options)
     check_choice("top", top, Top)
@@ -172,7 +174,8 @@ def boundary_thickness(
     g = p_i - p_j, with i the class predicted at x and j a random class other than the label; the adversarial example is
     PGD's towards j in the L2 ball of `radius`, from x, and the segment is cut into `points` (Yang et al. 2020,
     "Boundary thickness and robustness in learning models", arXiv 2007.05086; github.com/nsfzyzz/boundary_thickness,
-    whose defaults these are, for 32 x 32 pixels).
+    whose defaults these are, for 32 x 32 pixels). Lengths are of pixels in [0, 1]; that code's, of normalised images,
+    are about five times as long.
     """
 
     attack = Attack(Threat(radius, "L2"), step_size, steps, start="zero")

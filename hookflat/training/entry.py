@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -125,27 +125,29 @@ def _run(run: Run, max_steps: int | None = None) -> Results | None:
     return results
 
 
-def network_of(recipe: Recipe, folder: str | Path) -> nn.Module:
-    """The network that a complete run folder saved, on the run's device, in training mode.
+def network_of(recipe: Recipe, folder: str | Path, which: Literal["last", "best"] = "last") -> nn.Module:
+    """A network that a complete run folder saved, on the run's device, in training mode.
 
-    Raises UserError for weights that are not of that network, or not finite.
+    The last where the run kept no best. Raises UserError for weights that are not of that network, or not finite.
     """
     run = Run(recipe, Path(folder))
     with global_state_restored():
         run.build_network()
-    load_into(run.network, run.folder.load_network("last")[0], f"{folder}: the network 'last'")
+    kept = which if run.folder.network("last") and run.folder.network(which) else "last"
+    load_into(run.network, run.folder.load_network(kept)[0], f"{folder}: the network {kept!r}")
     return run.network
 
 
-def teacher_of(run: Run, folder: str, option: str) -> nn.Module:
-    """The last network of a complete run folder, in evaluation mode and frozen, for `run` to learn from.
+def teacher_of(run: Run, folder: str, option: str, which: Literal["last", "best"] = "last") -> nn.Module:
+    """A network of a complete run folder, in evaluation mode and frozen, for `run` to learn from.
 
+    `which`: the last, or the best where the run kept one, as early stopping does.
     Raises UserError that names `option` where there is no such run, or where it knows other images or classes.
     """
     if not Path(folder, "recipe.toml").is_file():
         raise UserError(f"{option} = {folder!r}: no run there; hookflat run makes one (hookflat run standard, at ...)")
     recipe = load_recipe(Path(folder, "recipe.toml"), catalogue=run.recipe.catalogue)
-    network = network_of(recipe, folder).to(run.device).eval().requires_grad_(False)
+    network = network_of(recipe, folder, which).to(run.device).eval().requires_grad_(False)
     try:
         with torch.no_grad():
             classes = network(torch.zeros(1, *run.data.train.shape, device=run.device)).shape[1]

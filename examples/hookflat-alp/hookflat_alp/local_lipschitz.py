@@ -28,9 +28,8 @@ def stretch(x: Tensor, logits: Tensor) -> Objective:
 class LocalLipschitz:
     """Local Lipschitz constant: mean over examples of max ||f(x) - f(x')||_1 / ||x - x'||_inf in the ball around x.
 
-    f are the logits in evaluation mode, the ball has the radius `[eval] eps`, and PGD maximises: a lower bound. The
-    start is uniform in the ball, where the ratio is free of rounding errors (the authors start at N(0, 0.001^2) and
-    take the last iterate).
+    f are the logits in evaluation mode, the ball has the radius `[eval] eps`, and PGD maximises from a uniform start: a
+    lower bound (the official code steps along the gradient of the negated ratio, to far lower ones).
     """
 
     paper: ClassVar[str] = "Yang et al. 2020, arXiv 2003.02460; github.com/yangarbiter/robust-local-lipschitz"
