@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -55,6 +55,10 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")  # where there is one: getrusage also counts the process that started this one
     if status.exists() and (largest := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return 1024 * int(largest[1])
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
