@@ -35,6 +35,8 @@ class EarlyStopping:
     @hookimpl(wrapper=True)
     def build_data(self) -> Generator[None, Data, Data]:
         data = yield
+        if not isinstance(data, Data):
+            return data  # the loop says whose answer it is
         try:
             return data.hold_out(self.holdout, self.source)
         except ValueError as error:

@@ -30,8 +30,9 @@ class ImageFiles:
     """Labelled images: CIFAR's and SVHN's own archives, npz, parquet, arrow, image folders, or a hub id.
 
     A folder holds train*.parquet and test*.parquet (or .arrow, .npz), train/ and test/ with a folder for each class, or
-    the unpacked archives. Columns are found by their type (an image, a class label). Every image is decoded once to
-    uint8 and kept in the cache, HOOKFLAT_CACHE or ~/.cache/hookflat; sets from 1 GiB are mapped into memory. With
+    the unpacked archives. Columns are found by their type (an image, a class label). A split in which class comes after
+    class, as from folders, is shuffled, always alike: its first images are of all classes. Every image is decoded once
+    to uint8 and kept in the cache, HOOKFLAT_CACHE or ~/.cache/hookflat; sets from 1 GiB are mapped into memory. With
     `stream` they are decoded when they are wanted, by processes of their own.
     """
 
@@ -100,11 +101,11 @@ class ImageFiles:
         about = {
             "path": self.path,
             "names": [names[k] for k in kept] if names else None,
-            "train": {"split": self.train_split, "of": len(whole[0]), "rows": _ranges(rows[0])},
-            "test": {"split": self.test_split, "of": len(whole[1]), "rows": _ranges(rows[1])},
+            "train": {"split": self.train_split, "of": len(whole[0])} | _which(rows[0]),
+            "test": {"split": self.test_split, "of": len(whole[1])} | _which(rows[1]),
         }
         return Data(
-            train, test, len(kept), unused=self._unused(whole[0], _of(labels[0], kept), rows[0], image), about=about
+            train, test, len(kept), unused=self._unused(whole[0], _there(labels[0], kept), rows[0], image), about=about
         )
 
     @property
@@ -132,7 +133,7 @@ class ImageFiles:
 
     def _chosen(self, part: ImageSet, y: Tensor, examples: int, kept: list[int]) -> np.ndarray:
         """The rows of the first examples of a split, or of each class; of all where none are counted."""
-        there = _of(y, kept)
+        there = _there(y, kept)
         if examples > len(there):
             raise UserError(
                 f"{part.source} has {len(there)} examples{' of these classes' * bool(self._wanted)}, not {examples}"
@@ -144,13 +145,13 @@ class ImageFiles:
             raise UserError(
                 f"{part.source}: {examples} examples do not divide by the {len(kept)} classes (data.balance)"
             )
-        rows = [np.flatnonzero(y.numpy() == k) for k in kept]
+        rows = [there[y.numpy()[there] == k] for k in kept]
         few = min(range(len(kept)), key=lambda k: len(rows[k]))
         if len(rows[few]) < each:
             raise UserError(
                 f"{part.source} has {len(rows[few])} examples of class {kept[few]}, not {each} (data.balance)"
             )
-        return np.sort(np.concatenate([of_class[:each] for of_class in rows]))
+        return there[np.isin(there, np.concatenate([of_class[:each] for of_class in rows]))]
 
     def _unused(
         self, part: ImageSet, there: np.ndarray, rows: np.ndarray, image: str
@@ -158,7 +159,7 @@ class ImageFiles:
         """What decodes training images that are `there` and not trained on, in their order."""
         if len(rows) == len(there) or self.stream:
             return None
-        left = np.setdiff1d(there, rows)
+        left = there[~np.isin(there, rows)]
 
         def behind(count: int) -> Tensor:
             return part.take(left[: count or None]).pixels(image, self._resizing, _HINT)
@@ -166,9 +167,22 @@ class ImageFiles:
         return behind
 
 
-def _of(y: Tensor, classes: list[int]) -> np.ndarray:
-    """The rows of these classes."""
-    return np.flatnonzero(np.isin(y.numpy(), classes))
+def _there(y: Tensor, classes: list[int]) -> np.ndarray:
+    """The rows of these classes, in order; in a random one, always the same, where class comes after class."""
+    import torch
+
+    rows = np.flatnonzero(np.isin(y.numpy(), classes))
+    labels = y.numpy()[rows]
+    different = len(np.unique(labels))
+    if not 1 < different < len(rows) or np.count_nonzero(np.diff(labels)) >= different:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()]
+
+
+def _which(rows: np.ndarray) -> dict[str, object]:
+    """What is taken of a split, for the run's records."""
+    sorted_rows = np.sort(rows)
+    return {"rows": _ranges(sorted_rows)} | ({} if np.array_equal(rows, sorted_rows) else {"order": "shuffled"})
 
 
 def _size(images: Images) -> str:

@@ -57,6 +57,14 @@ def test_common_wrappings_are_understood(tmp_path, net, other, nest):
     assert same(net, other)
 
 
+def test_counters_of_batch_norm_may_be_missing_as_torch_lets_them(net, other):
+    load_into(other, {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}, "old.pt")
+    for name, value in other.state_dict().items():
+        counts = name.endswith("num_batches_tracked")
+        assert torch.equal(value, torch.zeros_like(value) if counts else net.state_dict()[name])
+    assert any(name.endswith("num_batches_tracked") for name in other.state_dict())
+
+
 def test_safetensors_and_the_network_inside_a_normalisation(tmp_path, net, other):
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path / "w.safetensors")
     outer = Normalized(other, torch.tensor([0.5]), torch.tensor([2.0]))
@@ -65,6 +73,18 @@ def test_safetensors_and_the_network_inside_a_normalisation(tmp_path, net, other
     whole = Normalized(net, torch.tensor([0.1]), torch.tensor([3.0]))
     assert load_into(outer, whole.state_dict(), "w") is outer
     assert outer.mean.item() == pytest.approx(0.1)
+
+
+def test_a_network_that_robustness_wrapped_brings_its_normalisation(net, other):
+    """As MadryLab's AttackerModel holds it, the network and its normalisation once more inside its attacker."""
+    inner = {f"model.{k}": v for k, v in net.state_dict().items()}
+    its_own = {"new_mean": torch.tensor([[[0.4]]]), "new_std": torch.tensor([[[0.2]]])}
+    held = {f"normalizer.{k}": v for k, v in its_own.items()} | inner
+    held |= {f"attacker.normalize.{k}": v for k, v in its_own.items()} | {f"attacker.{k}": v for k, v in inner.items()}
+    outer = Normalized(other, torch.tensor([0.5]), torch.tensor([2.0]))
+    assert load_into(outer, {f"module.{k}": v for k, v in held.items()}, "w.pt") is outer
+    assert same(net, other)
+    assert (outer.mean.item(), outer.std.item()) == (pytest.approx(0.4), pytest.approx(0.2))
 
 
 def test_several_sets_need_a_choice(tmp_path, net, other):

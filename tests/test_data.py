@@ -70,6 +70,12 @@ def test_statistics_are_those_of_the_pixels():
 def test_wrong_images_and_labels_are_refused():
     with pytest.raises(ValueError, match="uint8"):
         Images(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="int64"):
+        Images(x, torch.zeros(2))
+    with pytest.raises(ValueError, match="takes tensors, not ndarray"):
+        Images(x.numpy(), torch.zeros(2, dtype=torch.int64))
+    assert Images(x, torch.zeros(2, dtype=torch.int32)).y.dtype == torch.int64
     with pytest.raises(ValueError, match=r"labels outside 0\.\.1"):
         Data(images_of(6), images_of(6), 2)
 

@@ -193,6 +193,44 @@ def test_subsets_are_the_first_ones_or_as_many_of_each_class_and_are_in_the_reco
     assert "has 10 examples, not 12" in told(tmp_path, train=12)
 
 
+def test_what_comes_class_by_class_is_shuffled_always_alike(tmp_path):
+    y = np.repeat([2, 0, 1], 20)  # in any order of the classes
+    x = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    x[:, 0, 0, 0] = np.arange(60)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=x, y=y)
+    data, again = loaded(tmp_path), loaded(tmp_path)
+    assert torch.equal(data.train.x, again.train.x)
+    rows = data.train.x[:, 0, 0, 0].long()
+    assert sorted(rows.tolist()) == list(range(60))
+    assert torch.equal(data.train.y, torch.from_numpy(y)[rows])
+    assert data.about["train"] == {"split": "train", "of": 60, "rows": [[0, 59]], "order": "shuffled"}
+    assert set(data.train.y[:15].tolist()) == set(data.hold_out(15, "test").holdout.y.tolist()) == {0, 1, 2}
+    few, balanced = loaded(tmp_path, train=12), loaded(tmp_path, train=12, balance=True)
+    assert torch.equal(few.train.x, data.train.x[:12])
+    assert torch.equal(few.unused(0), data.train.x[12:])
+    assert balanced.train.y.bincount().tolist() == [4, 4, 4]
+    assert balanced.train.y.diff().count_nonzero() > 3
+
+
+def test_a_set_that_was_saved_alone_is_the_split_that_it_was_or_the_training_split(tmp_path):
+    label = datasets.ClassLabel(names=[f"n{i}" for i in range(10)])
+    folder = parquet(tmp_path / "parquet", label, train=([png(p) for p in TRAIN[0]], TRAIN[1]))
+    alone = datasets.Dataset.from_parquet(str(folder / "train-00000.parquet"))
+    of_none = datasets.Dataset.from_list(alone.cast_column("img", datasets.Image(decode=False)).to_list())
+    of_none = of_none.cast(alone.features)
+    assert (str(alone.split), of_none.split) == ("train", None)
+    for each, name in ((alone, "alone"), (of_none, "none")):
+        each.save_to_disk(tmp_path / name)
+        assert_are(loaded(tmp_path / name, test_split="train").test, *TRAIN)
+
+
+def test_one_class_alone_is_told(tmp_path):
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=TEST[0], y=np.zeros(10, np.int64))
+    assert "has one class alone" in told(tmp_path)
+
+
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 

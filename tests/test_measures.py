@@ -373,6 +373,14 @@ def test_every_measure_of_a_stage_is_called_in_float32():
         assert run.measurements.end(run.network, "last").test.keys() - {"clean_error", "clean_loss"} == {"ieee"}
 
 
+def test_measures_keep_to_float32_inside_autocast(digits_net, digits_pair):
+    options = {"steps": 2, "restarts": 1, "eps": 0.1, "seed": 0}
+    alone = hookflat.robust_loss(digits_net, digits_pair, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert hookflat.robust_loss(digits_net, digits_pair, **options).loss == alone.loss
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_measures_keep_to_float32_and_leave_the_setting_as_it_was():
     """Also where a user chose by torch's newer setting, which the older one cannot be mixed with."""
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul

@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from hookflat import UserError
+from hookflat import UserError, hookimpl
 from hookflat.testing import tiny_run
 
 
@@ -113,6 +115,23 @@ def test_activations_replace_every_relu_by_their_formula_and_keep_the_weights(ac
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), net.parameters(), strict=True))
     x = torch.linspace(-3, 3, 50, dtype=torch.float64)
     assert torch.allclose(net.net.act1(x), function(x), atol=1e-10)
+
+
+@dataclass(eq=False)
+class Lazy:
+    """A network whose weights wait for images."""
+
+    @hookimpl
+    def build_model(self):
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+def test_a_lazy_network_is_told():
+    with (
+        pytest.raises(UserError, match="'lazy' has lazy layers"),
+        tiny_run({"model": {"name": "lazy"}}, plugins=[Lazy]),
+    ):
+        pass
 
 
 def test_a_network_without_relu_is_told():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import hookflat
 from hookflat.functional import seeds
 from hookflat.functional.neighborhood import each_on_sphere, layers, moved, project, scaled_to, sphere
 from hookflat.functional.networks import small_image_resnet
@@ -47,6 +48,25 @@ def test_a_perturbation_in_groups_is_the_whole_one_and_is_not_held(filters):
         assert len(alive) == len(weights)
         assert all(torch.equal(w, b + nu) for w, b, nu in zip(weights, before, whole, strict=True))
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+
+
+def test_flatness_tells_of_weights_that_it_does_not_move(recwarn):
+    class Own(nn.Module):
+        def __init__(self, units):
+            super().__init__()
+            self.w = nn.Parameter(torch.rand(units, 4))
+            self.last = nn.Linear(units, 3)
+
+        def forward(self, x):
+            return self.last(x.flatten(1) @ self.w.T)
+
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    options = {"xi": 0.1, "samples": 1, "steps": 1, "reference_restarts": 1}
+    with pytest.warns(UserWarning, match=r"stay as they are: w, 54% of the parameters"):
+        hookflat.average_flatness(Own(8), (x, y), **options)
+    recwarn.clear()
+    hookflat.average_flatness(papers_network(), (torch.rand(2, 3, 32, 32), y[:2]), **options)
+    assert not recwarn.list
 
 
 def test_normalisation_layers_and_frozen_parameters_stay_out():

@@ -4,10 +4,12 @@ import re
 from dataclasses import dataclass
 
 import pytest
+import torch
 from image_files import parquet, pictures, png
 from torch import nn
 
 from hookflat import Quantity, hookimpl
+from hookflat.functional.data import Data, Images
 from hookflat.studies import progress
 from hookflat.testing import run_recipe, tiny_run
 from hookflat.training import console, heading
@@ -146,6 +148,19 @@ class Shift:
     @hookimpl
     def craft(self, batch):
         return (batch.x + self.by).clamp(0, 1)
+
+
+def test_the_heading_says_of_images_what_numbers_suffer_from():
+    def told(train, test):
+        of = [Images(torch.zeros(len(y), 1, 4, 4, dtype=torch.uint8), torch.tensor(y)) for y in (train, test)]
+        return [line.strip() for line in heading._of_data(Data(*of, 3))]
+
+    mixed = [0, 1, 2] * 10
+    assert told(mixed, mixed) == told(sorted(mixed), [0, 0, 1])[1:] == []  # of a few images nothing can be said
+    assert told(mixed, sorted(mixed)) == [
+        "note     test images come class by class, and measures take the first: shuffle them once"
+    ]
+    assert told([0, 2] * 15, mixed) == ["note     no training image is of class 1"]
 
 
 def test_the_heading_says_options_without_a_default(monkeypatch):

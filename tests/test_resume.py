@@ -184,6 +184,20 @@ def copied(folder, place):
     return place, sorted(place.glob("checkpoints/step-*"))
 
 
+def test_other_examples_do_not_go_on_where_the_first_ones_stopped(begun, tmp_path):
+    place, _ = copied(begun, tmp_path / "run")
+    record = json.loads((place / "data.json").read_text())
+    record["test"]["fingerprint"] = "0" * 16  # it was of other images
+    (place / "data.json").write_text(json.dumps(record))
+    before = {f: f.read_bytes() for f in place.rglob("*") if f.is_file() and f.name != ".lock"}
+    with pytest.raises(UserError, match=f"was begun with other test examples .fingerprint {'0' * 16}"):
+        again(place)
+    assert all(f.read_bytes() == content for f, content in before.items() if f.name != "environment.json")
+    (place / "data.json").write_text("{")
+    again(place)
+    assert json.loads((place / "data.json").read_text())["test"]["fingerprint"] != "0" * 16
+
+
 def again(folder):
     return entry.run(
         recipe({"run": {"checkpoint_steps": 2}}), folder=folder, plugins=[TinyData, TinyModel], quiet=False

@@ -179,6 +179,23 @@ def test_a_known_clean_pass_is_not_made_again_and_changes_nothing(digits_net, di
                 assert torch.equal(column, getattr(shared.per_example, name)), name
 
 
+def test_what_is_given_wrongly_is_told(net):
+    x, y = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    attack = {"steps": 1, "restarts": 1}
+    one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    for wrong, said in (
+        (lambda: hookflat.robust_loss(one, (x, y * 0), **attack), r"not \(n, 1\): of a single logit"),
+        (lambda: hookflat.robust_loss(net, (x + 1e-7 + (x == x.max()), y), **attack), "put normalisation"),
+        (lambda: hookflat.robust_loss(net, (x / x.max() * (1 + 2e-7), y), **attack), "not .* to 1.00000024: clamp"),
+        (lambda: hookflat.pgd(net, x, y, eps="8/255"), "eps: should be one number, not '8/255'"),
+        (lambda: hookflat.average_flatness(net, (x, y), xi=[0.1, 0.5]), r"xi: should be one number"),
+        (lambda: hookflat.pgd(net, x.numpy(), y), "a tensor .* not ndarray"),
+        (lambda: hookflat.robust_loss(net, [(x, y, y)], **attack), "two tensors, not tuple of 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+
+
 def test_no_examples_is_an_error(net):
     with pytest.raises(ValueError, match="no examples"):
         hookflat.robust_loss(net, [], **ATTACK)

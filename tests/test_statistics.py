@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hookflat.reporting.statistics import Sample, best_predictor, centred, correlation, difference, line, resample
+from hookflat.reporting.statistics import (
+    Sample,
+    best_predictor,
+    centred,
+    correlation,
+    difference,
+    line,
+    partial_spearman,
+    resample,
+)
 
 COEFFICIENTS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
 small = st.integers(-4, 4).map(float)
@@ -124,6 +133,18 @@ def test_few_clusters_have_no_interval():
     few, enough = (correlation(x, y, clusters=[i % n for i in range(12)], resamples=50) for n in (5, 6))
     assert few.spearman.value == enough.spearman.value
     assert (math.isnan(few.spearman.low), few.spearman.sign, math.isnan(enough.spearman.low)) == (True, 0, False)
+
+
+def test_partial_correlations_of_few_clusters_have_no_interval():
+    """Each variable that is held fixed takes a dimension of them."""
+    for n, held in ((9, 1), (10, 1), (13, 2), (14, 2)):
+        x, y, z = _data(n)
+        one = partial_spearman(x, y, [z, x * y][:held], resamples=50)
+        enough = n >= 6 + 4 * held
+        assert not math.isnan(one.value)
+        assert math.isnan(one.low) != enough
+        if held == 1:
+            assert math.isnan(correlation(x, y, given=z, resamples=50).partial_spearman.low) != enough
 
 
 def test_partial_correlations_use_the_models_with_a_control():

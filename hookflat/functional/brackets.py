@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -119,13 +119,20 @@ def twice_differentiable() -> Generator[None]:
 
 @contextmanager
 def full_float32() -> Generator[None]:
-    """Convolutions and matrix products in float32, not in the TF32 that GPUs use for it; as found outside."""
+    """Convolutions and matrix products in float32, not in the TF32 that GPUs use for it; as found outside.
+
+    Nor in what `torch.autocast` around it says.
+    """
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # ty: ignore[missing-attribute]
     before = [b.fp32_precision for b in backends]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
-        yield
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value

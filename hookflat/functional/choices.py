@@ -14,7 +14,9 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def check_length(name: str, value: float) -> None:
-    """Raises ValueError where `value` is negative or not finite."""
+    """Raises ValueError where `value` is negative, not finite, or no number."""
+    if isinstance(value, str | list | tuple):
+        raise ValueError(f"{name}: should be one number, not {value!r}")
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: should be a finite number from 0 on, not {value:g}")
 

@@ -30,16 +30,32 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images(Dataset):
-    """Labelled images of one split: `x` (N, C, H, W) uint8, in memory or mapped from a file, `y` (N,) int64."""
+    """Labelled images of one split: `x` (N, C, H, W) uint8, in memory or mapped from a file, `y` (N,) int64.
+
+    Labels of shorter integers become int64. Raises ValueError for others, and for images of another shape or type.
+    """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
-        if self.x.dtype != torch.uint8 or self.x.dim() != 4 or self.y.shape != self.x.shape[:1]:
+        if not (isinstance(self.x, Tensor) and isinstance(self.y, Tensor)):
+            kinds = f"{type(self.x).__name__} and {type(self.y).__name__}"
+            raise ValueError(f"Images takes tensors, not {kinds} (torch.from_numpy makes them of arrays)")
+        if self.y.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+            object.__setattr__(self, "y", self.y.long())
+        if (
+            self.x.dtype != torch.uint8
+            or self.x.dim() != 4
+            or (self.y.shape, self.y.dtype)
+            != (
+                self.x.shape[:1],
+                torch.int64,
+            )
+        ):
             raise ValueError(
-                f"Images needs x (N, C, H, W) uint8 and y (N,): got {tuple(self.x.shape)} {self.x.dtype} "
-                f"and {tuple(self.y.shape)}"
+                f"Images needs x (N, C, H, W) uint8 and y (N,) int64: got {tuple(self.x.shape)} {self.x.dtype} "
+                f"and {tuple(self.y.shape)} {self.y.dtype}"
             )
 
     def __len__(self) -> int:

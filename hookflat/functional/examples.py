@@ -179,7 +179,8 @@ def _pair(batch: object) -> tuple[Tensor, Tensor]:
             raise ValueError("expected batches (x, y), not single examples: put the data set into a DataLoader")
         case (Tensor() as x, Tensor() as y):
             return x, y
-    raise ValueError(f"expected batches (x, y) of images and labels, two tensors, not {type(batch).__name__}")
+    held = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
+    raise ValueError(f"expected batches (x, y) of images and labels, two tensors, not {type(batch).__name__}{held}")
 
 
 def check_pairs(x: Tensor, y: Tensor) -> None:
@@ -192,6 +193,11 @@ def check_pairs(x: Tensor, y: Tensor) -> None:
 
 def check_labels(y: Tensor, classes: int) -> None:
     """Raises ValueError for labels that are not integers (n,) from 0 to `classes` - 1."""
+    if classes < 2:
+        raise ValueError(
+            f"a network gives a logit for each of two classes or more, (n, K), not (n, {classes}): of a single logit "
+            "z, torch.cat([-z, z], 1) / 2 are two that say the same"
+        )
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels should be integers (n,), not {tuple(y.shape)} {y.dtype}")
     low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
@@ -201,6 +207,8 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 def check_images(x: Tensor, model: nn.Module) -> None:
     """Raises ValueError for images that are not floats in [0, 1], or in double precision as nothing of `model`."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"images should be a tensor (n, C, H, W) of floats in [0, 1], not {type(x).__name__}")
     if not x.is_floating_point():
         raise ValueError(f"images should be floats in [0, 1], not {x.dtype}")
     dtypes = {p.dtype for p in model.parameters()}
@@ -208,4 +216,6 @@ def check_images(x: Tensor, model: nn.Module) -> None:
         raise ValueError(f"images are float64, the network {', '.join(map(str, dtypes))}: give it images.float()")
     low, high = (x.min().item(), x.max().item()) if len(x) else (0.0, 1.0)
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images should lie in [0, 1], not {low:.3g} to {high:.3g}: put normalisation into the model")
+        rounded = low > -1e-3 and high < 1 + 1e-3
+        what = "clamp them" if rounded else "put normalisation into the model"
+        raise ValueError(f"images should lie in [0, 1], not {low:.9g} to {high:.9g}: {what}")

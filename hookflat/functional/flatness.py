@@ -22,7 +22,15 @@ from hookflat.functional.brackets import measuring
 from hookflat.functional.choices import check_count, check_length
 from hookflat.functional.examples import Loader, Set, set_of
 from hookflat.functional.losses import cross_entropy
-from hookflat.functional.neighborhood import ball, each_on_sphere, layers, moved, norms, scaled_to, stretches
+from hookflat.functional.neighborhood import (
+    ball,
+    each_on_sphere,
+    moved,
+    norms,
+    perturbed_by_flatness,
+    scaled_to,
+    stretches,
+)
 from hookflat.functional.robustness import PGD20X10, mean, robust_loss, robust_losses, standard_error
 from hookflat.functional.shown import Shown
 from hookflat.functional.threats import Attack, AttackOptions
@@ -75,7 +83,7 @@ def average_flatness(
             raise ValueError("reference_restarts: 0 is the clean loss, which restarts=0 alone is compared with")
         most = attack.but(restarts=reference_restarts if attack.restarts else 0)
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
-    weights = list(layers(model).values())
+    weights = perturbed_by_flatness(model)
     losses = []
     with measuring(model):
         for sample in range(samples):
@@ -123,7 +131,7 @@ def worst_flatness(
     if reference is None:
         most = attack if robust else attack.but(restarts=0)
         reference = robust_loss(model, loader, attack=most, seed=seed, work=work.part("reference")).loss
-    weights = list(layers(model).values())
+    weights = perturbed_by_flatness(model)
     losses = []
     with measuring(model):
         examples = Held(set_of(loader, model), batch_size)
@@ -160,7 +168,7 @@ def adversarial_direction(
     (protocol, section 6.1).
     """
     check_length("xi", xi)
-    weights = list(layers(model).values())
+    weights = perturbed_by_flatness(model)
     with measuring(model):
         held, view = Held(set_of(loader, model), batch_size), attack_view(model, attack.precision)
         pieces = torch.arange(len(held.y), device=held.y.device).split(held.size)

@@ -7,6 +7,7 @@ that are looked up by index (of positions), auxiliary heads and parameters with 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,6 +51,31 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
             "no weights to perturb: no convolution or linear layer has a parameter that requires gradients"
         )
     return weights
+
+
+def perturbed_by_flatness(model: nn.Module) -> list[nn.Parameter]:
+    """The tensors of `layers`; warns where much of the network is none of them, but modules' weights of their own.
+
+    Raises ValueError as `layers` does.
+    """
+    weights = layers(model)
+    known = {id(p) for p in weights.values()}
+    others = {
+        f"{prefix}.{name}".lstrip("."): p
+        for prefix, module in model.named_modules()
+        if not isinstance(module, (AuxiliaryHead, nn.Embedding))
+        for name, p in module.named_parameters(recurse=False)
+        if p.requires_grad and p.dim() > 1 and id(p) not in known
+    }
+    left = sum(p.numel() for p in others.values())
+    share = left / (left + sum(p.numel() for p in weights.values()))
+    if share > 0.1:
+        warnings.warn(
+            f"weights that belong to no convolution or linear layer stay as they are: {next(iter(others))}"
+            f"{f' and {len(others) - 1} more' * (len(others) > 1)}, {share:.0%} of the parameters",
+            stacklevel=3,
+        )
+    return [*weights.values()]
 
 
 def scaled_to(

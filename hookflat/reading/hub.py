@@ -40,6 +40,9 @@ def read_sets(path: str, splits: tuple[str, ...], option: str, config: str | Non
             return _from_hub(path, config)
         if (place / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(place))
+        if (place / "state.json").exists():  # one set alone, which has a name where it was a split
+            alone: Any = datasets.load_from_disk(str(place))
+            return {str(alone.split or splits[0]): alone}
         for kind in ("parquet", "arrow"):
             files = _files(place, splits, kind)
             if files:

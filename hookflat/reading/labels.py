@@ -42,6 +42,8 @@ def class_labels(
             raise UserError(f"{part.source}: row {row} has the label {label} in {column!r}: {meant}")
     if not known:
         _check_far_off(sets, read, column, count, option)
+    if count < 2:
+        raise UserError(f"{sets[0].source}: {column!r} has one class alone, and a network tells two or more apart")
     names = names if names and len(names) == count else None
     return [torch.from_numpy(y.copy()) for y in read], count, names
 

@@ -19,7 +19,7 @@ from hookflat.errors import UserError
 from hookflat.functional.layers import Normalized
 from hookflat.terminal import clipped, shortened
 
-WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "basic_net", "backbone")
 """What DataParallel, torch.compile and training scripts put in front of every key."""
 _SHOWN = 12
 
@@ -39,9 +39,14 @@ _RESNET = ((r"^layer(\d)\.", "layer{}."), (r"shortcut\.", "downsample."), (r"^li
 FOREIGN = ((_WIDE, 1), (_PREACT, 1), (_DEEPMIND, 0), (_RESNET, 0))
 """What others call the parts of our networks, and from what number they count stages: TRADES and RST; Rice et al., AWP
 and RobustBench; Gowal et al., Rebuffi et al. and Wang et al.; pytorch-cifar's ResNet, as in MART and RobustBench."""
-NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"))
+NORMALISATIONS = (
+    *(("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std")),
+    ("normalizer.new_mean", "normalizer.new_std"),
+)
 """What others call the mean and deviation that their networks take off images first."""
 _UNUSED = ("sub_block1.",)  # TRADES's code makes a block that it never calls
+_TWICE = "attacker."
+"""Where MadryLab's robustness has the network and its normalisation a second time."""
 
 
 def read_weights(file: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -104,7 +109,7 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     faults = []
     for target in (network, *inner):
         expected = target.state_dict()
-        for candidate in _candidates(weights):
+        for candidate in (_uncounted(expected) | given for given in _candidates(weights)):
             missing, left, other = _differences(expected, candidate)
             if not (missing or left or other):
                 if not_floats := [
@@ -157,6 +162,11 @@ def load_foreign(
             raise UserError(f"{option} {normalize}: {told}")
     for buffer, values in ((network.mean, mean), (network.std, std)):
         buffer.copy_(torch.tensor(values).view_as(buffer))
+
+
+def _uncounted(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The counters of batch norm, which files of before torch 0.4.1 lack; torch does without, too."""
+    return {k: torch.zeros_like(v) for k, v in expected.items() if k.endswith("num_batches_tracked")}
 
 
 def _candidates(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -231,6 +241,8 @@ def _unwrapped(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     while True:
         last = versions[-1]
         averaged = {k: v for k, v in last.items() if k != "n_averaged"}  # torch's AveragedModel counts beside it
+        if any(k.startswith("model.") for k in averaged):
+            averaged = {k: v for k, v in averaged.items() if not k.startswith(_TWICE)}
         heads = {k.split(".", 1)[0] for k in averaged}
         if len(heads) != 1 or not heads <= set(WRAPPERS) or not all("." in k for k in averaged):
             return versions

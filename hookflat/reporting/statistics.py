@@ -17,12 +17,15 @@ Array = NDArray[np.float64]
 RESAMPLES = 5000
 FEW = 6
 """Clusters, below which resamples are so few different ones that an interval would mean nothing."""
+FEW_MORE = 4
+"""As many more for each variable that is held fixed: of few points a fit leaves a line, of correlation 1 or -1."""
 
 
 class Estimate(NamedTuple):
     """A coefficient in [-1, 1] and its 95 % percentile interval; NaN where it is not defined.
 
-    The interval of fewer than `FEW` clusters is not.
+    The interval of fewer than `FEW` clusters is not, nor, where variables are held fixed, that of `FEW_MORE` for each
+    beyond.
     """
 
     value: float
@@ -71,7 +74,8 @@ def correlation(
     if known.sum() > 3:
         c = np.asarray(given, float)[known]
         counts = resample(numbers[known], resamples, seed)
-        partial = [_estimate(_given(f, a[known], b[known], c, counts), numbers[known]) for f in (_pearson, _spearman)]
+        values_given = (_given(f, a[known], b[known], c, counts) for f in (_pearson, _spearman))
+        partial = [_estimate(v, numbers[known], fixed=1) for v in values_given]
     return Correlation(*values, *partial, models=len(a), clusters=len(set(numbers.tolist())))
 
 
@@ -107,7 +111,7 @@ def partial_spearman(
     defined = (spread > 1e-9 * np.maximum(moments[:, [0, 1], [0, 1]], 1e-12)).all(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.where(defined, left[:, 0, 1] / np.sqrt(spread.prod(axis=1)), np.nan).clip(-1, 1)
-    return _estimate(values, numbers)
+    return _estimate(values, numbers, fixed=len(given))
 
 
 class Sample(NamedTuple):
@@ -170,10 +174,10 @@ def resample(clusters: Sequence[int] | NDArray[np.int64], resamples: int, seed: 
     return np.concatenate([np.ones((1, len(of))), drawn[:, of].astype(float)])
 
 
-def _estimate(values: Array, clusters: NDArray[np.int64]) -> Estimate:
-    """The sample's coefficient and the interval of the resamples' in which there is one."""
+def _estimate(values: Array, clusters: NDArray[np.int64], fixed: int = 0) -> Estimate:
+    """The sample's coefficient, with so many variables held fixed, and the interval of the resamples' that have one."""
     others = values[1:][~np.isnan(values[1:])]
-    enough = len(others) and len(np.unique(clusters)) >= FEW
+    enough = len(others) and len(np.unique(clusters)) >= FEW + FEW_MORE * fixed
     low, high = np.percentile(others, [2.5, 97.5]) if enough else (np.nan, np.nan)
     return Estimate(float(values[0]), float(low), float(high))
 

@@ -20,7 +20,7 @@ from hookflat.recipe.loading import load_recipe
 from hookflat.recipe.recipe import Recipe
 from hookflat.records.results import Results
 from hookflat.training import checkpoints, loop
-from hookflat.training.data_record import data_record
+from hookflat.training.data_record import check_same_data, data_record
 from hookflat.training.ending import ending
 from hookflat.training.epochs import finish
 from hookflat.training.heading import say_training
@@ -98,8 +98,10 @@ def _run(run: Run, max_steps: int | None = None) -> Results | None:
             draw(run)
         return done
     run.build()
-    if run.main:
-        run.folder.save_data(data_record(run.data))
+    about = data_record(run.data)
+    check_same_data(run.folder, about)
+    run.accelerator.wait_for_everyone()  # all have read what the main process now writes
+    run.folder.save_data(about)
     resumed = checkpoints.resume(run)
     console.quantities = quantities(recipe)
     say_training(run, resumed=resumed)

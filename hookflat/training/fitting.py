@@ -21,6 +21,10 @@ def check_fit(network: nn.Module, name: str, data: Data) -> None:
 
     One pass over two training images, in evaluation mode.
     """
+    if any(isinstance(p, nn.UninitializedParameter) for p in network.parameters()):
+        raise UserError(
+            f"model {name!r} has lazy layers, whose weights nobody made: pass an image through in build_model"
+        )
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     shape, classes = data.train.shape, data.num_classes
     x = data.train.part(0, 2).__getitems__(torch.arange(min(2, len(data.train))))[0].to(device)

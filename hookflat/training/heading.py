@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hookflat.functional.data import Data
 from hookflat.functional.layers import Normalized
 from hookflat.recipe.options import as_table, default_table
 from hookflat.training.console import short
@@ -25,6 +26,8 @@ def say_training(run: Run, *, resumed: bool) -> None:
     say(f"{recipe.name}: {', '.join([*slots, *recipe.plugins])}")
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images{held}, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
+    for line in _of_data(data):
+        say(line)
     say(f"  model    {_model(run)}, {_normalisation(run.network)}")
     say(f"  attack   {', '.join([recipe.slot_names['attack'], *_chosen(attack)])}{_short_of_it(attack)}")
     say(f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}")
@@ -46,6 +49,8 @@ def say_evaluation(run: Run, model: str, normalize: str | None = None) -> None:
         say(f"  model    {_model(run)}, " + (f"--normalize {normalize}" if normalize else _normalisation(run.network)))
     say(f"  data     {recipe.slot_names['data']}: {len(data.train)} training, {len(data.test)} test images, "
         f"{_size(run)}, {data.num_classes} classes")  # fmt: skip
+    for line in _of_data(data):
+        say(line)
     say(
         f"  measures {recipe.eval.norm} eps {short(recipe.eval.eps)}, step_size {short(recipe.eval.step_size)}, "
         f"seed {recipe.run.seed}"
@@ -54,6 +59,20 @@ def say_evaluation(run: Run, model: str, normalize: str | None = None) -> None:
         say(line)
     say(f"  device   {run.device}, {run.processes} process(es)")
     say(f"  folder   {run.folder.path}")
+
+
+def _of_data(data: Data) -> Iterator[str]:
+    """What numbers may suffer from: classes without images, and first images that are all of one class."""
+    parts = {"training": data.train, "test": data.test} | ({"held-out": data.holdout} if data.holdout else {})
+    for name, images in parts.items():
+        if len(images) < 10 * data.num_classes:
+            continue
+        of_each = torch.bincount(images.y.cpu(), minlength=data.num_classes)
+        if lacking := (of_each == 0).nonzero().flatten().tolist():
+            shown = ", ".join(map(str, lacking[:6])) + (" ..." if len(lacking) > 6 else "")
+            yield f"  note     no {name} image is of class {shown}"
+        if images.y.diff().count_nonzero() < data.num_classes:
+            yield f"  note     {name} images come class by class, and measures take the first: shuffle them once"
 
 
 def _model(run: Run) -> str:

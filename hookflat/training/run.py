@@ -114,9 +114,9 @@ class Run:
         self.build_data()
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
-        self.measurements.begin(network)
         self.network = network.to(self.device).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
+        self.measurements.begin(self.network)
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
             share = self.data.train.part(0, max(1, self.batch_size // self.processes))
