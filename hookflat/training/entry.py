@@ -98,10 +98,10 @@ def _run(run: Run, max_steps: int | None = None) -> Results | None:
             draw(run)
         return done
     run.build()
-    about = data_record(run.data)
-    check_same_data(run.folder, about)
-    run.accelerator.wait_for_everyone()  # all have read what the main process now writes
-    run.folder.save_data(about)
+    if run.main:  # to hash all images takes a while
+        about = data_record(run.data)
+        check_same_data(run.folder, about)
+        run.folder.save_data(about)
     resumed = checkpoints.resume(run)
     console.quantities = quantities(recipe)
     say_training(run, resumed=resumed)
