@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hookflat import Batch, Run, hookimpl
+from hookflat import Batch, Run, UserError, hookimpl
 
 
 @dataclass(eq=False)
@@ -24,7 +24,10 @@ class Augment:
 
     padding: Annotated[int, Field(ge=0, description="pixels added on each side before the crop")] = 4
     flip: Annotated[bool, Field(description="mirror half of the images")] = True
-    fill: Annotated[Literal["zero", "mean"], Field(description="what is padded: black, or the mean colour")] = "zero"
+    fill: Annotated[
+        Literal["zero", "mean", "reflect"],
+        Field(description="what is padded: black, the mean colour, the mirrored image"),
+    ] = "zero"
 
     def __post_init__(self) -> None:
         self._mean: Tensor | None = None
@@ -39,10 +42,20 @@ class Augment:
 
     def _cropped(self, run: Run, x: Tensor, draws: Tensor) -> Tensor:
         n, _, height, width = x.shape
-        if self._mean is None:
-            mean = run.data.train.statistics()[0].to(x)
-            self._mean = (mean if self.fill == "mean" else torch.zeros_like(mean)).view(1, -1, 1, 1)
-        padded = F.pad(x - self._mean, [self.padding] * 4) + self._mean
+        padded = self._padded(run, x)
         offset = (draws * (2 * self.padding + 1)).long()
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(n, device=x.device), :, offset[:, 0], offset[:, 1]].contiguous()
+
+    def _padded(self, run: Run, x: Tensor) -> Tensor:
+        around = [self.padding] * 4
+        if self.fill == "reflect":
+            if self.padding >= min(x.shape[2:]):
+                raise UserError(
+                    f"plugins.augment.padding = {self.padding} mirrors more than images of {tuple(x.shape[2:])}"
+                )
+            return F.pad(x, around, mode="reflect")
+        if self._mean is None:
+            mean = run.data.train.statistics()[0].to(x)
+            self._mean = (mean if self.fill == "mean" else torch.zeros_like(mean)).view(1, -1, 1, 1)
+        return F.pad(x - self._mean, around) + self._mean

@@ -48,7 +48,7 @@ class Unlabeled:
     Pseudo-labels are the predictions of a standard network: the run's own data, augmentation, model, optimizer and
     schedule, seed 0, trained without attacks on the labelled images alone. It is trained before the first run that
     needs it and kept as a run folder of its own in `pseudo_labels/` beside the run's folder. An epoch is as many steps
-    as without the pool.
+    as the labelled images make.
     """
 
     paper: ClassVar[str] = "Carmon et al. 2019, arXiv 1905.13736; protocol of Stutz et al. 2021, section 4.4"

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -89,6 +90,18 @@ def test_crops_are_shifts_of_the_padded_image_and_flips_mirror_it():
         met[:, i] = (batch.x == window).flatten(1).all(1)
     assert (met.sum(1) == 1).all()
     assert stats.chisquare(met.sum(0).numpy()).pvalue > 1e-3
+
+
+def test_reflected_crops_are_cut_from_what_numpy_mirrors_as_official_awp_does():
+    batch = batch_of(torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+    padded = np.pad(batch.x.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    Augment(padding=2, flip=False, fill="reflect").transform_batch(FakeRun(), batch)
+    size = batch.x.shape[2]
+    for image, mirrored in zip(batch.x.numpy(), padded, strict=True):
+        windows = [mirrored[:, i : i + size, j : j + size] for i in range(5) for j in range(5)]
+        assert any(np.array_equal(image, window) for window in windows)
+    with pytest.raises(UserError, match="mirrors more than images"):
+        Augment(padding=size, fill="reflect").transform_batch(FakeRun(), batch)
 
 
 def test_mean_filled_crops_leave_a_mean_coloured_image_alone():
