@@ -16,15 +16,17 @@ WORK_OF_A_THREAD = 60e6
 CHOICES = "see the options of [model], and data.size, data.channels, data.classes where the data has them"
 
 
+def check_made(network: nn.Module, name: str) -> None:
+    """Raises UserError where the network of model plugin `name` has no weights yet."""
+    if any(isinstance(p, nn.UninitializedParameter) for p in network.parameters()):
+        raise UserError(f"model {name!r} has lazy layers without weights: pass an image through it in build_model")
+
+
 def check_fit(network: nn.Module, name: str, data: Data) -> None:
     """Raises UserError where the network of model plugin `name` does not take the images, or has other classes.
 
     One pass over two training images, in evaluation mode.
     """
-    if any(isinstance(p, nn.UninitializedParameter) for p in network.parameters()):
-        raise UserError(
-            f"model {name!r} has lazy layers, whose weights nobody made: pass an image through in build_model"
-        )
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     shape, classes = data.train.shape, data.num_classes
     x = data.train.part(0, 2).__getitems__(torch.arange(min(2, len(data.train))))[0].to(device)

@@ -29,7 +29,7 @@ from hookflat.training.batches import Batches
 from hookflat.training.console import Console
 from hookflat.training.core import Core
 from hookflat.training.finite import Finite
-from hookflat.training.fitting import check_fit, fitting_threads
+from hookflat.training.fitting import check_fit, check_made, fitting_threads
 from hookflat.training.hooks import Hooks
 from hookflat.training.launch import accelerator, agreed
 from hookflat.training.measuring import Measurements
@@ -114,9 +114,10 @@ class Run:
         self.build_data()
         set_seed(seeds.derive_seed(self.recipe.run.seed, "build_model") % 2**32)
         network = self.hook.build_model(run=self)
+        check_made(network, self.recipe.slot_names["model"])
+        self.measurements.begin(network)
         self.network = network.to(self.device).train()
         check_fit(self.network, self.recipe.slot_names["model"], self.data)
-        self.measurements.begin(self.network)
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
             share = self.data.train.part(0, max(1, self.batch_size // self.processes))
