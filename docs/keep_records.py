@@ -1,8 +1,8 @@
 """Copy a run's records as docs/examples keeps them: `python docs/keep_records.py RUN FOLDER`.
 
-Recipe, metrics of every epoch, results, data and versions, and those of each evaluation; no weights, no checkpoints, no
-figures. Of the environment the program's path, the platform and the end of the revision are left out, and paths in this
-checkout begin at its root.
+Recipe, metrics of every epoch, results, data and versions, and those of each evaluation with its landscapes; no
+weights, no checkpoints, no figures. Of the environment the program's path, the platform and the end of the revision are
+left out, and paths in this checkout begin at its root.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ KEPT = ("data.json", "environment.json", "eval.json", "metrics.jsonl", "recipe.t
 
 def keep(run: Path, folder: Path) -> None:
     """The records of one run. Raises SystemExit where one names a folder of this machine."""
-    for file in [file for name in KEPT for file in (run / name, *run.glob(f"eval/*/{name}")) if file.exists()]:
+    names = [*KEPT, "tables/*landscape*.parquet"]
+    for file in [file for name in names for file in (*run.glob(name), *run.glob(f"eval/*/{name}"))]:
         place = folder / file.relative_to(run)
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.name == "environment.json":

@@ -284,10 +284,24 @@ def switched_off_equals_no_plugin(plugin: str | type, options: Table = None) -> 
 
 
 def gives_the_same_numbers_twice(plugin: str | type, options: Table = None) -> None:
-    """One seed, one result: weights and measures."""
+    """One seed, one result: weights and measures; of data images and labels, of a model the weights it begins with."""
     tables, extra, kind = _in_place(plugin, options)
-    if kind not in ("data", "model"):
+    if kind in ("data", "model"):
+        _assert_same(_built(tables, extra, kind), _built(tables, extra, kind))
+    else:
         _trained(tables, extra).assert_same(_trained_once(plugin, options))
+
+
+def _built(tables: Table, plugins: list[type], kind: str) -> dict[str, Tensor]:
+    """What a data plugin makes, or a model plugin for the tiny images."""
+    with tempfile.TemporaryDirectory() as folder, draws_undone():
+        built = Run(load_recipe(recipe(tables), catalogue=Catalogue([TinyData, TinyModel, *plugins])), Path(folder))
+        if kind == "model":
+            built.build_network()
+            return {name: value.clone() for name, value in built.network.state_dict().items()}
+        built.build_data()
+        parts = {"train": built.data.train, "test": built.data.test}
+        return {f"{name} {of}": getattr(images, of).clone() for name, images in parts.items() for of in ("x", "y")}
 
 
 def resumes_as_if_never_stopped(plugin: str | type, options: Table = None) -> None:

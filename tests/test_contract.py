@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hookflat import TrainingFailed, hookimpl, in_mode, testing
+from hookflat import Data, Images, TrainingFailed, hookimpl, in_mode, testing
 from hookflat.recipe.catalogue import Catalogue
 
 OPTIONS = {
@@ -41,6 +41,14 @@ def extra_images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", x=np.zeros((5, 6, 6, 3), np.uint8), y=np.arange(5) % 3)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return str(testing.run_recipe({}, tmp_path_factory.mktemp("trained") / "run").folder)
 
@@ -48,9 +56,10 @@ def trained(tmp_path_factory):
 @pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("plugin", Catalogue().names())
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-def test_contract(check, plugin, extra_images, trained):
+def test_contract(check, plugin, extra_images, images, trained):
     files = {
         "extra_data": extra_images,
+        "images": {"path": images},
         "hat": {"helper": trained},
         "start_from": {"weights": trained},
         "distillation": {"standard_teacher": trained, "robust_teacher": trained},
@@ -59,6 +68,36 @@ def test_contract(check, plugin, extra_images, trained):
 
 
 # --- and the contract is broken by those who should break it ----------------------------------------------------------
+
+
+@dataclass(eq=False)
+class DrawsData:
+    """Other images at every call."""
+
+    @hookimpl
+    def build_data(self):
+        images = Images(torch.from_numpy(np.random.default_rng().integers(0, 256, (24, 1, 6, 6), np.uint8)), LABELS)
+        return Data(images, images, 3)
+
+
+@dataclass(eq=False)
+class FailsToBuild:
+    """No network."""
+
+    @hookimpl
+    def build_model(self):
+        raise RuntimeError("no")
+
+
+LABELS = torch.arange(24) % 3
+
+
+@pytest.mark.parametrize(
+    ("plugin", "error"), [(DrawsData, AssertionError), (FailsToBuild, RuntimeError)], ids=["data", "model"]
+)
+def test_data_and_models_are_built_twice_alike(plugin, error):
+    with pytest.raises(error):
+        testing.gives_the_same_numbers_twice(plugin)
 
 
 @dataclass(eq=False)
@@ -157,5 +196,5 @@ def test_a_plugin_that_breaks_the_contract_is_told(plugin, check, told):
 
 
 def test_a_training_that_fails_in_a_check_says_why():
-    with pytest.raises(TrainingFailed, match="the state of the optimizer, the schedule or a plugin"):
+    with pytest.raises(TrainingFailed, match="the state of plugin 'keeps_an_array' could not"):
         testing.resumes_as_if_never_stopped(KeepsAnArray)

@@ -55,6 +55,39 @@ def test_a_criterion_that_the_loss_does_not_ask_for_is_told(tmp_path):
     assert run_recipe(tables | {"plugins": {"recorder": {}}}, tmp_path / "recorded", [plugin])
 
 
+def test_a_loss_that_asks_later_is_let_go_on(tmp_path):
+    def loss(self, run, batch, x_adv):
+        logits = run.model(x_adv)
+        return logits.square().mean() if run.step < 2 else run.criterion(logits, batch.target).mean()
+
+    tables = {"loss": {"name": "made"}, "plugins": {"label_smoothing": {}}}
+    assert run_recipe(tables, tmp_path / "run", [made("loss", loss)])
+
+
+def named(name, hook, body):
+    """A plugin of this name, as `made` makes one."""
+    cls = made(hook, body)
+    cls.__name__ = name.title()
+    return cls
+
+
+@pytest.mark.parametrize("hook", ["criterion", "gradients"])
+def test_a_plugin_behind_another_that_answers_is_told(tmp_path, hook):
+    answers = {
+        "criterion": lambda self, logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+        "gradients": lambda self, run, batch, x_adv: run.loss_and_gradients(batch, x_adv),
+    }
+    passes = {
+        "criterion": lambda self, logits, target: None,
+        "gradients": lambda self, run, batch, x_adv: None,
+    }
+    both = [named("first", hook, answers[hook]), named("second", hook, answers[hook])]
+    tables = {"plugins": {"first": {}, "second": {}}}
+    with pytest.raises(TrainingFailed, match=f"plugins 'first' and 'second' both answer '{hook}', and the first alone"):
+        run_recipe(tables, tmp_path / "run", both)
+    assert run_recipe(tables, tmp_path / "other", [named("first", hook, passes[hook]), both[1]])
+
+
 def test_a_wrapper_that_does_not_restore_the_weights_is_told(tmp_path):
     plugin = made("gradients", never_restores, wrapper=True)
     with pytest.raises(TrainingFailed, match=r"'gradients' .plugins: 'made'. leaves the weights moved"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from hookflat import UserError, hookimpl, hookspecs
 from hookflat.recipe.catalogue import HOOKS, SLOTS, Catalogue, hooks_of, kind_of
@@ -76,6 +77,13 @@ def test_classes_that_are_no_plugins_are_refused_with_the_remedy():
         "implements no hook": plugin(),
         "has 'state_dict' alone: a run that goes on needs both": plugin(**marked(), state_dict=lambda self: {}),
         "has 'load_state_dict' alone": plugin(**marked(), load_state_dict=lambda self, state: None),
+        "answers 'after_step' beside 'measure'": plugin(**marked(), measure=hookimpl(lambda self: {})),
+        **{
+            f"has an option '{key}', which recipes have of every plugin": plugin(
+                **marked(), **{key: False, "__annotations__": {key: bool}}
+            )
+            for key in ("name", "enabled", "if_used")
+        },
     }
     for message, cls in cases.items():
         with pytest.raises(UserError, match=message):
@@ -126,6 +134,17 @@ def test_two_packages_with_one_name_are_told(monkeypatch):
     catalogue._sources["awp"].append(plugins.PluginSource("awp", "other 1.0", source.target))
     with pytest.raises(UserError, match=r"'awp' is claimed by hookflat .* and other 1.0"):
         catalogue.find("awp")
+
+
+def test_names_of_classes_keep_their_capitals_together():
+    for cls, name in {
+        "MLPMixer": "mlp_mixer",
+        "SAMv2": "samv2",
+        "LocalLipschitz": "local_lipschitz",
+        "At2": "at2",
+    }.items():
+        made = dataclass(eq=False)(type(cls, (), {"after_step": hookimpl(lambda self: None)}))
+        assert [source.name for source in Catalogue([made]) if source.target is made] == [name]
 
 
 def test_files_bring_plugins_by_their_class_names(tmp_path):
@@ -292,6 +311,22 @@ WRONG = {
     "eval_model": ("{}", "a torch.nn.Module"),
     "draw": ("{'a': 3}", "figures by name, a dict"),
 }
+
+
+def test_a_schedule_whose_steps_want_a_value_is_refused(tmp_path):
+    from hookflat import TrainingFailed
+    from hookflat.testing import run_recipe
+
+    @dataclass(eq=False)
+    class Plateau:
+        @hookimpl
+        def build_schedule(self, optimizer):
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+    with pytest.raises(
+        TrainingFailed, match=r"'plateau'. should return a torch scheduler, .* a step that takes no value"
+    ):
+        run_recipe({"schedule": {"name": "plateau"}}, tmp_path / "run", [Plateau])
 
 
 @pytest.mark.parametrize("hook", WRONG)

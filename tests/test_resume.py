@@ -350,7 +350,7 @@ def test_a_state_that_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp
         @hookimpl
         def after_step(self): ...
 
-    with pytest.raises(TrainingFailed, match="could not be read back without running code"):
+    with pytest.raises(TrainingFailed, match="the state of plugin 'keeps' could not be read back"):
         run_recipe({"plugins": {"keeps": {}}, "run": {"checkpoint_steps": 1}}, tmp_path / "run", [Keeps])
     assert not list((tmp_path / "run").glob("checkpoints/step*"))
 

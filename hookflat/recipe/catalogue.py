@@ -40,6 +40,8 @@ SLOTS = {
     "loss": "loss",
 }
 """Recipe table to the hook that its plugin must answer."""
+RESERVED = ("name", "enabled", "if_used")
+"""Keys that the table of any plugin may have, so that no option is called so."""
 
 
 @contextmanager
@@ -177,14 +179,20 @@ def _plugin_class(cls: Any, name: str) -> type:
     pair = "state_dict", "load_state_dict"
     if len(there := [method for method in pair if callable(getattr(cls, method, None))]) == 1:
         raise UserError(f"plugin {name!r} has {there[0]!r} alone: a run that goes on needs both of {', '.join(pair)}")
-    if not hooks_of(cls):
+    if not (hooks := hooks_of(cls)):
         raise UserError(f"plugin {name!r} implements no hook: mark a method with @hookimpl")
+    if "measure" in hooks and (others := [hook for hook in hooks if hook != "measure"]):
+        raise UserError(
+            f"plugin {name!r} answers {others[0]!r} beside 'measure', but stands in [eval] or elsewhere: make it two"
+        )
+    if reserved := [f.name for f in dataclasses.fields(cls) if f.init and f.name in RESERVED]:
+        raise UserError(f"plugin {name!r} has an option {reserved[0]!r}, which recipes have of every plugin: rename it")
     return cls
 
 
 def _name(cls: type) -> str:
-    """MyLoss is called my_loss."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    """MyLoss is called my_loss, MLPMixer mlp_mixer."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})", "_", cls.__name__).lower()
 
 
 def _marked(cls: type) -> bool:

@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hookflat.functional.data import Data
 from hookflat.terminal import shortened
 
 
 def _schedules(value: Any) -> bool:
-    return all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict"))
+    return not isinstance(value, ReduceLROnPlateau) and all(
+        callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict")
+    )
 
 
 def _figures(value: Any) -> bool:
@@ -25,7 +28,7 @@ _ANSWERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "build_data": ("a hookflat.Data", lambda value: isinstance(value, Data)),
     "build_model": ("a torch.nn.Module", lambda value: isinstance(value, nn.Module)),
     "build_optimizer": ("a torch.optim.Optimizer", lambda value: isinstance(value, Optimizer)),
-    "build_schedule": ("a torch scheduler, with step and its state", _schedules),
+    "build_schedule": ("a torch scheduler, with its state and a step that takes no value", _schedules),
     "attack_objective": ("a function of network and images", lambda value: value is None or callable(value)),
     "gradients": ("the loss, a tensor", lambda value: value is None or isinstance(value, Tensor)),
     "eval_model": ("a torch.nn.Module", lambda value: isinstance(value, nn.Module)),

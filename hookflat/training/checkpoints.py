@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 import time
@@ -32,10 +33,11 @@ def save(run: Run) -> None:
     if run.main:
         with run.folder.new_checkpoint(run.recipe, run.step, run.epoch) as place:
             save_weights(place / MODEL, run.network)
+            state = _state(run, generators)
             with (place / STATE).open("wb") as file:  # through Python, whose errors say what the disk refused
-                torch.save(_state(run, generators), file)
+                torch.save(state, file)
             if not run.saved:
-                _check_readable(place / STATE)
+                _check_readable(place / STATE, state)
     run.saved = True
     run.accelerator.wait_for_everyone()
 
@@ -58,21 +60,35 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path | io.BytesIO) -> dict[str, Any]:
     """No code in it is run: torch makes tensors, numbers, texts and containers of them, and refuses the rest."""
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _check_readable(file: Path) -> None:
+def _check_readable(file: Path, state: dict[str, Any]) -> None:
     """Raises TrainingFailed before hours are trained that no checkpoint could bring back."""
     try:
         _read(file)
     except pickle.UnpicklingError as error:
         refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "another class")
         raise TrainingFailed(
-            "the state of the optimizer, the schedule or a plugin could not be read back without running code "
+            f"the state of {_unreadable(state)} could not be read back without running code "
             f"({refused}): state_dict() may hold tensors, numbers, texts, and lists and dictionaries of them"
         ) from None
+
+
+def _unreadable(state: dict[str, Any]) -> str:
+    """Whose part of the state cannot be read back."""
+    parts = {"the optimizer": state["optimizer"], "the schedule": state["schedule"]}
+    for whose, part in (parts | {f"plugin {name!r}": of for name, of in state["plugins"].items()}).items():
+        kept = io.BytesIO()
+        torch.save(part, kept)
+        kept.seek(0)
+        try:
+            _read(kept)
+        except pickle.UnpicklingError:
+            return whose
+    return "the run"
 
 
 def check_processes(run: Run, state: dict[str, Any]) -> None:

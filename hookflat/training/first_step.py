@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,18 @@ from hookflat.errors import TrainingFailed
 from hookflat.training.hooks import Hooks, answering
 from hookflat.training.set_aside import set_aside
 
+if TYPE_CHECKING:
+    from hookflat.training.run import Run
+
 
 @contextmanager
-def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
+def watched(run: Run) -> Generator[None]:
     """Inside, raises TrainingFailed for a hook whose result is wrong, or that leaves the weights moved.
 
-    At its end for plugins that answer `criterion` where the loss does not ask it.
+    In a run's very first step at its end for plugins that would change nothing, too: that answer `criterion` where the
+    loss does not ask it, or `criterion` or `gradients` behind another that answers.
     """
+    network, hooks, begins = run.network, run.hooks, run.step == 0
     weights = set_aside(network.named_parameters())  # the first step takes no more memory than the others
     called: set[str] = set()
 
@@ -37,13 +42,58 @@ def watched(network: nn.Module, hooks: Hooks) -> Generator[None]:
             if wrong:
                 raise TrainingFailed(f"hook {hook_name!r} (plugins: {answering(hook_impls)}) {wrong}")
 
+    second = [each for hook in ("criterion", "gradients") for each in _second(hooks, hook)]
     undo = hooks.manager.add_hookcall_monitoring(before, after)
     try:
-        yield
+        with _asked(second) as asked:
+            yield
     finally:
         undo()
-    if "criterion" not in called and (idle := [i for i in hooks.call.criterion.get_hookimpls() if _replaces(i)]):
+    if not begins:
+        return
+    idle = [i for i in hooks.call.criterion.get_hookimpls() if _replaces(i)]
+    if "criterion" not in called and idle and not _speaks_of("criterion", run.recipe.slots["loss"]):
         raise TrainingFailed(f"the loss asks no `run.criterion`: {answering(idle)} would change nothing; leave it out")
+    for hook, first, behind in second:
+        if hook in called and behind not in asked:
+            raise TrainingFailed(
+                f"plugins {first.plugin_name!r} and {behind.plugin_name!r} both answer {hook!r}, and the first alone "
+                "counts: leave one out"
+            )
+
+
+def _second(hooks: Hooks, hook: str) -> list[tuple[str, Any, Any]]:
+    """The first plugin that answers in place of the core, and each that would if those before it gave None."""
+    first, *behind = [i for i in reversed(getattr(hooks.call, hook).get_hookimpls()) if _replaces(i)] or [None]
+    return [(hook, first, other) for other in behind]
+
+
+@contextmanager
+def _asked(second: list[tuple[str, Any, Any]]) -> Generator[list[Any]]:
+    """Those of the plugins' hooks behind others that were asked inside."""
+    asked = []
+
+    def noting(impl: Any, function: Any) -> Any:
+        def asks(*given: Any) -> Any:
+            asked.append(impl)
+            return function(*given)
+
+        return asks
+
+    functions = [(impl, impl.function) for _, _, impl in second]
+    try:
+        for impl, function in functions:
+            impl.function = noting(impl, function)
+        yield asked
+    finally:
+        for impl, function in functions:
+            impl.function = function
+
+
+def _speaks_of(name: str, plugin: Any) -> bool:
+    """Whether a method of the plugin's class uses an attribute of this name: later, where it did not yet."""
+    methods = (getattr(member, "__code__", None) for member in vars(type(plugin)).values())
+    return any(name in code.co_names for code in methods if code is not None)
 
 
 def _replaces(impl: Any) -> bool:

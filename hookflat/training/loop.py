@@ -34,7 +34,7 @@ def train(run: Run, max_steps: int | None = None, look: Callable[[Tensor], None]
     first = True
     while run.epoch < run.epochs:
         for batch in run.batches():
-            with watched(run.network, run.hooks) if first else nullcontext():  # wrong results are told at once
+            with watched(run) if first else nullcontext():  # wrong results are told at once
                 loss = step(run, batch)
             first = False
             if look:

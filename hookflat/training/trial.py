@@ -91,7 +91,7 @@ def dry_run(recipe: Recipe) -> None:
         say = run.console.say
         say_training(run, resumed=False)
         batch, began = next(run.batches()), time.perf_counter()
-        with watched(run.network, run.hooks):
+        with watched(run):
             loss = float(loop.step(run, batch))
         run.check()
         took, memory = time.perf_counter() - began, gigabytes(peak_memory(run.device))
