@@ -30,8 +30,8 @@ def keep(run: Path, folder: Path) -> None:
             place.write_text(json.dumps(record, indent=2).replace(f"{ROOT}/", ""), encoding="utf-8")
         else:
             shutil.copy(file, place)
-        text = place.read_text(encoding="utf-8")
-        if any(str(here) in text for here in (Path.home(), run.resolve().parent, ROOT)):
+        held = place.read_bytes()
+        if any(str(here).encode() in held for here in (Path.home(), run.resolve().parent, ROOT)):
             raise SystemExit(f"{place} names a folder of this machine")
 
 

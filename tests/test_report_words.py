@@ -38,6 +38,12 @@ def test_the_words_say_yes_where_the_claim_holds(tmp_path):
     assert "(Spearman" in said
 
 
+def test_of_few_methods_nothing_is_claimed_with_the_clean_error_held_fixed(tmp_path):
+    said = " ".join(told(a_study(tmp_path, lambda f: 0.5 + 0.8 * f, methods=7)))
+    assert "With the clean error held fixed, Spearman with RLoss is 0." in said
+    assert "; an interval takes 10 configurations." in said
+
+
 def test_a_few_runs_of_a_method_give_no_interval(tmp_path):
     gathered = gather([a_study(tmp_path, lambda f: 0.5 + 0.8 * f)])
     within = analyse(gathered, 100).within

@@ -8,7 +8,7 @@ from hookflat.reporting.analysis import Analysis
 from hookflat.reporting.foretelling import changes, foretold, predictions
 from hookflat.reporting.gathering import Gathered
 from hookflat.reporting.phrases import counted, estimate, listed, minus, sentence
-from hookflat.reporting.statistics import FEW, Correlation, Estimate
+from hookflat.reporting.statistics import FEW, FEW_MORE, Correlation, Estimate
 
 
 def verdict(analysis: Analysis, gathered: Gathered) -> list[str]:
@@ -105,6 +105,9 @@ def _partial(analysis: Analysis) -> str:
     partial = analysis.overall[analysis.claim, analysis.loss].partial_spearman
     if partial is None or math.isnan(partial.value):
         return ""
+    if math.isnan(partial.low):
+        told = f"Spearman with RLoss is {estimate(partial)}; an interval takes {FEW + FEW_MORE} {analysis.evidence}"
+        return f"With the clean error held fixed, {told}."
     before = analysis.overall[analysis.claim, analysis.loss].spearman.sign
     if partial.sign == 0:
         stays = "cannot be told from zero any more" if before else "cannot be told from zero either"
