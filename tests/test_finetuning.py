@@ -168,8 +168,8 @@ def test_the_recipe_of_transformers_at_the_scale_of_imagenet_is_theirs_too(netwo
     assert (model["pretrained"], model["patch_size"], model["checkpointing"]) == (True, 0, True)
     assert (attack["name"], attack["steps"]) == ("pgd", 2)
     assert (attack["eps"], attack["step_size"]) == (pytest.approx(4 / 255), pytest.approx(3 / 255))
-    assert (optimizer["name"], optimizer["lr"], optimizer["layer_decay"]) == ("adamw", 1e-3, 0.9)
-    assert tables["schedule"] == {"name": "cosine", "warmup": 10, "floor": 0.0}
+    assert (optimizer["name"], optimizer["lr"], optimizer["layer_decay"]) == ("adamw", 1e-3, 1.0)
+    assert tables["schedule"] == {"name": "cosine", "warmup": 10, "floor": 0.005}
     assert plugins["randaugment"] == {"operations": 2, "magnitude": 0.9}
     assert plugins["mixup"] == {"mixup": 0.8, "cutmix": 1.0, "switch": 0.5}
     assert (plugins["averaging"]["decay"], plugins["label_smoothing"]["tau"]) == (0.9999, 0.1)

@@ -44,15 +44,8 @@ class Images(Dataset):
             raise ValueError(f"Images takes tensors, not {kinds} (torch.from_numpy makes them of arrays)")
         if self.y.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
             object.__setattr__(self, "y", self.y.long())
-        if (
-            self.x.dtype != torch.uint8
-            or self.x.dim() != 4
-            or (self.y.shape, self.y.dtype)
-            != (
-                self.x.shape[:1],
-                torch.int64,
-            )
-        ):
+        fit = self.x.dim() == 4 and self.y.shape == self.x.shape[:1]
+        if not fit or (self.x.dtype, self.y.dtype) != (torch.uint8, torch.int64):
             raise ValueError(
                 f"Images needs x (N, C, H, W) uint8 and y (N,) int64: got {tuple(self.x.shape)} {self.x.dtype} "
                 f"and {tuple(self.y.shape)} {self.y.dtype}"

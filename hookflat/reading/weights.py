@@ -40,7 +40,9 @@ FOREIGN = ((_WIDE, 1), (_PREACT, 1), (_DEEPMIND, 0), (_RESNET, 0))
 """What others call the parts of our networks, and from what number they count stages: TRADES and RST; Rice et al., AWP
 and RobustBench; Gowal et al., Rebuffi et al. and Wang et al.; pytorch-cifar's ResNet, as in MART and RobustBench."""
 NORMALISATIONS = (
-    *(("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std")),
+    ("mean", "std"),
+    ("mu", "sigma"),
+    ("normalize.mean", "normalize.std"),
     ("normalizer.new_mean", "normalizer.new_std"),
 )
 """What others call the mean and deviation that their networks take off images first."""

@@ -24,8 +24,7 @@ FEW_MORE = 4
 class Estimate(NamedTuple):
     """A coefficient in [-1, 1] and its 95 % percentile interval; NaN where it is not defined.
 
-    The interval of fewer than `FEW` clusters is not, nor, where variables are held fixed, that of `FEW_MORE` for each
-    beyond.
+    An interval takes `FEW` clusters, and `FEW_MORE` for each variable that is held fixed.
     """
 
     value: float
