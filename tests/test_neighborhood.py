@@ -8,6 +8,7 @@ from torch import nn
 
 import hookflat
 from hookflat.functional import seeds
+from hookflat.functional.layers import AuxiliaryHead
 from hookflat.functional.neighborhood import each_on_sphere, layers, moved, project, scaled_to, sphere
 from hookflat.functional.networks import small_image_resnet
 from hookflat.testing import Found
@@ -66,6 +67,8 @@ def test_flatness_tells_of_weights_that_it_does_not_move(recwarn):
         hookflat.average_flatness(Own(8), (x, y), **options)
     recwarn.clear()
     hookflat.average_flatness(papers_network(), (torch.rand(2, 3, 32, 32), y[:2]), **options)
+    with_a_head = nn.Sequential(nn.Flatten(), AuxiliaryHead(nn.Linear(4, 3), nn.Linear(4, 50)))
+    hookflat.average_flatness(with_a_head, (x, y), **options)
     assert not recwarn.list
 
 

@@ -32,7 +32,7 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     """
     check_network(model)
     weights: dict[str, nn.Parameter] = {}
-    auxiliary = {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
+    auxiliary = _of_auxiliary_heads(model)
     for prefix, module in model.named_modules():
         if isinstance(module, _LAYERS) and module not in auxiliary:
             computed = any(name.endswith(("_orig", "_g")) for name in module._parameters)  # pruned; weight norm
@@ -53,17 +53,21 @@ def layers(model: nn.Module, *, biases: bool = True) -> dict[str, nn.Parameter]:
     return weights
 
 
+def _of_auxiliary_heads(model: nn.Module) -> set[nn.Module]:
+    return {m for head in model.modules() if isinstance(head, AuxiliaryHead) for m in head.head.modules()}
+
+
 def perturbed_by_flatness(model: nn.Module) -> list[nn.Parameter]:
-    """The tensors of `layers`; warns where much of the network is none of them, but modules' weights of their own.
+    """The tensors of `layers`; warns where over a tenth of the parameters are matrices that modules hold by themselves.
 
     Raises ValueError as `layers` does.
     """
     weights = layers(model)
-    known = {id(p) for p in weights.values()}
+    known, auxiliary = {id(p) for p in weights.values()}, _of_auxiliary_heads(model)
     others = {
         f"{prefix}.{name}".lstrip("."): p
         for prefix, module in model.named_modules()
-        if not isinstance(module, (AuxiliaryHead, nn.Embedding))
+        if not isinstance(module, nn.Embedding) and module not in auxiliary
         for name, p in module.named_parameters(recurse=False)
         if p.requires_grad and p.dim() > 1 and id(p) not in known
     }
